@@ -1,0 +1,350 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Structs that programs and the agent share. Everything is in host byte order unless its type is __be*.
+ * An address is always 16 bytes: IPv6, or IPv4 as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2), so that every
+ * table serves both families and a feature cannot exist for one of them only.
+ */
+#pragma once
+
+#include <linux/types.h>
+
+union address {
+	__u8 bytes[16];
+	__be32 word[4];
+	__u64 half[2];
+};
+
+/*
+ * Constants of the node, set in .rodata before load and so known to the verifier.
+ */
+struct node_config {
+	__u64 netns_cookie;         /* of the node's network namespace: "host" is a socket or packet of it */
+	union address node4;        /* the node's address on the fabric, v4-mapped; zero: none */
+	union address node6;        /* the same for IPv6 */
+	union address router4;      /* the pods' gateway: answered by ARP */
+	union address router6;      /* the pods' gateway: answered by ND */
+	union address loopback4;    /* source a pod sees when it reaches itself through its service */
+	union address loopback6;
+	__u32 features;             /* enum feature */
+	__u32 uplink_ifindex;       /* default outward device */
+	__u32 overlay_ifindex;      /* collect-metadata tunnel device; 0: none */
+	__u32 vni;                  /* of the cluster's overlay */
+	__u32 pod_mtu;              /* bytes of IP packet that a pod's device carries */
+	__u32 tunnel_mtu;           /* bytes of inner IP packet that the overlay carries */
+	__u32 class_words;          /* __u64 words in a row of class_bits */
+	__u32 half_open_limit;      /* half-open flows an endpoint may have */
+	__u16 nat_port_min;         /* first source port SNAT may pick */
+	__u16 nat_port_max;         /* last */
+	__u32 event_wakeup_bytes;   /* unread ring-buffer bytes above which a reader is woken */
+};
+
+/* One word of `control`: written by the agent, read per packet. */
+enum control_word {
+	CONTROL_VERDICT_EPOCH = 0,  /* bumped after every publication that can change a verdict */
+	CONTROL_COUNT = 8,
+};
+
+/* A pod of this node. Index 0 is never used. Written by the agent. */
+struct endpoint {
+	union address address4;     /* zero: none */
+	union address address6;
+	__u8 pod_mac[6];            /* of the device inside the pod */
+	__u8 host_mac[6];           /* of the device on the host: the pods' gateway answers with it */
+	__u32 ifindex;              /* of the device on the host; 0: the record is not in use */
+	__u32 generation;           /* of this use of the index */
+	__u32 peer;                 /* the endpoint's own peer */
+	__u32 ingress;              /* index into policy_programs */
+	__u32 egress;
+	__u32 flags;
+	__u32 mtu;                  /* bytes of IP packet */
+};
+
+/* Counters of an endpoint that programs write; beside `endpoints` so that records stay read-mostly. */
+struct endpoint_use {
+	__u32 half_open;            /* flows in FLOW_NEW that this endpoint originated */
+};
+
+/* What is known of an address or prefix. Written by the agent. */
+struct peer_info {
+	__u32 peer;                 /* index into peer_class */
+	__u32 node;                 /* index into nodes; 0: not of a node */
+	__u32 endpoint;             /* index into endpoints if ADDRESS_LOCAL_POD */
+	__u32 flags;                /* enum address_flag */
+};
+
+/* Key of the LPM trie; IPv4 prefixes are 96 bits longer than written. */
+struct prefix {
+	__u32 length;               /* bits, 0..128 */
+	union address address;
+};
+
+/* A node of the cluster. Index 0 is never used. Written by the agent. */
+struct node {
+	union address tunnel;       /* outer address of its tunnel, v4-mapped or IPv6 */
+	union address next_hop4;    /* how its IPv4 pods are reached without tunnel; zero: ask the kernel's routes */
+	union address next_hop6;
+	__u32 ifindex;              /* outward device towards it; 0: ask the kernel's routes */
+	__u32 flags;
+};
+
+/* An outward device: what SNAT uses as source. Key: ifindex. Written by the agent. */
+struct uplink {
+	union address address4;
+	union address address6;
+	__u32 mtu;
+	__u32 flags;
+};
+
+/*
+ * Policy. A program is a run of cells in `policy_cells`: one header, then segments sorted by (protocol, first
+ * port) and disjoint, then entries. Cell numbers inside a program count from its header.
+ *
+ *   policy_programs[index] = one __u64: bits 0..31 the header's cell; bits 32..47 number of port segments;
+ *   bit 63 set: in use. It is read and written as one word, so a program changes at one instant.
+ *
+ * A packet's candidates are up to three lists of entries, each in rising rank: that of its (protocol, port)
+ * segment, that of its protocol at any port, and that of any protocol. The lowest rank among the first matches
+ * of the lists wins. An entry matches if the peer's class has the bit of its selector. ICMP's type stands for the
+ * port; protocols without ports have port 0.
+ */
+struct policy_header {
+	__u16 segments;             /* port segments, in the cells right behind the header */
+	__u16 protocols;            /* any-port segments, one a protocol, behind the port segments */
+	__u16 any_first;            /* cell of the list for any protocol */
+	__u16 any_count;
+	__u8 default_action;        /* ACTION_ALLOW or ACTION_DENY when nothing matches */
+	__u8 reserved[3];
+	__u32 default_rule;         /* who says so */
+};
+
+struct policy_segment {
+	__u16 first_port;
+	__u16 last_port;            /* inclusive; an any-port segment has 0..65535 */
+	__u8 protocol;
+	__u8 reserved[3];
+	__u16 entries_first;        /* cell of its first entry */
+	__u16 entries_count;
+	__u32 reserved2;
+};
+
+struct policy_entry {
+	__u32 rank;                 /* unique within a program; lower wins */
+	__u16 selector;             /* bit of class_bits */
+	__u8 action;                /* enum action */
+	__u8 flags;
+	__u32 rule;                 /* rule id, for the record */
+	__u32 argument;             /* REDIRECT: proxy port; PASS: rank to go on from */
+};
+
+union policy_cell {
+	struct policy_header header;
+	struct policy_segment segment;
+	struct policy_entry entry;
+	__u64 word[2];
+};
+
+/* A judgement, as it is cached in a flow. */
+struct verdict {
+	__u32 epoch;                /* control[CONTROL_VERDICT_EPOCH] read before judging */
+	__u32 rule;                 /* rule id */
+	__u8 action;                /* enum action; ACTION_NONE is never an allow */
+	__u8 reserved[3];
+	__u32 argument;             /* proxy port of a redirect */
+};
+
+/*
+ * Conntrack. One entry serves both directions: the key holds the two ends in a fixed order (the smaller address,
+ * then the smaller port, first), the value says which end spoke first. ICMP echo: both ports are the id; protocols
+ * without ports: 0. Frozen with the first release, hence the spare bytes.
+ */
+struct flow_key {
+	union address low;
+	union address high;
+	__be16 low_port;
+	__be16 high_port;
+	__u8 protocol;
+	__u8 reserved[3];
+};
+
+/* Packets and bytes of one direction; bytes count the IP packet. */
+struct traffic {
+	__u64 packets;
+	__u64 bytes;
+};
+
+struct flow {
+	__u64 created;              /* ns, CLOCK_MONOTONIC */
+	__u64 expires;              /* ns; the sweeper removes the entry after it */
+	struct traffic forward;     /* sent by the end that spoke first */
+	struct traffic reverse;
+	struct verdict egress;      /* of the source's egress program; RULE_OUTSIDE_SCOPE if it is not a pod of this node */
+	struct verdict ingress;     /* of the destination's ingress program */
+	union address service;      /* frontend address the source wanted; zero: no service (per-packet translation) */
+	__be16 service_port;
+	__be16 nat_port;            /* source port after SNAT; 0: none */
+	__u8 state;                 /* enum flow_state */
+	__u8 flags;                 /* enum flow_flag */
+	__u8 tcp_forward;           /* TCP flags seen, or-ed */
+	__u8 tcp_reverse;
+	union address nat_address;  /* source address after SNAT */
+	__u32 source_endpoint;      /* local endpoint that spoke first; 0: none */
+	__u32 destination_endpoint; /* local endpoint that was spoken to; 0: none */
+	__u32 source_peer;
+	__u32 destination_peer;
+	__u32 backend;              /* of a service entry: index into backends; 0: this is no service entry */
+	__u32 reserved;
+	__u8 spare[16];
+};
+
+enum flow_flag {
+	FLOW_LOW_IS_SOURCE = 1,     /* the end in flow_key.low spoke first */
+	FLOW_HALF_OPEN_COUNTED = 2, /* counted in endpoint_use.half_open of source_endpoint */
+	FLOW_SELF = 4,              /* a pod reaches itself through its service */
+};
+
+/* SNAT, seen from outside: where a packet from remote to the node's address and port really goes. */
+struct nat_key {
+	union address remote;
+	union address node;
+	__be16 remote_port;
+	__be16 node_port;
+	__u8 protocol;
+	__u8 reserved[3];
+};
+
+struct nat_mapping {
+	union address pod;
+	__be16 pod_port;
+	__u16 reserved;
+	__u32 endpoint;             /* owner */
+	__u64 created;              /* ns, CLOCK_MONOTONIC */
+	__u8 spare[16];
+};
+
+/* Datagram whose first fragment was seen; later ones have no ports of their own. */
+struct fragment_key {
+	union address source;
+	union address destination;
+	__u32 id;
+	__u32 protocol;
+};
+
+struct fragment {
+	__be16 source_port;
+	__be16 destination_port;
+};
+
+/* Services. */
+struct frontend_key {
+	union address address;
+	__be16 port;
+	__u8 protocol;
+	__u8 reserved;
+};
+
+struct frontend {
+	__u32 first_slot;           /* index into slots */
+	__u32 slot_count;           /* 0: no backend */
+	__u32 service;              /* number of the service, for records */
+	__u32 flags;
+	__u32 affinity_seconds;     /* 0: none */
+	__u32 reserved;
+};
+
+/* A backend. Index 0 is never used. */
+struct backend {
+	union address address;
+	__be16 port;
+	__u8 protocol;
+	__u8 state;                 /* enum backend_state */
+	__u32 node;                 /* index into nodes; 0: unknown */
+};
+
+enum backend_state {
+	BACKEND_GONE = 0,
+	BACKEND_ACTIVE = 1,
+	BACKEND_TERMINATING = 2,    /* serves what it has, gets nothing new */
+};
+
+/* What a socket that was translated by connect() asked for; lives and dies with the socket. */
+struct socket_service {
+	union address frontend;
+	union address backend;
+	__be16 frontend_port;
+	__be16 backend_port;
+	__u32 backend_index;
+};
+
+/* The same for datagrams of unconnected sockets, which talk to many. */
+struct datagram_key {
+	__u64 cookie;               /* of the socket */
+	union address backend;
+	__be16 backend_port;
+	__u8 reserved[6];
+};
+
+struct datagram_service {
+	union address frontend;
+	__be16 frontend_port;
+	__u8 reserved[6];
+};
+
+/* Packets and bytes by reason and hook: index reason * HOOK_COUNT + hook, one per CPU. */
+struct counter {
+	__u64 packets;
+	__u64 bytes;
+};
+
+/* One-off counters, one per CPU. */
+enum tally {
+	TALLY_EVENTS_LOST = 0,      /* events that found the ring buffer full */
+	TALLY_EVENTS_SENT = 1,
+	TALLY_FLOWS_CREATED = 2,
+	TALLY_FLOWS_REMOVED = 3,
+	TALLY_NAT_CREATED = 4,
+	TALLY_NAT_REMOVED = 5,
+	TALLY_JUDGED = 6,           /* policy programs evaluated */
+	TALLY_SOCKET_TRANSLATED = 7,/* connect() and sendmsg() calls sent to a backend */
+	TALLY_NAT_PORT_SEARCHES = 8,/* extra ports tried because the wanted one was taken */
+	TALLY_COUNT = 16,
+};
+
+/* What the ring buffer carries. Fixed size; source is the end that spoke first. */
+struct event {
+	__u64 time;                 /* ns, CLOCK_MONOTONIC */
+	union address source;
+	union address destination;
+	union address service;      /* frontend the source wanted; zero: none */
+	struct traffic forward;     /* FLOW_END: totals; DROP: this packet */
+	struct traffic reverse;
+	__u64 duration;             /* ns since the flow was created */
+	__be16 source_port;
+	__be16 destination_port;
+	__be16 service_port;
+	__be16 nat_port;
+	__u32 source_peer;
+	__u32 destination_peer;
+	__u32 source_endpoint;
+	__u32 destination_endpoint;
+	__u32 egress_rule;
+	__u32 ingress_rule;
+	__u8 egress_action;
+	__u8 ingress_action;
+	__u8 kind;                  /* enum event_kind */
+	__u8 reason;                /* enum reason */
+	__u8 hook;                  /* enum hook */
+	__u8 protocol;
+	__u8 tcp_flags;             /* of this packet; FLOW_END: all seen */
+	__u8 state;                 /* enum flow_state */
+};
+
+/* An assignment of a node-local number to a name, kept so that a restart never renumbers. */
+struct assignment_key {
+	__u8 digest[16];            /* of what the number stands for */
+	__u32 kind;                 /* numbered by the agent (internal/datapath) */
+};
+
+struct assignment {
+	__u32 first;
+	__u32 count;
+};

@@ -1,0 +1,97 @@
+package policy
+
+import (
+	"net/netip"
+)
+
+// Kind says what a node-local number counts. Numbers survive a restart (see Numbers).
+type Kind uint32
+
+// The kinds.
+const (
+	KindPeer Kind = 1 + iota
+	KindClass
+	KindSelector
+	KindProgram
+	KindCells // ranges of policy cells
+	KindRule
+	KindNode
+	KindService
+	KindBackend
+	KindSlots // ranges of slots
+	KindEndpoint
+)
+
+// Digest is what a number stands for: a hash of its meaning.
+type Digest [16]byte
+
+// Numbers gives out node-local numbers and ranges of them. The agent's implementation keeps assignments in a pinned
+// map and reuses a number only after every packet that could have seen it has gone. The brains only ask.
+type Numbers interface {
+	// Assign returns the first of n consecutive numbers for what digest stands for: the same as before if it has
+	// them, new ones otherwise. It fails when the kind has no room, naming the kind, the need and the room.
+	Assign(kind Kind, digest Digest, n uint32) (first uint32, err error)
+	// Release gives the numbers back. They become free once the current publication is complete.
+	Release(kind Kind, digest Digest)
+}
+
+// Delta is what the kernel must learn, in the order of its fields: content before what refers to it. Applying a
+// delta twice is harmless. Slices are sorted by number or address so that two equal deltas print alike.
+type Delta struct {
+	Classes  []ClassRow     // selector bits of new or changed classes
+	Peers    []PeerRow      // peers that are new or changed class
+	Contents []ContentRow   // policy content in fresh cells
+	Programs []ProgramRow   // descriptors: the instant at which a program changes
+	Set      []AddressRow   // addresses and prefixes to write
+	Unset    []netip.Prefix // addresses and prefixes to remove
+	Subjects []SubjectRow   // local endpoints whose peer or programs changed
+	Changed  bool           // some verdict may differ from before: the verdict epoch must rise
+	Work     Work
+}
+
+// ClassRow is one row of class_bits.
+type ClassRow struct {
+	Class uint32
+	Bits  []uint64 // selector n is bit n%64 of word n/64; shorter than a row: the rest is 0
+}
+
+// PeerRow is one word of peer_class.
+type PeerRow struct {
+	Peer, Class uint32
+}
+
+// ContentRow is the content of a program in cells nobody refers to yet.
+type ContentRow struct {
+	FirstCell uint32
+	Cells     [][16]byte // union policy_cell, in the machine's byte order
+}
+
+// ProgramRow is a descriptor of policy_programs.
+type ProgramRow struct {
+	Program    uint32
+	Descriptor uint64 // 0: not in use
+}
+
+// AddressRow is an entry of addresses (full length) or prefixes.
+type AddressRow struct {
+	Prefix   netip.Prefix // IPv4 unmapped
+	Peer     uint32
+	Node     uint32
+	Endpoint uint32
+	Flags    uint32 // enum address_flag
+}
+
+// SubjectRow says what a local endpoint is judged by.
+type SubjectRow struct {
+	Endpoint        uint32
+	Peer            uint32
+	Ingress, Egress uint32 // program numbers
+}
+
+// Work counts what a delta cost to compute, for the promise that cost is local.
+type Work struct {
+	SubjectsRecomputed int
+	ProgramsCompiled   int
+	SelectorsEvaluated int // (selector, peer) pairs
+	KernelWrites       int
+}

@@ -1,0 +1,165 @@
+// Package table defines the rows that the agent's parts exchange, and the tables that hold them.
+//
+// Sources (the store, the CNI, the kernel) write the first group of tables, brains derive the second, reconcilers make
+// the kernel equal to it. A row is immutable once inserted: change a copy. Every row prints itself as cells, so that
+// `tendril db show` and tests see the same text.
+package table
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Node is a node of the cluster, from nodes/<node>.
+type Node struct {
+	Name                   string
+	Addresses              []netip.Addr   // on the fabric, IPv4 first
+	PodCIDRs               []netip.Prefix // at most one a family
+	Tunnel                 netip.Addr     // outer address of its tunnel
+	Routers                []netip.Addr   // pods' gateways on that node
+	Healths                []netip.Addr
+	Zone                   string
+	BootID                 string
+	MinVersion, MaxVersion uint32
+}
+
+// Pod is a pod of any node, from pods/<node>/<namespace>/<name>.
+type Pod struct {
+	Node, Namespace, Name string
+	UID                   string
+	Labels                [16]byte // key of its label set
+	NamedPorts            []NamedPort
+	HostNetwork           bool
+	Ready                 bool
+}
+
+// NamedPort is a container port with a name.
+type NamedPort struct {
+	Name     string
+	Port     uint16
+	Protocol uint8 // IP protocol number
+}
+
+// IP is an address given to a pod by its node's agent, from ips/<node>/<ip>.
+type IP struct {
+	Node      string
+	Addr      netip.Addr
+	PodUID    string
+	Sandbox   string
+	Namespace string
+	Pod       string
+}
+
+// LabelSet is what a pod's identity is the hash of, from labels/<hash>.
+type LabelSet struct {
+	Hash           [16]byte
+	Cluster        string
+	Namespace      string
+	ServiceAccount string
+	Labels         map[string]string
+}
+
+// Namespace is a Kubernetes namespace's labels, from namespaces/<namespace>.
+type Namespace struct {
+	Name   string
+	Labels map[string]string
+}
+
+// Service is a service's frontends and options, from services/<namespace>/<name>.
+type Service struct {
+	Namespace, Name     string
+	Type                string // ClusterIP, NodePort, LoadBalancer, ExternalName
+	ClusterIPs          []netip.Addr
+	Ports               []ServicePort
+	AffinitySeconds     uint32
+	InternalLocal       bool
+	ExternalLocal       bool
+	ExternalIPs         []netip.Addr
+	LoadBalancerIPs     []netip.Addr
+	SourceRanges        []netip.Prefix
+	HealthCheckNodePort uint16
+	TrafficDistribution string
+	PublishNotReady     bool
+	Algorithm           string // random or maglev
+}
+
+// ServicePort is one port of a service.
+type ServicePort struct {
+	Name     string
+	Protocol uint8
+	Port     uint16
+	NodePort uint16
+}
+
+// Backends is one endpoint slice, from endpoints/<namespace>/<service>/<slice>.
+type Backends struct {
+	Namespace, Service, Slice string
+	Ports                     []NamedPort
+	Backends                  []Backend
+}
+
+// Backend is one endpoint of a slice.
+type Backend struct {
+	Addrs       []netip.Addr
+	Node        string
+	Zone        string
+	Pod         string // namespace/name if it is one
+	Ready       bool
+	Serving     bool
+	Terminating bool
+}
+
+// Policy is a policy as written, from policies/<kind>/<namespace>/<name>.
+type Policy struct {
+	Kind, Namespace, Name string
+	Object                []byte // JSON
+	Revision              uint64
+	Source                string // file it was applied from, if known
+}
+
+// Endpoint is a pod of this node, made by the CNI plugin.
+type Endpoint struct {
+	ID         uint32 // index into the endpoints map
+	Generation uint32
+	Namespace  string
+	Pod        string
+	PodUID     string
+	Sandbox    string // container id given by the runtime
+	IfName     string // device inside the pod
+	Device     string // device on the host
+	IfIndex    uint32 // of Device
+	PodMAC     [6]byte
+	HostMAC    [6]byte
+	Addrs      []netip.Addr
+	MTU        uint32
+	NetnsPath  string
+	Created    time.Time
+	State      EndpointState
+	Peer       uint32 // set once judged
+	Ingress    uint32
+	Egress     uint32
+	// Labels given by the CNI arguments where there is no operator (the lab); nil otherwise.
+	ArgLabels *LabelSet
+}
+
+// EndpointState is where an endpoint is in its life.
+type EndpointState string
+
+// The states, in order.
+const (
+	EndpointAttaching EndpointState = "attaching" // device made, default-deny stub on it
+	EndpointInit      EndpointState = "init"      // judged as reserved:init: its labels have not arrived
+	EndpointReady     EndpointState = "ready"     // its own policy is in force
+	EndpointLeaving   EndpointState = "leaving"
+)
+
+// Device is a network device of the node, from the kernel.
+type Device struct {
+	Index uint32
+	Name  string
+	Type  string // veth, vxlan, bridge, device, ...
+	MTU   uint32
+	MAC   [6]byte
+	Up    bool
+	Addrs []netip.Prefix
+}
