@@ -1,0 +1,372 @@
+package table
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"github.com/cilium/statedb"
+	"github.com/cilium/statedb/index"
+)
+
+// A composite key is its parts joined by a slash, which no part contains: the store refuses such names.
+
+// NodeByName finds the node of a name.
+func NodeByName(name string) statedb.Query[*Node] { return nodeByName().Query(name) }
+
+// PodByKey finds a pod of a node.
+func PodByKey(node, namespace, name string) statedb.Query[*Pod] {
+	return podByKey().Query(joined(node, namespace, name))
+}
+
+// PodByName finds the pods of a name: more than one only while a pod moves.
+func PodByName(namespace, name string) statedb.Query[*Pod] {
+	return podByName().Query(joined(namespace, name))
+}
+
+// PodByUID finds the pod of a Kubernetes uid.
+func PodByUID(uid string) statedb.Query[*Pod] { return podByUID().Query(uid) }
+
+// PodByNode finds the pods of a node.
+func PodByNode(node string) statedb.Query[*Pod] { return podByNode().Query(node) }
+
+// PodByLabels finds the pods that have a label set.
+func PodByLabels(hash [16]byte) statedb.Query[*Pod] { return podByLabels().Query(hash) }
+
+// IPByKey finds an address as one node published it.
+func IPByKey(node string, addr netip.Addr) statedb.Query[*IP] {
+	return ipByKey().QueryFromKey(ipKey(node, addr))
+}
+
+// IPByAddr finds an address: more than one row only if nodes disagree.
+func IPByAddr(addr netip.Addr) statedb.Query[*IP] { return ipByAddr().Query(addr) }
+
+// IPByPodUID finds the addresses of a pod.
+func IPByPodUID(uid string) statedb.Query[*IP] { return ipByPodUID().Query(uid) }
+
+// IPByNode finds the addresses that a node published.
+func IPByNode(node string) statedb.Query[*IP] { return ipByNode().Query(node) }
+
+// LabelSetByHash finds a label set.
+func LabelSetByHash(hash [16]byte) statedb.Query[*LabelSet] { return labelSetByHash().Query(hash) }
+
+// NamespaceByName finds a namespace.
+func NamespaceByName(name string) statedb.Query[*Namespace] { return namespaceByName().Query(name) }
+
+// ServiceByName finds a service.
+func ServiceByName(namespace, name string) statedb.Query[*Service] {
+	return serviceByName().Query(joined(namespace, name))
+}
+
+// BackendsByKey finds one slice of a service's backends.
+func BackendsByKey(namespace, service, slice string) statedb.Query[*Backends] {
+	return backendsByKey().Query(joined(namespace, service, slice))
+}
+
+// BackendsByService finds all slices of a service's backends.
+func BackendsByService(namespace, service string) statedb.Query[*Backends] {
+	return backendsByService().Query(joined(namespace, service))
+}
+
+// PolicyByKey finds a policy; namespace is empty for cluster-wide kinds.
+func PolicyByKey(kind, namespace, name string) statedb.Query[*Policy] {
+	return policyByKey().Query(joined(kind, namespace, name))
+}
+
+// EndpointByID finds an endpoint of this node.
+func EndpointByID(id uint32) statedb.Query[*Endpoint] { return endpointByID().Query(id) }
+
+// EndpointBySandbox finds the endpoints of a container runtime's sandbox.
+func EndpointBySandbox(sandbox string) statedb.Query[*Endpoint] {
+	return endpointBySandbox().Query(sandbox)
+}
+
+// EndpointByIP finds the endpoint that has an address.
+func EndpointByIP(addr netip.Addr) statedb.Query[*Endpoint] { return endpointByIP().Query(addr) }
+
+// EndpointByPodUID finds the endpoints of a pod by its Kubernetes uid.
+func EndpointByPodUID(uid string) statedb.Query[*Endpoint] { return endpointByPodUID().Query(uid) }
+
+// EndpointByPod finds the endpoints of a pod by name.
+func EndpointByPod(namespace, name string) statedb.Query[*Endpoint] {
+	return endpointByPod().Query(joined(namespace, name))
+}
+
+// DeviceByIndex finds a device.
+func DeviceByIndex(ifindex uint32) statedb.Query[*Device] { return deviceByIndex().Query(ifindex) }
+
+// DeviceByName finds a device.
+func DeviceByName(name string) statedb.Query[*Device] { return deviceByName().Query(name) }
+
+// PeerByNumber finds a peer.
+func PeerByNumber(peer uint32) statedb.Query[*Peer] { return peerByNumber().Query(peer) }
+
+// PeerByClass finds the peers of a class.
+func PeerByClass(class uint32) statedb.Query[*Peer] { return peerByClass().Query(class) }
+
+// AddressByPrefix finds what the datapath is told about a prefix.
+func AddressByPrefix(prefix netip.Prefix) statedb.Query[*Address] {
+	return addressByPrefix().Query(prefix)
+}
+
+// AddressByPeer finds the addresses that have a peer.
+func AddressByPeer(peer uint32) statedb.Query[*Address] { return addressByPeer().Query(peer) }
+
+// FrontendByService finds the frontends of a service.
+func FrontendByService(namespace, name string) statedb.Query[*Frontend] {
+	return frontendByService().Query(joined(namespace, name))
+}
+
+// SlotByService finds the slots of a service.
+func SlotByService(namespace, name string) statedb.Query[*Slot] {
+	return slotByService().Query(joined(namespace, name))
+}
+
+func nodeByName() statedb.Index[*Node, string] {
+	return text("name", true, func(n *Node) string { return n.Name })
+}
+
+func podByKey() statedb.Index[*Pod, string] {
+	return text("key", true, func(p *Pod) string { return joined(p.Node, p.Namespace, p.Name) })
+}
+
+func podByName() statedb.Index[*Pod, string] {
+	return text("name", false, func(p *Pod) string { return joined(p.Namespace, p.Name) })
+}
+
+func podByUID() statedb.Index[*Pod, string] {
+	return text("uid", false, func(p *Pod) string { return p.UID })
+}
+
+func podByNode() statedb.Index[*Pod, string] {
+	return text("node", false, func(p *Pod) string { return p.Node })
+}
+
+func podByLabels() statedb.Index[*Pod, [16]byte] {
+	return statedb.Index[*Pod, [16]byte]{
+		Name:       "labels",
+		FromObject: func(p *Pod) index.KeySet { return index.NewKeySet(p.Labels[:]) },
+		FromKey:    func(hash [16]byte) index.Key { return hash[:] },
+		FromString: index.FromString,
+	}
+}
+
+func ipByKey() statedb.Index[*IP, string] {
+	return statedb.Index[*IP, string]{
+		Name:       "key",
+		FromObject: func(ip *IP) index.KeySet { return index.NewKeySet(ipKey(ip.Node, ip.Addr)) },
+		FromKey:    index.String,
+		FromString: index.FromString,
+		Unique:     true,
+	}
+}
+
+// ipKey is a node's name, a slash and 16 bytes.
+func ipKey(node string, addr netip.Addr) index.Key {
+	bytes := addr.As16()
+	key := make(index.Key, 0, len(node)+1+len(bytes))
+	key = append(key, node...)
+	key = append(key, '/')
+	return append(key, bytes[:]...)
+}
+
+func ipByAddr() statedb.Index[*IP, netip.Addr] {
+	return statedb.Index[*IP, netip.Addr]{
+		Name:       "addr",
+		FromObject: func(ip *IP) index.KeySet { return index.NewKeySet(index.NetIPAddr(ip.Addr)) },
+		FromKey:    index.NetIPAddr,
+		FromString: index.NetIPAddrString,
+	}
+}
+
+func ipByPodUID() statedb.Index[*IP, string] {
+	return text("pod-uid", false, func(ip *IP) string { return ip.PodUID })
+}
+
+func ipByNode() statedb.Index[*IP, string] {
+	return text("node", false, func(ip *IP) string { return ip.Node })
+}
+
+func labelSetByHash() statedb.Index[*LabelSet, [16]byte] {
+	return statedb.Index[*LabelSet, [16]byte]{
+		Name:       "hash",
+		FromObject: func(l *LabelSet) index.KeySet { return index.NewKeySet(l.Hash[:]) },
+		FromKey:    func(hash [16]byte) index.Key { return hash[:] },
+		FromString: index.FromString,
+		Unique:     true,
+	}
+}
+
+func namespaceByName() statedb.Index[*Namespace, string] {
+	return text("name", true, func(n *Namespace) string { return n.Name })
+}
+
+func serviceByName() statedb.Index[*Service, string] {
+	return text("name", true, func(s *Service) string { return joined(s.Namespace, s.Name) })
+}
+
+func backendsByKey() statedb.Index[*Backends, string] {
+	return text("key", true, func(b *Backends) string { return joined(b.Namespace, b.Service, b.Slice) })
+}
+
+func backendsByService() statedb.Index[*Backends, string] {
+	return text("service", false, func(b *Backends) string { return joined(b.Namespace, b.Service) })
+}
+
+func policyByKey() statedb.Index[*Policy, string] {
+	return text("key", true, func(p *Policy) string { return joined(p.Kind, p.Namespace, p.Name) })
+}
+
+func endpointByID() statedb.Index[*Endpoint, uint32] {
+	return number("id", true, func(e *Endpoint) uint32 { return e.ID })
+}
+
+func endpointBySandbox() statedb.Index[*Endpoint, string] {
+	return text("sandbox", false, func(e *Endpoint) string { return e.Sandbox })
+}
+
+func endpointByIP() statedb.Index[*Endpoint, netip.Addr] {
+	return statedb.Index[*Endpoint, netip.Addr]{
+		Name: "ip",
+		FromObject: func(e *Endpoint) index.KeySet {
+			keys := make([]index.Key, 0, len(e.Addrs))
+			for _, addr := range e.Addrs {
+				keys = append(keys, index.NetIPAddr(addr))
+			}
+			return index.NewKeySet(keys...)
+		},
+		FromKey:    index.NetIPAddr,
+		FromString: index.NetIPAddrString,
+	}
+}
+
+func endpointByPodUID() statedb.Index[*Endpoint, string] {
+	return text("pod-uid", false, func(e *Endpoint) string { return e.PodUID })
+}
+
+func endpointByPod() statedb.Index[*Endpoint, string] {
+	return text("pod", false, func(e *Endpoint) string { return joined(e.Namespace, e.Pod) })
+}
+
+func deviceByIndex() statedb.Index[*Device, uint32] {
+	return number("index", true, func(d *Device) uint32 { return d.Index })
+}
+
+func deviceByName() statedb.Index[*Device, string] {
+	return text("name", false, func(d *Device) string { return d.Name })
+}
+
+func routeByKey() statedb.Index[*Route, string] {
+	return text("key", true, routeKey)
+}
+
+func routeWantedByKey() statedb.Index[*RouteWanted, string] {
+	return text("key", true, func(r *RouteWanted) string { return routeKey((*Route)(r)) })
+}
+
+// routeKey tells routes apart as the kernel does: by table, prefix and device.
+func routeKey(r *Route) string {
+	table := binary.BigEndian.AppendUint32(nil, r.Table)
+	return string(append(table, index.NetIPPrefix(r.Prefix)...)) + r.Device
+}
+
+func selectorByBit() statedb.Index[*Selector, uint32] {
+	return number("bit", true, func(s *Selector) uint32 { return s.Bit })
+}
+
+func classByNumber() statedb.Index[*Class, uint32] {
+	return number("class", true, func(c *Class) uint32 { return c.Class })
+}
+
+func peerByNumber() statedb.Index[*Peer, uint32] {
+	return number("peer", true, func(p *Peer) uint32 { return p.Peer })
+}
+
+func peerByClass() statedb.Index[*Peer, uint32] {
+	return number("class", false, func(p *Peer) uint32 { return p.Class })
+}
+
+func addressByPrefix() statedb.Index[*Address, netip.Prefix] {
+	return statedb.Index[*Address, netip.Prefix]{
+		Name:       "prefix",
+		FromObject: func(a *Address) index.KeySet { return index.NewKeySet(prefixKey(a.Prefix)) },
+		FromKey:    prefixKey,
+		FromString: index.NetIPPrefixString,
+		Unique:     true,
+	}
+}
+
+// prefixKey keeps 0.0.0.0/0 and ::/0 apart by counting bits of the mapped form.
+func prefixKey(prefix netip.Prefix) index.Key {
+	bits := prefix.Bits()
+	if prefix.Addr().Is4() {
+		bits += 96
+	}
+	addr := prefix.Masked().Addr().As16()
+	return append(addr[:], uint8(bits))
+}
+
+func addressByPeer() statedb.Index[*Address, uint32] {
+	return number("peer", false, func(a *Address) uint32 { return a.Peer })
+}
+
+func programByNumber() statedb.Index[*Program, uint32] {
+	return number("program", true, func(p *Program) uint32 { return p.Program })
+}
+
+func frontendByKey() statedb.Index[*Frontend, string] {
+	return text("key", true, func(f *Frontend) string {
+		addr := f.Addr.As16()
+		key := binary.BigEndian.AppendUint16(addr[:], f.Port)
+		return string(append(key, f.Protocol))
+	})
+}
+
+func frontendByService() statedb.Index[*Frontend, string] {
+	return text("service", false, func(f *Frontend) string { return f.Service })
+}
+
+func slotByNumber() statedb.Index[*Slot, uint32] {
+	return number("slot", true, func(s *Slot) uint32 { return s.Slot })
+}
+
+func slotByService() statedb.Index[*Slot, string] {
+	return text("service", false, func(s *Slot) string { return s.Service })
+}
+
+// text is an index by a string.
+func text[Row any](name string, unique bool, key func(Row) string) statedb.Index[Row, string] {
+	return statedb.Index[Row, string]{
+		Name:       name,
+		FromObject: func(row Row) index.KeySet { return index.NewKeySet(index.String(key(row))) },
+		FromKey:    index.String,
+		FromString: index.FromString,
+		Unique:     unique,
+	}
+}
+
+// number is an index by a 32-bit number.
+func number[Row any](name string, unique bool, key func(Row) uint32) statedb.Index[Row, uint32] {
+	return statedb.Index[Row, uint32]{
+		Name:       name,
+		FromObject: func(row Row) index.KeySet { return index.NewKeySet(index.Uint32(key(row))) },
+		FromKey:    index.Uint32,
+		FromString: index.Uint32String,
+		Unique:     unique,
+	}
+}
+
+// joined makes a composite key.
+func joined(parts ...string) string {
+	size := len(parts) - 1
+	for _, part := range parts {
+		size += len(part)
+	}
+	key := make([]byte, 0, size)
+	for i, part := range parts {
+		if i > 0 {
+			key = append(key, '/')
+		}
+		key = append(key, part...)
+	}
+	return string(key)
+}
