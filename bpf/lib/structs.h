@@ -75,7 +75,7 @@ struct peer_info {
 /* Key of the LPM trie; IPv4 prefixes are 96 bits longer than written. */
 struct prefix {
 	__u32 length;               /* bits, 0..128 */
-	union address address;
+	__u8 address[16];           /* right behind the length, as the trie wants it: hence not a union address */
 };
 
 /* A node of the cluster. Index 0 is never used. Written by the agent. */
@@ -112,7 +112,7 @@ struct policy_header {
 	__u16 protocols;            /* any-port segments, one a protocol, behind the port segments */
 	__u16 any_first;            /* cell of the list for any protocol */
 	__u16 any_count;
-	__u8 default_action;        /* ACTION_ALLOW or ACTION_DENY when nothing matches */
+	__u8 default_action;        /* enum action: ALLOW or DENY when nothing matches */
 	__u8 reserved[3];
 	__u32 default_rule;         /* who says so */
 };
@@ -234,14 +234,15 @@ struct fragment {
 	__be16 destination_port;
 };
 
-/* Services. */
+/* A service address: what clients connect to. */
 struct frontend_key {
 	union address address;
 	__be16 port;
 	__u8 protocol;
-	__u8 reserved;
+	__u8 reserved[5];
 };
 
+/* The slots of a service address. Written by the agent. */
 struct frontend {
 	__u32 first_slot;           /* index into slots */
 	__u32 slot_count;           /* 0: no backend */
@@ -328,8 +329,8 @@ struct event {
 	__u32 destination_endpoint;
 	__u32 egress_rule;
 	__u32 ingress_rule;
-	__u8 egress_action;
-	__u8 ingress_action;
+	__u8 egress_action;         /* enum action */
+	__u8 ingress_action;        /* enum action */
 	__u8 kind;                  /* enum event_kind */
 	__u8 reason;                /* enum reason */
 	__u8 hook;                  /* enum hook */
