@@ -1,0 +1,109 @@
+package store
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+)
+
+// Config is what an agent needs to reach the store. Endpoints and PublishAddr are host addresses, never a service's.
+type Config struct {
+	Endpoints   []string // of etcd, host:port or URL
+	PublishAddr string   // host:port of the Publish server
+	Cluster     string   // name of the cluster, in every key
+	Node        string   // name of this node
+
+	// SnapshotPath is the file with the last known records, loaded before the store answers; empty: none is kept.
+	SnapshotPath string
+	// JournalPath is the file with this node's own keys until they are published.
+	JournalPath string
+
+	RateLimit float64     // requests a second to the store, 0: 20
+	Nodes     func() int  // nodes of the cluster, for intervals; nil: counted from the nodes table
+	TLS       *tls.Config // nil: plaintext, for the lab
+	Logger    *slog.Logger
+	// Observe is told of every request: its name, how long it took and how it ended. May be nil.
+	Observe func(operation string, took time.Duration, err error)
+}
+
+// Validate says what is missing or malformed.
+func (c Config) Validate() error {
+	if len(c.Endpoints) == 0 {
+		return errors.New("store config: endpoints is empty; give at least one host:port of etcd")
+	}
+	if _, _, err := net.SplitHostPort(c.PublishAddr); err != nil {
+		return fmt.Errorf("store config: publish address %q: %w", c.PublishAddr, err)
+	}
+	if c.JournalPath == "" {
+		return errors.New("store config: journal path is empty; name a file that survives restarts")
+	}
+	if err := checkName(c.Node); err != nil {
+		return fmt.Errorf("store config: node: %w", err)
+	}
+	if c.RateLimit < 0 {
+		return fmt.Errorf("store config: rate limit %v is negative", c.RateLimit)
+	}
+	return checkCluster(c.Cluster)
+}
+
+func checkCluster(cluster string) error {
+	if err := checkName(cluster); err != nil {
+		return fmt.Errorf("store config: cluster: %w", err)
+	}
+	return nil
+}
+
+// WriterConfig is what the operator, the lab and `tendril apply` need to write the store.
+type WriterConfig struct {
+	Endpoints []string
+	Cluster   string
+	TLS       *tls.Config
+	Logger    *slog.Logger
+}
+
+// ServerConfig is for the embedded store and the Publish server beside it.
+type ServerConfig struct {
+	Dir         string // etcd's data
+	ClientAddr  string // host:port that etcd listens on; port 0 picks one
+	PublishAddr string // host:port that Publish listens on; port 0 picks one
+	Cluster     string
+	QuotaBytes  int64       // size at which etcd refuses writes, 0: 2 GiB
+	TLS         *tls.Config // of the Publish server; its clients' certificates name their nodes. nil: plaintext
+	Logger      *slog.Logger
+}
+
+// Status is how the connection to the store stands.
+type Status struct {
+	Connected bool
+	Age       time.Duration // since the store last answered; since the start if it never did
+	Revision  int64         // of the last event applied
+	Epoch     string
+	ClusterID uint64
+	Loaded    bool // tables hold at least the last known records
+	Synced    bool // tables are complete for the epoch
+	Counters  Counters
+	Problems  []Problem // sorted by object
+}
+
+// Counters count what the client did since its start.
+type Counters struct {
+	Reads      uint64 // requests that read
+	Writes     uint64 // requests that wrote
+	Failures   uint64 // requests that failed
+	Snapshots  uint64 // full reads of the store
+	Resumes    uint64 // watches resumed by revision
+	Events     uint64 // records applied
+	BadRecords uint64 // records kept out
+	Pruned     uint64 // rows removed because a complete filling does not have them
+	Pending    uint64 // own keys not published yet
+}
+
+// Problem is something a person should act on.
+type Problem struct {
+	Object  string
+	Message string
+	Remedy  string
+}
