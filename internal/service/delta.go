@@ -1,0 +1,93 @@
+package service
+
+import (
+	"cmp"
+	"net/netip"
+
+	"tendril.io/tendril/internal/policy"
+)
+
+// Numbers gives out node-local numbers and ranges of them. It has the shape of policy.Numbers, so that one allocator
+// serves every brain: Assign returns what the digest had before if it has anything, and Release gives it back once the
+// current publication is complete. The kinds asked for are KindService, KindBackend and KindSlots.
+type Numbers interface {
+	Assign(kind policy.Kind, digest policy.Digest, n uint32) (first uint32, err error)
+	Release(kind policy.Kind, digest policy.Digest)
+}
+
+// Delta is what the kernel must learn, in the order of its fields: content before what refers to it. Applying a delta
+// twice is harmless. Slices are sorted by number or address so that two equal deltas print alike.
+type Delta struct {
+	Backends  []BackendRow  // new backends, and those whose state or node changed
+	Slots     []SlotRange   // content of slot ranges that no frontend refers to yet
+	Frontends []FrontendRow // the instant at which a frontend changes
+	Removed   []FrontendKey // frontends that are no more
+	Gone      []BackendRow  // backends that no service lists any longer: reset their clients; State is BackendGone
+	Work      Work
+}
+
+// Empty says that there is nothing to write.
+func (d *Delta) Empty() bool {
+	return len(d.Backends)+len(d.Slots)+len(d.Frontends)+len(d.Removed)+len(d.Gone) == 0
+}
+
+// State is what a backend is good for; its values are those of enum backend_state in bpf/lib/structs.h.
+type State uint8
+
+// The states.
+const (
+	BackendGone        State = 0 // no service lists it
+	BackendActive      State = 1 // gets new connections
+	BackendTerminating State = 2 // serves what it has, gets nothing new: terminating, or not ready
+)
+
+// Flags of a frontend; the values are those of enum frontend_flag in bpf/lib/constants.h.
+const (
+	FlagHash     uint32 = 1 // the slot is chosen by a hash of the connection's tuple (Maglev), not at random
+	FlagExternal uint32 = 2 // an address that clients outside the cluster use
+)
+
+// BackendRow is a row of the backends map.
+type BackendRow struct {
+	Index uint32
+	Addr  netip.Addr // IPv4 unmapped
+	Port  uint16
+	Proto uint8 // IP protocol number
+	State State
+	Node  uint32 // number of its node; 0: unknown
+}
+
+// SlotRange is the content of consecutive slots: backend indexes.
+type SlotRange struct {
+	First    uint32
+	Backends []uint32
+}
+
+// FrontendKey is what a client addresses.
+type FrontendKey struct {
+	Addr  netip.Addr // IPv4 unmapped
+	Port  uint16
+	Proto uint8 // IP protocol number
+}
+
+// Compare orders keys by address, port and protocol.
+func (k FrontendKey) Compare(other FrontendKey) int {
+	return cmp.Or(k.Addr.Compare(other.Addr), cmp.Compare(k.Port, other.Port), cmp.Compare(k.Proto, other.Proto))
+}
+
+// FrontendRow is an entry of the frontends map.
+type FrontendRow struct {
+	FrontendKey
+	First           uint32 // index of its first slot; 0 if Count is
+	Count           uint32 // number of slots; 0: connections are refused with DROP_NO_BACKEND
+	Service         uint32 // number of the service, for records
+	Flags           uint32 // FlagHash, FlagExternal
+	AffinitySeconds uint32 // 0: none
+}
+
+// Work counts what a delta cost to compute, for the promise that cost is local.
+type Work struct {
+	ServicesRecomputed int
+	SlotsComputed      int
+	KernelWrites       int // rows and slots
+}

@@ -1,0 +1,17 @@
+// Package service is the service brain: it turns services and endpoint slices into frontends, slots and backends.
+//
+// Stages of a change, in the order of the files:
+//
+//	input.go    SetService, SetBackends, SetNode note what changed and who claims which frontend
+//	select.go   which endpoints of a service's slices take part behind which frontends, and which only live on
+//	slots.go    the order of backends behind a frontend: each once (random), or a Maglev table
+//	publish.go  numbers for backends and slot ranges; the Delta between what the kernel has and what it should have
+//	view.go     the same as rows for people
+//
+// A frontend refers to a range of slots, a slot to a backend's number. A range is never written while a frontend
+// refers to it: other content gets another range, the frontend moves over in one write, and the old range is released.
+// What is published depends only on the inputs and not on their order; numbers alone depend on history.
+//
+// The package is pure: no I/O, clock, log or goroutine, and not safe for concurrent use. It is not for the choice of a
+// slot: that is the datapath's, a random number or (FlagHash) a hash of the connection's tuple, modulo the slot count.
+package service

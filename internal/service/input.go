@@ -1,0 +1,257 @@
+package service
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"tendril.io/tendril/internal/table"
+)
+
+// DefaultMaglevSize is the number of slots of a Maglev table unless configured: within 1 % of even up to 40 backends.
+const DefaultMaglevSize = 4093
+
+// maxMaglevSize bounds a table to a quarter of the slots that a node has on defaults.
+const maxMaglevSize = 131071
+
+// Config is what the brain knows of its node. The zero value balances over all backends.
+type Config struct {
+	NodeName   string // for internalTrafficPolicy and externalTrafficPolicy Local
+	Zone       string // for trafficDistribution; empty: zones are not preferred
+	MaglevSize uint32 // slots of a Maglev table, a prime; 0: DefaultMaglevSize
+}
+
+// Validate says what is wrong with the configuration, and the nearest value that would do.
+func (c Config) Validate() error {
+	if c.MaglevSize == 0 {
+		return nil
+	}
+	if c.MaglevSize > maxMaglevSize {
+		return fmt.Errorf("maglev size %d: at most %d slots fit beside other services", c.MaglevSize, maxMaglevSize)
+	}
+	if prime := primeUpTo(c.MaglevSize); prime != c.MaglevSize {
+		return fmt.Errorf("maglev size %d: must be a prime, the nearest below is %d", c.MaglevSize, prime)
+	}
+	return nil
+}
+
+// primeUpTo returns the largest prime <= n, or 2.
+func primeUpTo(n uint32) uint32 {
+	for ; n > 2; n-- {
+		prime := true
+		for d := uint32(2); d*d <= n && prime; d++ {
+			prime = n%d != 0
+		}
+		if prime {
+			return n
+		}
+	}
+	return 2
+}
+
+// serviceKey names a service.
+type serviceKey struct{ namespace, name string }
+
+func (k serviceKey) String() string { return k.namespace + "/" + k.name }
+
+func (k serviceKey) compare(other serviceKey) int {
+	if c := strings.Compare(k.namespace, other.namespace); c != 0 {
+		return c
+	}
+	return strings.Compare(k.name, other.name)
+}
+
+// record is all that the brain keeps of a service: what was put in, and what is published of it.
+type record struct {
+	service   *table.Service            // nil: only its endpoints are known so far
+	slices    map[string]table.Backends // by name of the slice
+	claims    []FrontendKey             // frontends that its service asks for, sorted
+	published publication
+	problems  []Problem // why the kernel does not have what the inputs ask for; empty: it has
+	dirty     bool
+}
+
+// node is what the brain knows of a node of the cluster.
+type node struct {
+	number uint32
+	zone   string
+}
+
+// Brain turns services and endpoints into what the kernel must know.
+type Brain struct {
+	config    Config
+	numbers   Numbers
+	services  map[serviceKey]*record
+	claimants map[FrontendKey][]serviceKey // sorted: the first one has it
+	nodes     map[string]node
+
+	frontends map[FrontendKey]frontendState
+	backends  map[backendKey]*backendState
+
+	dirty      []serviceKey
+	stuck      map[serviceKey]struct{} // no room: tried again when something was released
+	released   uint64                  // counts releases, ever
+	stuckAt    uint64                  // released when a stuck service was last tried
+	nodesDirty bool                    // some node's number changed: backends may have to be rewritten
+	zonesDirty bool                    // some node's zone changed: near backends may be others
+	change     change
+}
+
+// New returns a brain that has published nothing.
+func New(config Config, numbers Numbers) (*Brain, error) {
+	if err := config.Validate(); err != nil {
+		return nil, fmt.Errorf("service config: %w", err)
+	}
+	if numbers == nil {
+		return nil, errors.New("service config: no numbers to assign from")
+	}
+	if config.MaglevSize == 0 {
+		config.MaglevSize = DefaultMaglevSize
+	}
+	return &Brain{
+		config:    config,
+		numbers:   numbers,
+		services:  make(map[serviceKey]*record),
+		claimants: make(map[FrontendKey][]serviceKey),
+		nodes:     make(map[string]node),
+		frontends: make(map[FrontendKey]frontendState),
+		backends:  make(map[backendKey]*backendState),
+		stuck:     make(map[serviceKey]struct{}),
+	}, nil
+}
+
+// SetService notes a service, new or changed. The row's slices must not change afterwards.
+func (b *Brain) SetService(row table.Service) {
+	key := serviceKey{row.Namespace, row.Name}
+	r := b.record(key)
+	r.service = &row
+	b.claim(key, r, wantedFrontends(&row))
+	b.touch(key, r)
+}
+
+// DeleteService forgets a service. Its endpoint slices stay until they are deleted themselves.
+func (b *Brain) DeleteService(namespace, name string) {
+	key := serviceKey{namespace, name}
+	r, ok := b.services[key]
+	if !ok || r.service == nil {
+		return
+	}
+	r.service = nil
+	b.claim(key, r, nil)
+	b.touch(key, r)
+}
+
+// SetBackends notes an endpoint slice, new or changed. The row's slices must not change afterwards.
+func (b *Brain) SetBackends(row table.Backends) {
+	key := serviceKey{row.Namespace, row.Service}
+	r := b.record(key)
+	if r.slices == nil {
+		r.slices = make(map[string]table.Backends, 1)
+	}
+	r.slices[row.Slice] = row
+	b.touch(key, r)
+}
+
+// DeleteBackends forgets an endpoint slice.
+func (b *Brain) DeleteBackends(namespace, service, slice string) {
+	key := serviceKey{namespace, service}
+	r, ok := b.services[key]
+	if !ok {
+		return
+	}
+	if _, ok := r.slices[slice]; !ok {
+		return
+	}
+	delete(r.slices, slice)
+	b.touch(key, r)
+}
+
+// SetNode notes a node's number in the nodes map and its zone, which counts where a slice names none.
+func (b *Brain) SetNode(name string, number uint32, zone string) {
+	if b.nodes[name] == (node{number, zone}) {
+		return
+	}
+	b.zonesDirty = b.zonesDirty || b.nodes[name].zone != zone
+	b.nodes[name] = node{number, zone}
+	b.nodesDirty = true
+}
+
+// DeleteNode forgets a node.
+func (b *Brain) DeleteNode(name string) {
+	if _, ok := b.nodes[name]; !ok {
+		return
+	}
+	b.SetNode(name, 0, "")
+	delete(b.nodes, name)
+}
+
+// record returns the record of a service, making it if it is new.
+func (b *Brain) record(key serviceKey) *record {
+	r, ok := b.services[key]
+	if !ok {
+		r = &record{}
+		b.services[key] = r
+	}
+	return r
+}
+
+// touch has the next Flush look at a service.
+func (b *Brain) touch(key serviceKey, r *record) {
+	if !r.dirty {
+		r.dirty = true
+		b.dirty = append(b.dirty, key)
+	}
+}
+
+// claim replaces the frontends that a service asks for. Where that changes who has a frontend, the services concerned
+// are looked at again.
+func (b *Brain) claim(key serviceKey, r *record, wanted []FrontendKey) {
+	for _, frontend := range r.claims {
+		if _, kept := slices.BinarySearchFunc(wanted, frontend, FrontendKey.Compare); !kept {
+			b.unclaim(key, frontend)
+		}
+	}
+	for _, frontend := range wanted {
+		claimants := b.claimants[frontend]
+		at, has := slices.BinarySearchFunc(claimants, key, serviceKey.compare)
+		if has {
+			continue
+		}
+		b.claimants[frontend] = slices.Insert(claimants, at, key)
+		b.touchClaimants(frontend, key)
+	}
+	r.claims = wanted
+}
+
+// unclaim takes a service off the list of those that ask for a frontend.
+func (b *Brain) unclaim(key serviceKey, frontend FrontendKey) {
+	claimants := b.claimants[frontend]
+	if at, has := slices.BinarySearchFunc(claimants, key, serviceKey.compare); has {
+		claimants = slices.Delete(claimants, at, at+1)
+	}
+	if len(claimants) == 0 {
+		delete(b.claimants, frontend)
+		return
+	}
+	b.claimants[frontend] = claimants
+	b.touchClaimants(frontend, key)
+}
+
+// touchClaimants has the next Flush look at the other services that ask for a frontend: it may have changed hands.
+func (b *Brain) touchClaimants(frontend FrontendKey, except serviceKey) {
+	for _, key := range b.claimants[frontend] {
+		if key != except {
+			b.touch(key, b.services[key])
+		}
+	}
+}
+
+// owner returns the service that has a frontend: of several that ask for it, the one whose name sorts first, so that
+// all nodes agree whatever the order in which they heard of them.
+func (b *Brain) owner(frontend FrontendKey) serviceKey {
+	if claimants := b.claimants[frontend]; len(claimants) > 0 {
+		return claimants[0]
+	}
+	return serviceKey{}
+}
