@@ -7,6 +7,8 @@
 // The package is pure and knows nothing of Kubernetes' types.
 package label
 
+import "strings"
+
 // Scope says whose attribute a key names.
 type Scope uint8
 
@@ -25,27 +27,37 @@ const (
 	FactReserved       = "reserved" // value: host, world, remote-node, ...; absent on pods
 )
 
+// MetadataName is the label that Kubernetes gives every namespace: its own name. Attributes of workloads answer it
+// even where nobody wrote it.
+const MetadataName = "kubernetes.io/metadata.name"
+
 // Key names an attribute.
 type Key struct {
 	Scope Scope
 	Name  string
 }
 
-// Operator is how a requirement compares. The semantics are those of Kubernetes' label selectors: NotIn also
-// matches where the key is absent.
-type Operator uint8
+// Attributes answers what a workload's attributes are. The second result is false where it has none of that key.
+type Attributes interface {
+	Attribute(Key) (string, bool)
+}
 
-// The operators.
-const (
-	In Operator = iota
-	NotIn
-	Exists
-	DoesNotExist
-)
+// String prints a key as selectors print it: app, namespace:team, @service-account. The marks cannot occur in a
+// valid name, so that two keys never print alike.
+func (k Key) String() string {
+	switch k.Scope {
+	case ScopeNamespace:
+		return "namespace:" + k.Name
+	case ScopeFact:
+		return "@" + k.Name
+	}
+	return k.Name
+}
 
-// Requirement is one condition of a selector. Values are sorted and distinct.
-type Requirement struct {
-	Key      Key
-	Operator Operator
-	Values   []string
+// compare orders keys by scope, then name.
+func (k Key) compare(other Key) int {
+	if k.Scope != other.Scope {
+		return int(k.Scope) - int(other.Scope)
+	}
+	return strings.Compare(k.Name, other.Name)
 }
