@@ -103,6 +103,12 @@ enum address_flag {
 	ADDRESS_UNKNOWN = 64,       /* of a pod CIDR, owned by nobody: DROP_UNKNOWN_DESTINATION */
 };
 
+/* Flags of a frontend. */
+enum frontend_flag {
+	FRONTEND_HASH = 1,          /* the slot is chosen by a hash of the connection's tuple (Maglev), not at random */
+	FRONTEND_EXTERNAL = 2,      /* an address that clients outside the cluster use */
+};
+
 /* Kinds of event. */
 enum event_kind {
 	EVENT_FLOW_NEW = 1,         /* first packet of an allowed connection */
