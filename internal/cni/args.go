@@ -1,0 +1,175 @@
+package cni
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Args says which pod a container is (CNI_ARGS, and the configuration's args and runtimeConfig).
+type Args struct {
+	Namespace string // K8S_POD_NAMESPACE
+	Pod       string // K8S_POD_NAME
+	UID       string // K8S_POD_UID
+	Sandbox   string // K8S_POD_INFRA_CONTAINER_ID
+	// What an operator says elsewhere: TENDRIL_LABELS, TENDRIL_SERVICE_ACCOUNT, TENDRIL_NAMED_PORTS. Labels is nil
+	// if nobody gave any, which is not the same as a pod without labels.
+	Labels         map[string]string
+	ServiceAccount string
+	NamedPorts     []NamedPort
+}
+
+// NamedPort is a container port with a name.
+type NamedPort struct {
+	Name     string
+	Port     uint16
+	Protocol uint8 // IP protocol number: 6, 17 or 132
+}
+
+// parseArgs merges the configuration's args, its runtimeConfig and CNI_ARGS; the later of them wins, field by field.
+func parseArgs(env string, config *Config) (Args, error) {
+	var args Args
+	for _, from := range []struct {
+		field string
+		pod   *PodArgs
+	}{{"args.tendril", config.Args.Tendril}, {"runtimeConfig.tendril", config.RuntimeConfig.Tendril}} {
+		if from.pod == nil {
+			continue
+		}
+		if err := args.describe(from.field, from.pod); err != nil {
+			return Args{}, err
+		}
+	}
+	for pair := range strings.SplitSeq(env, ";") {
+		if pair == "" {
+			continue
+		}
+		key, value, found := strings.Cut(pair, "=")
+		if !found {
+			return Args{}, invalidArgs("%s has no '=': write KEY=VALUE;KEY=VALUE", abbreviated(pair))
+		}
+		if err := args.set(key, value); err != nil {
+			return Args{}, err
+		}
+	}
+	return args, args.validate()
+}
+
+func invalidArgs(format string, args ...any) *Error {
+	return Errorf(CodeInvalidEnvironment, "invalid environment variable CNI_ARGS", format, args...)
+}
+
+// set takes one pair of CNI_ARGS. Keys that are not ours are other plugins'.
+func (a *Args) set(key, value string) error {
+	var err error
+	switch key {
+	case "K8S_POD_NAMESPACE":
+		a.Namespace = value
+	case "K8S_POD_NAME":
+		a.Pod = value
+	case "K8S_POD_UID":
+		a.UID = value
+	case "K8S_POD_INFRA_CONTAINER_ID":
+		a.Sandbox = value
+	case "TENDRIL_SERVICE_ACCOUNT":
+		a.ServiceAccount = value
+	case "TENDRIL_LABELS":
+		a.Labels, err = parseLabels(value)
+	case "TENDRIL_NAMED_PORTS":
+		a.NamedPorts, err = parsePorts(key, splitList(value))
+	}
+	return err
+}
+
+// describe takes the pod's description from a field of the configuration.
+func (a *Args) describe(field string, pod *PodArgs) error {
+	if pod.Labels != nil {
+		a.Labels = maps.Clone(pod.Labels)
+	}
+	a.ServiceAccount = cmp.Or(pod.ServiceAccount, a.ServiceAccount)
+	if pod.NamedPorts == nil {
+		return nil
+	}
+	ports, err := parsePorts(field+".namedPorts", pod.NamedPorts)
+	if err == nil {
+		a.NamedPorts = ports
+	}
+	return err
+}
+
+// parseLabels reads key=value pairs with commas between them. The empty string is a pod without labels.
+func parseLabels(list string) (map[string]string, error) {
+	labels := make(map[string]string)
+	for _, pair := range splitList(list) {
+		key, value, found := strings.Cut(pair, "=")
+		if !found {
+			return nil, invalidArgs("TENDRIL_LABELS: %s has no '=': write key=value,key=value", abbreviated(pair))
+		}
+		if _, twice := labels[key]; twice {
+			return nil, invalidArgs("TENDRIL_LABELS: key %s is given twice", abbreviated(key))
+		}
+		labels[key] = value
+	}
+	return labels, nil
+}
+
+func splitList(list string) []string {
+	if list == "" {
+		return []string{}
+	}
+	return strings.Split(list, ",")
+}
+
+// parsePorts reads name:port/protocol; without protocol it is TCP.
+func parsePorts(field string, list []string) ([]NamedPort, error) {
+	protocols := map[string]uint8{"tcp": 6, "udp": 17, "sctp": 132}
+	ports := make([]NamedPort, 0, len(list))
+	for _, text := range list {
+		name, rest, _ := strings.Cut(text, ":")
+		number, protocol, given := strings.Cut(rest, "/")
+		if !given {
+			protocol = "tcp"
+		}
+		port, err := strconv.ParseUint(number, 10, 16)
+		proto := protocols[strings.ToLower(protocol)]
+		if err != nil || port == 0 || proto == 0 || !validPortName(name) {
+			return nil, invalidArgs("%s: %s is not a named port: write name:port/protocol, such as http:80/tcp",
+				field, abbreviated(text))
+		}
+		ports = append(ports, NamedPort{Name: name, Port: uint16(port), Protocol: proto})
+	}
+	return ports, nil
+}
+
+func (a *Args) validate() error {
+	names := []struct{ key, value string }{
+		{"K8S_POD_NAMESPACE", a.Namespace}, {"K8S_POD_NAME", a.Pod}, {"TENDRIL_SERVICE_ACCOUNT", a.ServiceAccount},
+	}
+	for _, name := range names {
+		if name.value != "" && !validObject(name.value) {
+			return invalidArgs("%s is %s: use lower-case letters, digits, '-' and '.'", name.key, abbreviated(name.value))
+		}
+	}
+	if (a.Namespace == "") != (a.Pod == "") {
+		return invalidArgs("K8S_POD_NAMESPACE and K8S_POD_NAME: one is given without the other")
+	}
+	if a.Labels != nil && a.Namespace == "" {
+		return invalidArgs("labels are given, but K8S_POD_NAMESPACE and K8S_POD_NAME are not: name the pod, too")
+	}
+	if len(a.UID) > 255 || !printable(a.UID) || strings.Contains(a.UID, "/") {
+		return invalidArgs("K8S_POD_UID is %s: use at most 255 printable characters without '/'", abbreviated(a.UID))
+	}
+	for _, key := range slices.Sorted(maps.Keys(a.Labels)) {
+		if !validLabelKey(key) {
+			return invalidArgs("label key %s: use an optional DNS prefix and '/', then at most 63 letters, digits, '-', "+
+				"'_' or '.'", abbreviated(key))
+		}
+		if value := a.Labels[key]; !validLabelValue(value) {
+			return invalidArgs("value %s of label %s: use at most 63 letters, digits, '-', '_' or '.'",
+				abbreviated(value), key)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,16 @@
+// Package cni is what the CNI plugin and the agent share: the CNI's own vocabulary (requests, results, errors) and the
+// wire between the two processes.
+//
+//	runtime --env, stdin--> tendril-cni --Ask--> unix socket --Serve--> Handler (the agent)
+//	                             |  agent away
+//	                             +--DEL--> Queue, a folder that the agent drains when it is back
+//
+// A request on the wire is a frame (4 bytes of length, big endian, then JSON) that carries the descriptor of the pod's
+// network namespace along (SCM_RIGHTS), so that the agent needs no access to the runtime's mount namespace. A reply is
+// one frame, too. One request a connection.
+//
+// The plugin runs on every pod's critical path, so the package imports nothing heavy: no gRPC, no net/http, no
+// netlink, and it does not use the CNI project's library, whose tests it must nevertheless please.
+//
+// See https://www.cni.dev/docs/spec/ for the protocol; section numbers in comments refer to version 1.1.0 of it.
+package cni
