@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 
+	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/policy"
 )
 
@@ -31,16 +32,6 @@ func (d *Delta) Empty() bool {
 	return len(d.Backends)+len(d.Slots)+len(d.Frontends)+len(d.Removed)+len(d.Gone) == 0
 }
 
-// State is what a backend is good for; its values are those of enum backend_state in bpf/lib/structs.h.
-type State uint8
-
-// The states.
-const (
-	BackendGone        State = 0 // no service lists it
-	BackendActive      State = 1 // gets new connections
-	BackendTerminating State = 2 // serves what it has, gets nothing new: terminating, or not ready
-)
-
 // Flags of a frontend; the values are those of enum frontend_flag in bpf/lib/constants.h.
 const (
 	FlagHash     uint32 = 1 // the slot is chosen by a hash of the connection's tuple (Maglev), not at random
@@ -52,9 +43,9 @@ type BackendRow struct {
 	Index uint32
 	Addr  netip.Addr // IPv4 unmapped
 	Port  uint16
-	Proto uint8 // IP protocol number
-	State State
-	Node  uint32 // number of its node; 0: unknown
+	Proto uint8            // IP protocol number
+	State bpf.BackendState // Terminating: serves what it has, gets nothing new; such are not ready or on their way out
+	Node  uint32           // number of its node; 0: unknown
 }
 
 // SlotRange is the content of consecutive slots: backend indexes.

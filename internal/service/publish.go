@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/policy"
 	"tendril.io/tendril/internal/table"
 )
@@ -305,12 +306,12 @@ func (b *Brain) touchFrontend(key FrontendKey) {
 
 // row is what the kernel should have of a backend.
 func (b *Brain) row(s *backendState) BackendRow {
-	state := BackendGone
+	state := bpf.BackendGone
 	switch {
 	case s.active > 0:
-		state = BackendActive
+		state = bpf.BackendActive
 	case s.members > 0:
-		state = BackendTerminating
+		state = bpf.BackendTerminating
 	}
 	return BackendRow{s.index, s.key.addr, s.key.port, s.key.proto, state, b.nodes[s.node].number}
 }
@@ -323,10 +324,10 @@ func (b *Brain) delta() Delta {
 		was, is := state.published, b.row(state)
 		state.published = is
 		switch {
-		case is.State == BackendGone:
+		case is.State == bpf.BackendGone:
 			delete(b.backends, state.key)
 			b.release(policy.KindBackend, state.key.digest())
-			if was.State != BackendGone {
+			if was.State != bpf.BackendGone {
 				d.Gone = append(d.Gone, is)
 			}
 		case is != was:

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/table"
 )
 
@@ -31,7 +32,7 @@ type View struct {
 // BackendView is a backend behind a frontend.
 type BackendView struct {
 	Addr  netip.AddrPort
-	State State
+	State bpf.BackendState
 	Node  string
 }
 

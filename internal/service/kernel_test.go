@@ -1,0 +1,384 @@
+package service
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"tendril.io/tendril/bpf"
+	"tendril.io/tendril/internal/policy"
+	"tendril.io/tendril/internal/table"
+)
+
+// ledger is an allocator with room for so many numbers of a kind. What is released is free only after settle, as in
+// the agent, where packets that saw a number may still be on their way.
+type ledger struct {
+	t        testing.TB
+	room     map[policy.Kind]uint32
+	next     map[policy.Kind]uint32
+	held     map[assignment]span
+	released map[assignment]span
+	used     map[policy.Kind]uint32
+}
+
+type assignment struct {
+	kind   policy.Kind
+	digest policy.Digest
+}
+
+type span struct{ first, n uint32 }
+
+func newLedger(t testing.TB) *ledger {
+	return &ledger{
+		t:    t,
+		room: map[policy.Kind]uint32{policy.KindService: 1 << 20, policy.KindBackend: 1 << 20, policy.KindSlots: 1 << 24},
+		next: map[policy.Kind]uint32{policy.KindService: 1, policy.KindBackend: 1, policy.KindSlots: 0},
+		held: map[assignment]span{}, released: map[assignment]span{}, used: map[policy.Kind]uint32{},
+	}
+}
+
+func (l *ledger) Assign(kind policy.Kind, digest policy.Digest, n uint32) (uint32, error) {
+	a := assignment{kind, digest}
+	if _, ok := l.held[a]; ok {
+		l.t.Errorf("kind %d: assigned twice without a release", kind)
+	}
+	if l.used[kind]+n > l.room[kind] {
+		return 0, fmt.Errorf("kind %d: need %d, have room for %d of %d", kind, n, l.room[kind]-l.used[kind], l.room[kind])
+	}
+	s := span{l.next[kind], n}
+	l.next[kind] += n
+	l.used[kind] += n
+	l.held[a] = s
+	return s.first, nil
+}
+
+func (l *ledger) Release(kind policy.Kind, digest policy.Digest) {
+	a := assignment{kind, digest}
+	s, ok := l.held[a]
+	if !ok {
+		l.t.Errorf("kind %d: released what is not held", kind)
+	}
+	delete(l.held, a)
+	l.released[a] = s
+}
+
+// settle is the end of a publication.
+func (l *ledger) settle() {
+	for a, s := range l.released {
+		l.used[a.kind] -= s.n
+	}
+	clear(l.released)
+}
+
+// kernel is what the maps would hold after every delta so far, and a judge of the deltas.
+type kernel struct {
+	t         testing.TB
+	backends  map[uint32]BackendRow
+	slots     map[uint32]uint32
+	frontends map[FrontendKey]FrontendRow
+}
+
+func newKernel(t testing.TB) *kernel {
+	return &kernel{t, map[uint32]BackendRow{}, map[uint32]uint32{}, map[FrontendKey]FrontendRow{}}
+}
+
+// apply writes a delta in the order of its fields. No slot may be written that a frontend refers to at that moment,
+// and in the end no frontend may lead to a backend that is gone.
+func (k *kernel) apply(d Delta) {
+	k.t.Helper()
+	for _, b := range d.Backends {
+		k.backends[b.Index] = b
+	}
+	for _, r := range d.Slots {
+		for _, f := range k.frontends {
+			if f.Count > 0 && f.First < r.First+uint32(len(r.Backends)) && r.First < f.First+f.Count {
+				k.t.Errorf("slots %d+%d are written while frontend %v uses %d+%d", r.First, len(r.Backends), f.FrontendKey, f.First, f.Count)
+			}
+		}
+		for i, b := range r.Backends {
+			k.slots[r.First+uint32(i)] = b
+		}
+	}
+	for _, f := range d.Frontends {
+		k.frontends[f.FrontendKey] = f
+	}
+	for _, key := range d.Removed {
+		if _, ok := k.frontends[key]; !ok {
+			k.t.Errorf("frontend %v removed but it was not there", key)
+		}
+		delete(k.frontends, key)
+	}
+	for _, b := range d.Gone {
+		if b.State != bpf.BackendGone {
+			k.t.Errorf("gone backend %v has state %v", b.Index, b.State)
+		}
+		delete(k.backends, b.Index)
+	}
+	for key := range k.frontends {
+		k.slotsOf(key)
+	}
+}
+
+// slotsOf lists the backends in a frontend's slots by address, in slot order.
+func (k *kernel) slotsOf(key FrontendKey) []string {
+	k.t.Helper()
+	f, ok := k.frontends[key]
+	if !ok {
+		return nil
+	}
+	names := []string{}
+	for i := range f.Count {
+		b, ok := k.backends[k.slots[f.First+i]]
+		if !ok || b.State != bpf.BackendActive {
+			k.t.Errorf("frontend %v slot %d leads to backend %d, which is not active", key, i, k.slots[f.First+i])
+		}
+		names = append(names, netip.AddrPortFrom(b.Addr, b.Port).String())
+	}
+	return names
+}
+
+// state describes the whole kernel without numbers, so that two histories can be compared.
+func (k *kernel) state() []string {
+	var lines []string
+	for key, f := range k.frontends {
+		lines = append(lines, fmt.Sprintf("%v flags %d affinity %d: %v", key, f.Flags, f.AffinitySeconds, k.slotsOf(key)))
+	}
+	for _, b := range k.backends {
+		lines = append(lines, fmt.Sprintf("backend %v:%d/%d %v node %d", b.Addr, b.Port, b.Proto, b.State, b.Node))
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+// testNode is a brain with its allocator and kernel.
+type testNode struct {
+	*Brain
+	ledger *ledger
+	kernel *kernel
+}
+
+func newTestNode(t testing.TB, config Config) *testNode {
+	t.Helper()
+	l := newLedger(t)
+	b, err := New(config, l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &testNode{b, l, newKernel(t)}
+}
+
+// flush publishes and returns the delta; errors end the test.
+func (n *testNode) flush() Delta {
+	n.kernel.t.Helper()
+	d, err := n.tryFlush()
+	if err != nil {
+		n.kernel.t.Fatalf("Flush: %v", err)
+	}
+	return d
+}
+
+func (n *testNode) tryFlush() (Delta, error) {
+	n.kernel.t.Helper()
+	d, err := n.Flush()
+	n.kernel.apply(d)
+	n.ledger.settle()
+	return d, err
+}
+
+// Short forms of rows, for tests.
+
+func addrs(text ...string) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range text {
+		out = append(out, netip.MustParseAddr(s))
+	}
+	return out
+}
+
+func tcp(text string) FrontendKey { return frontend(text, 6) }
+
+func frontend(text string, proto uint8) FrontendKey {
+	ap := netip.MustParseAddrPort(text)
+	return FrontendKey{ap.Addr(), ap.Port(), proto}
+}
+
+// web is a service on TCP port 80, named http.
+func web(name string, clusterIPs ...string) table.Service {
+	return table.Service{
+		Namespace: "default", Name: name, Type: "ClusterIP", ClusterIPs: addrs(clusterIPs...),
+		Ports: []table.ServicePort{{Name: "http", Protocol: 6, Port: 80}},
+	}
+}
+
+// behind is the slice "a" of a service whose backends answer on port 8080.
+func behind(service string, backends ...table.Backend) table.Backends {
+	return table.Backends{
+		Namespace: "default", Service: service, Slice: "a",
+		Ports:    []table.NamedPort{{Name: "http", Port: 8080, Protocol: 6}},
+		Backends: backends,
+	}
+}
+
+func ready(addresses ...string) table.Backend {
+	return table.Backend{Addrs: addrs(addresses...), Ready: true, Serving: true}
+}
+
+func draining(address string) table.Backend {
+	return table.Backend{Addrs: addrs(address), Serving: true, Terminating: true}
+}
+
+func starting(address string) table.Backend { return table.Backend{Addrs: addrs(address)} }
+
+func on(node, zone string, b table.Backend) table.Backend {
+	b.Node, b.Zone = node, zone
+	return b
+}
+
+// slow is the obvious version of the brain: it derives the kernel's whole state from all rows at once.
+type slow struct {
+	config   Config
+	services map[serviceKey]table.Service
+	slices   map[serviceKey]map[string]table.Backends
+	nodes    map[string]node
+}
+
+func newSlow(config Config) *slow {
+	config.MaglevSize = cmp.Or(config.MaglevSize, DefaultMaglevSize)
+	return &slow{config, map[serviceKey]table.Service{}, map[serviceKey]map[string]table.Backends{}, map[string]node{}}
+}
+
+// state is kernel.state for what the rows ask for.
+func (s *slow) state() []string {
+	var lines []string
+	served := map[FrontendKey]bool{}
+	listed := map[backendKey]string{}
+	active := map[backendKey]bool{}
+	for _, key := range slices.SortedFunc(maps.Keys(s.services), serviceKey.compare) {
+		service := s.services[key]
+		mine := map[FrontendKey]bool{}
+		for _, port := range service.Ports {
+			for _, external := range []bool{false, true} {
+				for _, addr := range serviceAddresses(&service, external) {
+					f, ok := frontendKey(addr, &port)
+					if !ok || served[f] || mine[f] {
+						continue
+					}
+					mine[f] = true
+					lines = append(lines, s.frontend(key, service, port, f, external, listed, active))
+				}
+			}
+		}
+		maps.Copy(served, mine)
+	}
+	for b, nodeName := range listed {
+		state := bpf.BackendTerminating
+		if active[b] {
+			state = bpf.BackendActive
+		}
+		lines = append(lines, fmt.Sprintf("backend %v:%d/%d %v node %d", b.addr, b.port, b.proto, state, s.nodes[nodeName].number))
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+// frontend describes one frontend and notes the backends behind it.
+func (s *slow) frontend(key serviceKey, service table.Service, port table.ServicePort, f FrontendKey, external bool, listed map[backendKey]string, active map[backendKey]bool) string {
+	local := service.InternalLocal
+	flags := uint32(0)
+	if external {
+		local, flags = service.ExternalLocal, FlagExternal
+	}
+	type candidate struct {
+		row  table.Backend
+		rank int
+	}
+	best := map[backendKey]candidate{}
+	for _, slice := range s.slices[key] {
+		for _, np := range slice.Ports {
+			for _, row := range slice.Backends {
+				if np.Name != port.Name || np.Protocol != port.Protocol {
+					continue
+				}
+				for _, addr := range row.Addrs {
+					c := candidate{row, 0}
+					if row.Serving && row.Terminating {
+						c.rank = 1
+					}
+					if row.Ready || service.PublishNotReady {
+						c.rank = 2
+					}
+					k := backendKey{addr, np.Port, np.Protocol}
+					if old, ok := best[k]; addr.Is4() == f.Addr.Is4() && (!ok || old.rank < c.rank) {
+						best[k] = c
+					}
+				}
+			}
+		}
+	}
+	var chosen []backendKey
+	for _, rank := range []int{2, 1} {
+		for k, c := range best {
+			listed[k] = c.row.Node
+			if c.rank == rank && (!local || c.row.Node == s.config.NodeName) {
+				chosen = append(chosen, k)
+			}
+		}
+		if len(chosen) > 0 {
+			break
+		}
+	}
+	slices.SortFunc(chosen, backendKey.compare)
+	for _, k := range chosen {
+		active[k] = true
+	}
+	if service.Algorithm == AlgorithmMaglev {
+		flags |= FlagHash
+		chosen = slowMaglev(chosen, int(s.config.MaglevSize))
+	}
+	names := []string{}
+	for _, k := range chosen {
+		names = append(names, netip.AddrPortFrom(k.addr, k.port).String())
+	}
+	return fmt.Sprintf("%v flags %d affinity %d: %v", f, flags, service.AffinitySeconds, names)
+}
+
+// slowMaglev is the paper's pseudocode: whole permutations, then turns.
+func slowMaglev(backends []backendKey, size int) []backendKey {
+	if len(backends) == 0 {
+		return nil
+	}
+	permutations := make([][]int, len(backends))
+	for i, k := range backends {
+		w := newMaglevWalk(k.digest(), uint32(size))
+		for j := range size {
+			permutations[i] = append(permutations[i], (int(w.at)+j*int(w.stride))%size)
+		}
+	}
+	table := make([]int, size)
+	for i := range table {
+		table[i] = -1
+	}
+	next := make([]int, len(backends))
+	for filled := 0; filled < size; {
+		for i := range backends {
+			at := permutations[i][next[i]]
+			for table[at] >= 0 {
+				next[i]++
+				at = permutations[i][next[i]]
+			}
+			table[at] = i
+			next[i]++
+			if filled++; filled == size {
+				break
+			}
+		}
+	}
+	var out []backendKey
+	for _, i := range table {
+		out = append(out, backends[i])
+	}
+	return out
+}

@@ -1,0 +1,331 @@
+package service
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"tendril.io/tendril/bpf"
+	"tendril.io/tendril/internal/policy"
+	"tendril.io/tendril/internal/table"
+)
+
+func TestConfigNamesThePrimeThatWouldDo(t *testing.T) {
+	for size, want := range map[uint32]string{0: "", 2: "", 4093: "", 4096: "nearest below is 4093", 1: "nearest below is 2", 200000: "at most 131071"} {
+		err := Config{MaglevSize: size}.Validate()
+		if got := err != nil && strings.Contains(err.Error(), want) || err == nil && want == ""; !got {
+			t.Errorf("MaglevSize %d: got %v, want %q", size, err, want)
+		}
+	}
+	if _, err := New(Config{MaglevSize: 9}, newLedger(t)); err == nil {
+		t.Error("New accepted a table of 9 slots")
+	}
+	if _, err := New(Config{}, nil); err == nil {
+		t.Error("New accepted no numbers")
+	}
+}
+
+// What stands in the slots of one frontend, for every kind of service and endpoint.
+func TestFrontendLeadsTo(t *testing.T) {
+	port := func(name string, proto uint8, number uint16) table.ServicePort {
+		return table.ServicePort{Name: name, Protocol: proto, Port: number}
+	}
+	with := func(change func(*table.Service)) table.Service {
+		s := web("web", "10.96.0.1", "fd00:96::1")
+		change(&s)
+		return s
+	}
+	plain := with(func(*table.Service) {})
+	here := Config{NodeName: "n1", Zone: "z1"}
+	spread := behind("web", on("n1", "z1", ready("10.0.0.1")), on("n2", "z1", ready("10.0.0.2")), on("n3", "z2", ready("10.0.0.3")))
+	for _, c := range []struct {
+		name     string
+		service  table.Service
+		slices   []table.Backends
+		frontend FrontendKey
+		want     []string // nil: no frontend
+	}{
+		{"ready backends in order of address", plain,
+			[]table.Backends{behind("web", ready("10.0.0.2"), ready("10.0.0.1"))}, tcp("10.96.0.1:80"), []string{"10.0.0.1:8080", "10.0.0.2:8080"}},
+		{"only backends of the frontend's family", plain,
+			[]table.Backends{behind("web", ready("10.0.0.1", "fd00::1"))}, tcp("[fd00:96::1]:80"), []string{"[fd00::1]:8080"}},
+		{"only the first address of a family", plain,
+			[]table.Backends{behind("web", ready("10.0.0.1", "10.0.0.9"))}, tcp("10.96.0.1:80"), []string{"10.0.0.1:8080"}},
+		{"a v4-mapped address is IPv4", plain,
+			[]table.Backends{behind("web", ready("::ffff:10.0.0.1"))}, tcp("10.96.0.1:80"), []string{"10.0.0.1:8080"}},
+		{"nobody without endpoints", plain, nil, tcp("10.96.0.1:80"), []string{}},
+		{"no starting backend", plain,
+			[]table.Backends{behind("web", starting("10.0.0.1"), ready("10.0.0.2"))}, tcp("10.96.0.1:80"), []string{"10.0.0.2:8080"}},
+		{"starting ones too if publishNotReadyAddresses", with(func(s *table.Service) { s.PublishNotReady = true }),
+			[]table.Backends{behind("web", starting("10.0.0.1"), ready("10.0.0.2"))}, tcp("10.96.0.1:80"), []string{"10.0.0.1:8080", "10.0.0.2:8080"}},
+		{"no draining backend while one is ready", plain,
+			[]table.Backends{behind("web", draining("10.0.0.1"), ready("10.0.0.2"))}, tcp("10.96.0.1:80"), []string{"10.0.0.2:8080"}},
+		{"draining backends when none is ready", plain,
+			[]table.Backends{behind("web", draining("10.0.0.1"), starting("10.0.0.2"))}, tcp("10.96.0.1:80"), []string{"10.0.0.1:8080"}},
+		{"backends of all slices, each once, in their best state", plain,
+			[]table.Backends{behind("web", ready("10.0.0.1")), {Namespace: "default", Service: "web", Slice: "b",
+				Ports: []table.NamedPort{{Name: "http", Port: 8080, Protocol: 6}}, Backends: []table.Backend{starting("10.0.0.1"), ready("10.0.0.3")}}},
+			tcp("10.96.0.1:80"), []string{"10.0.0.1:8080", "10.0.0.3:8080"}},
+		{"the slice's port of the same name", with(func(s *table.Service) {
+			s.Ports = []table.ServicePort{port("http", 6, 80), port("metrics", 6, 9090)}
+		}), []table.Backends{{Namespace: "default", Service: "web", Slice: "a",
+			Ports: []table.NamedPort{{Name: "metrics", Port: 9100, Protocol: 6}, {Name: "http", Port: 8080, Protocol: 6}}, Backends: []table.Backend{ready("10.0.0.1")}}},
+			tcp("10.96.0.1:9090"), []string{"10.0.0.1:9100"}},
+		{"the slice's port of the same protocol", with(func(s *table.Service) {
+			s.Ports = []table.ServicePort{port("dns", 17, 53), port("dns", 6, 53)}
+		}), []table.Backends{{Namespace: "default", Service: "web", Slice: "a",
+			Ports: []table.NamedPort{{Name: "dns", Port: 5353, Protocol: 17}, {Name: "dns", Port: 5354, Protocol: 6}}, Backends: []table.Backend{ready("10.0.0.1")}}},
+			frontend("10.96.0.1:53", 17), []string{"10.0.0.1:5353"}},
+		{"SCTP", with(func(s *table.Service) { s.Ports = []table.ServicePort{port("sig", 132, 36412)} }),
+			[]table.Backends{{Namespace: "default", Service: "web", Slice: "a",
+				Ports: []table.NamedPort{{Name: "sig", Port: 36412, Protocol: 132}}, Backends: []table.Backend{ready("10.0.0.1")}}},
+			frontend("10.96.0.1:36412", 132), []string{"10.0.0.1:36412"}},
+		{"nothing where the name is external", with(func(s *table.Service) { s.Type = "ExternalName" }),
+			[]table.Backends{spread}, tcp("10.96.0.1:80"), nil},
+		{"nothing where headless", web("web"), []table.Backends{spread}, tcp("10.96.0.1:80"), nil},
+		{"this node's backends if internalTrafficPolicy is Local", with(func(s *table.Service) { s.InternalLocal = true }),
+			[]table.Backends{spread}, tcp("10.96.0.1:80"), []string{"10.0.0.1:8080"}},
+		{"everybody at an external address", with(func(s *table.Service) { s.ExternalIPs = addrs("192.0.2.1") }),
+			[]table.Backends{spread}, tcp("192.0.2.1:80"), []string{"10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.3:8080"}},
+		{"this node's backends if externalTrafficPolicy is Local", with(func(s *table.Service) {
+			s.LoadBalancerIPs, s.ExternalLocal = addrs("192.0.2.1"), true
+		}), []table.Backends{spread}, tcp("192.0.2.1:80"), []string{"10.0.0.1:8080"}},
+		{"everybody inside if only externalTrafficPolicy is Local", with(func(s *table.Service) {
+			s.LoadBalancerIPs, s.ExternalLocal = addrs("192.0.2.1"), true
+		}), []table.Backends{spread}, tcp("10.96.0.1:80"), []string{"10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.3:8080"}},
+		{"nobody at a load-balancer address whose ranges are not enforced", with(func(s *table.Service) {
+			s.LoadBalancerIPs, s.SourceRanges = addrs("192.0.2.1"), append(s.SourceRanges, prefix("198.51.100.0/24"))
+		}), []table.Backends{spread}, tcp("192.0.2.1:80"), nil},
+		{"the zone's backends if the service prefers close ones", with(func(s *table.Service) { s.TrafficDistribution = "PreferClose" }),
+			[]table.Backends{spread}, tcp("10.96.0.1:80"), []string{"10.0.0.1:8080", "10.0.0.2:8080"}},
+		{"this node's backends if the service prefers them", with(func(s *table.Service) { s.TrafficDistribution = "PreferSameNode" }),
+			[]table.Backends{spread}, tcp("10.96.0.1:80"), []string{"10.0.0.1:8080"}},
+		{"all backends if none is close", with(func(s *table.Service) { s.TrafficDistribution = "PreferSameZone" }),
+			[]table.Backends{behind("web", on("n3", "z2", ready("10.0.0.3")))}, tcp("10.96.0.1:80"), []string{"10.0.0.3:8080"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := newTestNode(t, here)
+			n.SetService(c.service)
+			for _, slice := range c.slices {
+				n.SetBackends(slice)
+			}
+			n.flush()
+			if diff := cmp.Diff(c.want, n.kernel.slotsOf(c.frontend)); diff != "" {
+				t.Errorf("slots of %v (-want +got):\n%s", c.frontend, diff)
+			}
+		})
+	}
+}
+
+func TestADeletedServiceLeavesNothing(t *testing.T) {
+	n := newTestNode(t, Config{})
+	n.SetService(web("web", "10.96.0.1"))
+	n.SetBackends(behind("web", ready("10.0.0.1"), ready("10.0.0.2")))
+	n.flush()
+	n.DeleteService("default", "web")
+	d := n.flush()
+	if len(d.Removed) != 1 || len(d.Gone) != 2 {
+		t.Errorf("delta removes %d frontends and %d backends, want 1 and 2", len(d.Removed), len(d.Gone))
+	}
+	n.DeleteBackends("default", "web", "a")
+	n.DeleteBackends("default", "web", "a")
+	n.DeleteService("default", "web")
+	if d := n.flush(); !d.Empty() {
+		t.Errorf("deleting what is gone changed something: %+v", d)
+	}
+	if got := n.kernel.state(); len(got) != 0 {
+		t.Errorf("kernel still has %q", got)
+	}
+	if len(n.ledger.held) != 0 || len(n.services) != 0 || len(n.claimants) != 0 || len(n.backends) != 0 {
+		t.Errorf("still held: %d numbers, %d services, %d claims, %d backends", len(n.ledger.held), len(n.services), len(n.claimants), len(n.backends))
+	}
+}
+
+func TestADrainingBackendKeepsItsNumberUntilItIsGone(t *testing.T) {
+	n := newTestNode(t, Config{})
+	n.SetService(web("web", "10.96.0.1"))
+	n.SetBackends(behind("web", ready("10.0.0.1"), ready("10.0.0.2")))
+	before := n.flush().Backends[0]
+
+	n.SetBackends(behind("web", draining("10.0.0.1"), ready("10.0.0.2")))
+	d := n.flush()
+	want := before
+	want.State = bpf.BackendTerminating
+	if diff := cmp.Diff([]BackendRow{want}, d.Backends, cmp.Comparer(sameRow)); diff != "" {
+		t.Errorf("backends while draining (-want +got):\n%s", diff)
+	}
+	if len(d.Gone) != 0 {
+		t.Errorf("a draining backend is called gone: %+v", d.Gone)
+	}
+
+	n.SetBackends(behind("web", ready("10.0.0.2")))
+	want.State = bpf.BackendGone
+	if diff := cmp.Diff([]BackendRow{want}, n.flush().Gone, cmp.Comparer(sameRow)); diff != "" {
+		t.Errorf("gone backends (-want +got):\n%s", diff)
+	}
+}
+
+func TestServicesShareABackend(t *testing.T) {
+	n := newTestNode(t, Config{})
+	for _, name := range []string{"web", "shop"} {
+		n.SetService(web(name, map[string]string{"web": "10.96.0.1", "shop": "10.96.0.2"}[name]))
+		n.SetBackends(behind(name, ready("10.0.0.1")))
+	}
+	if d := n.flush(); len(d.Backends) != 1 {
+		t.Errorf("%d backends for one address, want 1", len(d.Backends))
+	}
+	n.DeleteService("default", "web")
+	if d := n.flush(); len(d.Gone) != 0 {
+		t.Errorf("the backend went although a service lists it: %+v", d.Gone)
+	}
+	n.SetBackends(behind("shop", starting("10.0.0.1")))
+	n.flush()
+	if got := n.kernel.backends[1].State; got != bpf.BackendTerminating {
+		t.Errorf("state %v once no service sends it connections, want terminating", got)
+	}
+}
+
+func TestOfTwoServicesTheFirstByNameHasTheAddress(t *testing.T) {
+	n := newTestNode(t, Config{})
+	n.SetService(web("zoo", "10.96.0.1"))
+	n.SetBackends(behind("zoo", ready("10.0.0.26")))
+	n.SetBackends(behind("ant", ready("10.0.0.1")))
+	n.flush()
+	who := func() string { return strings.Join(n.kernel.slotsOf(tcp("10.96.0.1:80")), " ") }
+	if got := who(); got != "10.0.0.26:8080" {
+		t.Fatalf("alone, zoo has %q", got)
+	}
+
+	n.SetService(web("ant", "10.96.0.1"))
+	n.flush()
+	if got := who(); got != "10.0.0.1:8080" {
+		t.Errorf("the frontend leads to %q, want ant's backend", got)
+	}
+	problems := n.Problems()
+	want := "service default/zoo: 10.96.0.1:80/tcp is served by service default/ant, which asks for it too: give one of them another address or port"
+	if len(problems) != 1 || problems[0].String() != want {
+		t.Errorf("problems %v, want %q", problems, want)
+	}
+
+	n.SetService(web("ant", "10.96.0.2"))
+	n.flush()
+	if got := who(); got != "10.0.0.26:8080" {
+		t.Errorf("after ant moved, the frontend leads to %q, want zoo's backend", got)
+	}
+	if got := n.Problems(); len(got) != 0 {
+		t.Errorf("problems remain: %v", got)
+	}
+}
+
+func TestASettingThatIsNotServedIsNamed(t *testing.T) {
+	n := newTestNode(t, Config{})
+	s := web("web", "10.96.0.1")
+	s.Ports[0].NodePort = 30080
+	s.LoadBalancerIPs, s.SourceRanges = addrs("192.0.2.1"), append(s.SourceRanges, prefix("198.51.100.0/24"))
+	n.SetService(s)
+	n.flush()
+	var got []string
+	for _, p := range n.Problems() {
+		got = append(got, p.Message)
+	}
+	want := []string{"loadBalancerSourceRanges are not enforced, so its load-balancer addresses are not served", "node port 30080 is not served"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("problems (-want +got):\n%s", diff)
+	}
+}
+
+// A service that finds no room keeps what it had; it gets the rest once there is room.
+func TestNoRoomKeepsWhatWasThere(t *testing.T) {
+	for _, kind := range []policy.Kind{policy.KindSlots, policy.KindBackend} {
+		n := newTestNode(t, Config{})
+		n.ledger.room[kind] = 5
+		n.SetService(web("big", "10.96.0.1"))
+		n.SetBackends(behind("big", ready("10.0.0.1"), ready("10.0.0.2"), ready("10.0.0.3")))
+		n.SetService(web("web", "10.96.0.2"))
+		n.SetBackends(behind("web", ready("10.0.1.1")))
+		n.flush()
+		held := len(n.ledger.held)
+		before := n.kernel.state()
+
+		n.SetBackends(behind("web", ready("10.0.1.2"), ready("10.0.1.3"), ready("10.0.1.4")))
+		if _, err := n.tryFlush(); err == nil || !strings.Contains(err.Error(), "service default/web") {
+			t.Fatalf("kind %d: error %v, want one that names the service", kind, err)
+		}
+		if diff := cmp.Diff(before, n.kernel.state()); diff != "" {
+			t.Errorf("kind %d: the kernel changed although there was no room (-before +after):\n%s", kind, diff)
+		}
+		if got := len(n.ledger.held); got != held {
+			t.Errorf("kind %d: %d assignments held after the roll-back, want %d", kind, got, held)
+		}
+		if got := n.Problems(); len(got) != 1 || got[0].Object != "service default/web" {
+			t.Errorf("kind %d: problems %v, want one of default/web", kind, got)
+		}
+
+		n.DeleteService("default", "big")
+		n.tryFlush() // what it releases is free only after this publication
+		n.flush()
+		if got := n.kernel.slotsOf(tcp("10.96.0.2:80")); len(got) != 3 {
+			t.Errorf("kind %d: with room again the service has %v, want three backends", kind, got)
+		}
+		if got := n.Problems(); len(got) != 0 {
+			t.Errorf("kind %d: problems remain: %v", kind, got)
+		}
+	}
+}
+
+func TestANodeThatGetsANumberChangesItsBackends(t *testing.T) {
+	n := newTestNode(t, Config{Zone: "z1"})
+	s := web("web", "10.96.0.1")
+	s.TrafficDistribution = "PreferClose"
+	n.SetService(s)
+	n.SetBackends(behind("web", on("n1", "", ready("10.0.0.1")), on("n2", "", ready("10.0.0.2"))))
+	n.flush()
+	n.SetNode("n1", 7, "z1")
+	d := n.flush()
+	if len(d.Backends) != 2 || d.Backends[0].Node != 7 {
+		t.Errorf("backends %+v, want the first on node 7 and the other inactive", d.Backends)
+	}
+	if got := n.kernel.slotsOf(tcp("10.96.0.1:80")); len(got) != 1 || got[0] != "10.0.0.1:8080" {
+		t.Errorf("slots %v, want the backend of the node's zone", got)
+	}
+	n.SetNode("n1", 7, "z1")
+	if d := n.flush(); !d.Empty() {
+		t.Errorf("the same node again changed %+v", d)
+	}
+	n.DeleteNode("n1")
+	n.DeleteNode("n1")
+	if d := n.flush(); len(d.Backends) != 2 || d.Backends[0].Node != 0 {
+		t.Errorf("backends %+v, want none on a node that is gone", d.Backends)
+	}
+}
+
+func TestViewsShowWhatTheKernelHas(t *testing.T) {
+	n := newTestNode(t, Config{})
+	n.SetService(web("web", "10.96.0.1", "fd00:96::1"))
+	n.SetService(web("bare"))
+	n.SetBackends(behind("web", on("n1", "", ready("10.0.0.1")), ready("10.0.0.2")))
+	n.flush()
+	var got []string
+	for _, v := range n.Views() {
+		line := v.Namespace + "/" + v.Name + " " + v.Frontend.String()
+		for _, b := range v.Backends {
+			line += " " + b.Addr.String() + "=" + b.State.String() + "@" + b.Node
+		}
+		got = append(got, line)
+	}
+	want := []string{
+		"default/bare invalid AddrPort",
+		"default/web 10.96.0.1:80 10.0.0.1:8080=active@n1 10.0.0.2:8080=active@",
+		"default/web [fd00:96::1]:80",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("views (-want +got):\n%s", diff)
+	}
+	if ns, name, ok := n.FrontendService(tcp("10.96.0.1:80")); !ok || ns != "default" || name != "web" {
+		t.Errorf("10.96.0.1:80 belongs to %s/%s (%v), want default/web", ns, name, ok)
+	}
+	if _, _, ok := n.FrontendService(tcp("10.96.0.9:80")); ok {
+		t.Error("an address nobody serves has a service")
+	}
+}
