@@ -1,0 +1,201 @@
+package netlink
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	lib "github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// parallel bounds how many threads wait for RTNL at a time: the kernel serves one.
+const parallel = 4
+
+// Handle is rtnetlink in one network namespace. It may be used by many goroutines.
+type Handle struct {
+	namespace *os.File
+	lib       *lib.Handle
+	conns     chan *conn    // idle sockets
+	turns     chan struct{} // held while devices change
+	removals  removals
+}
+
+// Open returns a handle of the network namespace of the calling process.
+func Open() (*Handle, error) {
+	namespace, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace: %w", err)
+	}
+	return open(namespace)
+}
+
+// OpenAt returns a handle of the network namespace behind an open file, which stays the caller's.
+func OpenAt(namespace *os.File) (*Handle, error) {
+	fd, err := unix.FcntlInt(namespace.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("keep network namespace %s: %w", namespace.Name(), err)
+	}
+	return open(os.NewFile(uintptr(fd), namespace.Name()))
+}
+
+func open(namespace *os.File) (*Handle, error) {
+	library, err := lib.NewHandleAt(netns.NsHandle(namespace.Fd()), unix.NETLINK_ROUTE)
+	if err != nil {
+		namespace.Close()
+		return nil, fmt.Errorf("open netlink in %s: %w", namespace.Name(), err)
+	}
+	return &Handle{
+		namespace: namespace, lib: library,
+		conns: make(chan *conn, parallel), turns: make(chan struct{}, parallel),
+	}, nil
+}
+
+// Close ends the handle. Nothing in the kernel changes.
+func (h *Handle) Close() error {
+	h.lib.Close()
+	for {
+		select {
+		case idle := <-h.conns:
+			idle.close()
+		default:
+			return h.namespace.Close()
+		}
+	}
+}
+
+// do sends a batch in the handle's namespace.
+func (h *Handle) do(batch ...message) ([][]byte, error) {
+	c, err := h.conn()
+	if err != nil {
+		return nil, err
+	}
+	replies, err := c.do(batch...)
+	h.release(c)
+	return replies, err
+}
+
+// conn takes an idle socket or opens one.
+func (h *Handle) conn() (*conn, error) {
+	select {
+	case idle := <-h.conns:
+		return idle, nil
+	default:
+	}
+	var made *conn
+	err := enter(h.namespace, func() (err error) {
+		made, err = dial()
+		return err
+	})
+	return made, err
+}
+
+// release keeps a socket for later, unless it may hold answers that nobody read.
+func (h *Handle) release(c *conn) {
+	if c.spoilt {
+		c.close()
+		return
+	}
+	select {
+	case h.conns <- c:
+	default:
+		c.close()
+	}
+}
+
+// enter runs do on a thread that is inside a network namespace. If the thread cannot be brought back it is given up,
+// never reused.
+func enter(namespace *os.File, do func() error) error {
+	runtime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("open own network namespace: %w", err)
+	}
+	defer home.Close()
+	if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("enter network namespace %s: %w", namespace.Name(), err)
+	}
+	err = do()
+	if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+		return errors.Join(err, fmt.Errorf("leave network namespace %s: %w", namespace.Name(), back))
+	}
+	runtime.UnlockOSThread()
+	return err
+}
+
+// SetSysctl writes a value below /proc/sys/net of the handle's namespace; name is like ipv4/ip_forward.
+func (h *Handle) SetSysctl(name, value string) error {
+	return enter(h.namespace, func() error { return setSysctl(name, value) })
+}
+
+// Sysctl reads a value below /proc/sys/net of the handle's namespace.
+func (h *Handle) Sysctl(name string) (string, error) {
+	var value []byte
+	err := enter(h.namespace, func() (err error) {
+		value, err = os.ReadFile(filepath.Join("/proc/sys/net", name))
+		return err
+	})
+	return strings.TrimSpace(string(value)), err
+}
+
+// setSysctl writes with a plain write: creating a file is not allowed there.
+func setSysctl(name, value string) error {
+	file, err := os.OpenFile(filepath.Join("/proc/sys/net", name), os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("set sysctl: %w", err)
+	}
+	_, err = file.WriteString(value)
+	return errors.Join(err, file.Close())
+}
+
+// PrepareNode sets what the datapath needs of the node's own namespace: forwarding in both families; no strict
+// reverse-path filter, because a reply may come back by another device than the route says (the datapath checks sources
+// itself); no proxy ARP, because the datapath answers for the gateway; and no redirects to pods, whose path is not the
+// kernel's to shorten.
+func (h *Handle) PrepareNode() error {
+	settings := []struct{ name, value string }{
+		{"ipv4/ip_forward", "1"},
+		{"ipv4/conf/all/rp_filter", "0"},
+		{"ipv4/conf/default/rp_filter", "0"},
+		{"ipv4/conf/all/proxy_arp", "0"},
+		{"ipv4/conf/default/proxy_arp", "0"},
+		{"ipv4/conf/all/send_redirects", "0"},
+		{"ipv4/conf/default/send_redirects", "0"},
+		{"ipv4/conf/all/accept_local", "1"},
+		{"ipv6/conf/all/disable_ipv6", "0"},
+		{"ipv6/conf/all/forwarding", "1"},
+		{"ipv6/conf/default/forwarding", "1"},
+	}
+	return enter(h.namespace, func() error {
+		for _, s := range settings {
+			if err := setSysctl(s.name, s.value); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// NetnsCookie returns the number by which BPF programs know the handle's namespace (SO_NETNS_COOKIE).
+func (h *Handle) NetnsCookie() (uint64, error) {
+	var cookie uint64
+	err := enter(h.namespace, func() error {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("ask network namespace's cookie: %w", err)
+	}
+	return cookie, nil
+}

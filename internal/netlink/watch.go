@@ -1,0 +1,197 @@
+package netlink
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	lib "github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"tendril.io/tendril/internal/table"
+)
+
+// Snapshot is what the kernel has: devices by index, routes of all tables by table, prefix and device.
+type Snapshot struct {
+	Devices []table.Device
+	Routes  []table.Route
+}
+
+// settle is how long changes are collected before the kernel is read again: adding 100 pods makes hundreds.
+const settle = 100 * time.Millisecond
+
+// Watch hands over what the kernel has, first at once and then after changes, until the context ends. Changes are only
+// a sign to read again, so that a lost one cannot leave a wrong picture behind.
+func (h *Handle) Watch(ctx context.Context, changed func(Snapshot)) error {
+	socket, err := h.subscribe()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(socket)
+	for {
+		snapshot, err := h.Snapshot()
+		if err != nil {
+			return err
+		}
+		changed(snapshot)
+		if err := awaitChange(ctx, socket); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+	}
+}
+
+// subscribe opens a socket that gets the kernel's announcements.
+func (h *Handle) subscribe() (socket int, err error) {
+	const groups = 1<<(unix.RTNLGRP_LINK-1) |
+		1<<(unix.RTNLGRP_IPV4_IFADDR-1) | 1<<(unix.RTNLGRP_IPV6_IFADDR-1) |
+		1<<(unix.RTNLGRP_IPV4_ROUTE-1) | 1<<(unix.RTNLGRP_IPV6_ROUTE-1)
+	err = enter(h.namespace, func() (err error) {
+		socket, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("subscribe to devices: %w", err)
+	}
+	if err := unix.Bind(socket, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
+		unix.Close(socket)
+		return 0, fmt.Errorf("subscribe to devices: %w", err)
+	}
+	return socket, nil
+}
+
+// awaitChange returns when something was announced and then settled, or the context ended.
+func awaitChange(ctx context.Context, socket int) error {
+	poll := []unix.PollFd{{Fd: int32(socket), Events: unix.POLLIN}}
+	for ctx.Err() == nil {
+		const slice = 200 // ms; how late the end of the context is noticed
+		n, err := unix.Poll(poll, slice)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wait for devices: %w", err)
+		}
+		if n > 0 {
+			break
+		}
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(settle):
+	}
+	return discard(socket)
+}
+
+// discard empties a socket. ENOBUFS says that announcements were lost, which is one more reason to read again.
+func discard(socket int) error {
+	buffer := make([]byte, 64<<10)
+	for {
+		_, _, err := unix.Recvfrom(socket, buffer, 0)
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			return nil
+		case err != nil && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EINTR):
+			return fmt.Errorf("read announcements: %w", err)
+		}
+	}
+}
+
+// Snapshot reads devices and routes now.
+func (h *Handle) Snapshot() (Snapshot, error) {
+	links, err := h.dumpLinks()
+	if err != nil {
+		return Snapshot{}, err
+	}
+	addrs, err := again(func() ([]lib.Addr, error) { return h.lib.AddrList(nil, lib.FAMILY_ALL) })
+	if err != nil {
+		return Snapshot{}, fmt.Errorf("list addresses: %w", err)
+	}
+	routes, err := again(func() ([]lib.Route, error) {
+		return h.lib.RouteListFiltered(lib.FAMILY_ALL, &lib.Route{Table: unix.RT_TABLE_UNSPEC}, lib.RT_FILTER_TABLE)
+	})
+	if err != nil {
+		return Snapshot{}, fmt.Errorf("list routes: %w", err)
+	}
+	devices := deviceRows(links, addrs)
+	return Snapshot{Devices: devices, Routes: routeRows(routes, devices)}, nil
+}
+
+func (h *Handle) dumpLinks() ([]lib.Link, error) {
+	links, err := again(h.lib.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	return links, nil
+}
+
+// again repeats a dump that changes interrupted; a torn one would miss rows.
+func again[Row any](list func() ([]Row, error)) ([]Row, error) {
+	const tries = 5
+	for try := 1; ; try++ {
+		rows, err := list()
+		if !errors.Is(err, lib.ErrDumpInterrupted) {
+			return rows, err
+		}
+		if try == tries {
+			return rows, nil // changes go on, and each is announced: there will be another reading
+		}
+	}
+}
+
+func deviceRows(links []lib.Link, addrs []lib.Addr) []table.Device {
+	of := make(map[int][]netip.Prefix)
+	for _, addr := range addrs {
+		of[addr.LinkIndex] = append(of[addr.LinkIndex], prefixOf(addr.IPNet))
+	}
+	devices := make([]table.Device, 0, len(links))
+	for _, link := range links {
+		attrs := link.Attrs()
+		device := table.Device{
+			Index: uint32(attrs.Index), Name: attrs.Name, Type: link.Type(), MTU: uint32(attrs.MTU),
+			Up: attrs.Flags&net.FlagUp != 0, Addrs: of[attrs.Index],
+		}
+		copy(device.MAC[:], attrs.HardwareAddr)
+		slices.SortFunc(device.Addrs, func(a, b netip.Prefix) int {
+			return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+		})
+		devices = append(devices, device)
+	}
+	slices.SortFunc(devices, func(a, b table.Device) int { return cmp.Compare(a.Index, b.Index) })
+	return devices
+}
+
+func routeRows(routes []lib.Route, devices []table.Device) []table.Route {
+	names := make(map[int]string)
+	for _, device := range devices {
+		names[int(device.Index)] = device.Name
+	}
+	rows := make([]table.Route, 0, len(routes))
+	for _, route := range routes {
+		row := table.Route{
+			Prefix: routePrefix(&route), Device: names[route.LinkIndex], Table: uint32(route.Table), MTU: uint32(route.MTU),
+		}
+		via, _ := netip.AddrFromSlice(route.Gw)
+		source, _ := netip.AddrFromSlice(route.Src)
+		row.Via, row.Source = via.Unmap(), source.Unmap()
+		rows = append(rows, row)
+	}
+	slices.SortFunc(rows, func(a, b table.Route) int {
+		return cmp.Or(cmp.Compare(a.Table, b.Table), a.Prefix.Addr().Compare(b.Prefix.Addr()),
+			cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()), cmp.Compare(a.Device, b.Device))
+	})
+	return rows
+}
+
+func routePrefix(route *lib.Route) netip.Prefix {
+	if route.Dst != nil {
+		return prefixOf(route.Dst)
+	}
+	if route.Family == lib.FAMILY_V6 {
+		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+}
