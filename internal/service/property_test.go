@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
+	"tendril.io/tendril/internal/policy"
 	"tendril.io/tendril/internal/table"
 )
 
@@ -69,13 +70,19 @@ func drawBackends(t *rapid.T) table.Backends {
 	return s
 }
 
-// After any history, with flushes anywhere, the kernel has what the obvious version derives from the rows at the end;
+// After any history, with flushes anywhere and room or none, the kernel has what the obvious version derives from the rows at the end;
 // nothing is leaked; and a second brain that hears only the end agrees.
 func TestAnyHistoryEndsAsTheReferenceSays(t *testing.T) {
 	config := Config{NodeName: "n1", MaglevSize: 13}
 	rapid.Check(t, func(rt *rapid.T) {
 		n := newTestNode(t, config)
 		want := newSlow(config)
+		scarce := rapid.Bool().Draw(rt, "scarce")
+		if scarce {
+			n.ledger.room[policy.KindSlots] = rapid.Uint32Range(0, 40).Draw(rt, "slots")
+			n.ledger.room[policy.KindBackend] = rapid.Uint32Range(0, 20).Draw(rt, "backends")
+			n.ledger.room[policy.KindService] = rapid.Uint32Range(0, 2).Draw(rt, "services")
+		}
 		for range rapid.IntRange(1, 25).Draw(rt, "events") {
 			switch rapid.SampledFrom([]string{"service", "backends", "backends", "delete service", "delete backends", "node", "flush"}).Draw(rt, "event") {
 			case "service":
@@ -108,6 +115,11 @@ func TestAnyHistoryEndsAsTheReferenceSays(t *testing.T) {
 			}
 		}
 		n.flush()
+		if scarce {
+			n.ledger.room = newLedger(t).room // now there is room for what found none
+			n.flush()
+			n.flush()
+		}
 		if diff := cmp.Diff(want.state(), n.kernel.state()); diff != "" {
 			rt.Fatalf("kernel (-reference +got):\n%s", diff)
 		}

@@ -2,8 +2,6 @@ package service
 
 import (
 	"cmp"
-	"errors"
-	"fmt"
 	"slices"
 
 	"tendril.io/tendril/bpf"
@@ -58,22 +56,19 @@ type change struct {
 	work      Work
 }
 
-// Flush computes what changed since the last one. The error joins one error for each service that there is no room
-// for: those keep in the kernel what they had, the delta is valid all the same, and they are tried again by later
-// flushes once something was released.
-func (b *Brain) Flush() (Delta, error) {
+// Flush computes what changed since the last one. A service that there is no room for keeps in the kernel what it had,
+// is named by Problems, and is tried again by the next flush after something was released: call Flush until it is empty.
+func (b *Brain) Flush() Delta {
 	b.change = change{frontends: make(map[FrontendKey]FrontendRow)}
 	b.touchLate()
 	released := b.released
 	keys := b.dirty
 	b.dirty = nil
 	slices.SortFunc(keys, serviceKey.compare)
-	var failures []error
 	for _, key := range keys {
 		r := b.services[key]
 		r.dirty = false
-		if err := b.publish(key, r); err != nil {
-			failures = append(failures, err)
+		if !b.publish(key, r) {
 			b.stuck[key] = struct{}{}
 			b.stuckAt = released
 			continue
@@ -83,7 +78,7 @@ func (b *Brain) Flush() (Delta, error) {
 			delete(b.services, key)
 		}
 	}
-	return b.delta(), errors.Join(failures...)
+	return b.delta()
 }
 
 // touchLate marks what inputs alone do not: services without room when there may be some now, services and backends
@@ -111,21 +106,21 @@ func (b *Brain) touchLate() {
 	b.zonesDirty, b.nodesDirty = false, false
 }
 
-// publish makes one service's publication what its plan says, or leaves it as it is and says why.
-func (b *Brain) publish(key serviceKey, r *record) error {
+// publish makes one service's publication what its plan says. If there is no room it leaves the publication as it is
+// and notes the problem.
+func (b *Brain) publish(key serviceKey, r *record) bool {
 	b.change.work.ServicesRecomputed++
 	p := b.plan(key, r)
 	next, fresh, err := b.number(key, r, &p)
 	if err != nil {
-		err = fmt.Errorf("service %s: %w", key, err)
 		r.problems = append(p.problems, noRoom(key, err))
 		b.rollBack(key, r, &next)
-		return err
+		return false
 	}
 	r.problems = p.problems
 	b.change.slots = append(b.change.slots, fresh...)
 	b.commit(key, r, &p, next)
-	return nil
+	return true
 }
 
 // number assigns everything that a plan needs. On error the result holds what was assigned so far.
