@@ -1,0 +1,215 @@
+package datapath
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"tendril.io/tendril/bpf"
+)
+
+// Mapping is a source translation in use.
+type Mapping struct {
+	Protocol uint8
+	Pod      netip.AddrPort
+	Node     netip.AddrPort
+	Remote   netip.AddrPort
+	Endpoint uint32 // owner
+	Age      time.Duration
+}
+
+// Mappings lists source translations, by pod and remote.
+func (d *Datapath) Mappings() ([]Mapping, error) {
+	now, out := monotonic(), []Mapping{}
+	err := walk(d.set.maps["nat"], func(keys []bpf.NATKey, values []bpf.NATMapping) error {
+		for i := range keys {
+			out = append(out, mappingOf(&keys[i], &values[i], now))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list NAT mappings: %w", err)
+	}
+	slices.SortFunc(out, func(a, b Mapping) int {
+		return cmp.Or(a.Pod.Compare(b.Pod), a.Remote.Compare(b.Remote), cmp.Compare(a.Protocol, b.Protocol), a.Node.Compare(b.Node))
+	})
+	return out, nil
+}
+
+func mappingOf(k *bpf.NATKey, v *bpf.NATMapping, now uint64) Mapping {
+	return Mapping{
+		Protocol: k.Protocol,
+		Pod:      netip.AddrPortFrom(v.Pod.Addr(), bpf.Port(v.PodPort)),
+		Node:     netip.AddrPortFrom(k.Node.Addr(), bpf.Port(k.NodePort)),
+		Remote:   netip.AddrPortFrom(k.Remote.Addr(), bpf.Port(k.RemotePort)),
+		Endpoint: v.Endpoint,
+		Age:      time.Duration(now - min(now, v.Created)),
+	}
+}
+
+// FlushMappings removes the source translations that match and returns how many they were. Their connections end.
+func (d *Datapath) FlushMappings(match func(Mapping) bool) (int, error) {
+	var keys []bpf.NATKey
+	now := monotonic()
+	err := walk(d.set.maps["nat"], func(k []bpf.NATKey, v []bpf.NATMapping) error {
+		for i := range k {
+			if match == nil || match(mappingOf(&k[i], &v[i], now)) {
+				keys = append(keys, k[i])
+			}
+		}
+		return nil
+	})
+	removed := 0
+	for i := 0; i < len(keys) && err == nil; i++ {
+		switch err = d.set.maps["nat"].Delete(&keys[i]); {
+		case err == nil:
+			removed++
+		case errors.Is(err, ebpf.ErrKeyNotExist):
+			err = nil
+		}
+	}
+	if err != nil {
+		return removed, fmt.Errorf("flush NAT mappings: %w", err)
+	}
+	return removed, nil
+}
+
+// FlowEntry is a connection as the kernel has it.
+type FlowEntry struct {
+	Key     bpf.FlowKey
+	Flow    bpf.Flow
+	Expires time.Duration // from now; negative: the sweeper has not come yet
+	Age     time.Duration
+}
+
+// Flows lists connections in the kernel's order. The pointer is only valid until the next one.
+func (d *Datapath) Flows() iter.Seq2[*FlowEntry, error] {
+	return func(yield func(*FlowEntry, error) bool) {
+		now := monotonic()
+		var entry FlowEntry
+		err := walk(d.set.maps["flows"], func(keys []bpf.FlowKey, values []bpf.Flow) error {
+			for i := range keys {
+				entry = FlowEntry{keys[i], values[i], time.Duration(values[i].Expires - now), time.Duration(now - min(now, values[i].Created))}
+				if !yield(&entry, nil) {
+					return errStop
+				}
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, errStop) {
+			yield(nil, fmt.Errorf("list connections: %w", err))
+		}
+	}
+}
+
+// errStop ends a walk early.
+var errStop = errors.New("stop")
+
+// Counter is packets and bytes that ended for one reason at one hook.
+type Counter struct {
+	Reason  bpf.Reason
+	Hook    bpf.Hook
+	Packets uint64
+	Bytes   uint64
+}
+
+// Counters lists the counters that are not zero, summed over CPUs.
+func (d *Datapath) Counters() ([]Counter, error) {
+	var out []Counter
+	for _, reason := range bpf.Reasons() {
+		for _, hook := range bpf.Hooks() {
+			var perCPU []bpf.Counter
+			index := uint32(reason)*uint32(bpf.HookCount) + uint32(hook)
+			if err := d.set.maps["counters"].Lookup(&index, &perCPU); err != nil {
+				return nil, fmt.Errorf("read counters: %w", err)
+			}
+			row := Counter{Reason: reason, Hook: hook}
+			for _, c := range perCPU {
+				row.Packets += c.Packets
+				row.Bytes += c.Bytes
+			}
+			if row.Packets > 0 {
+				out = append(out, row)
+			}
+		}
+	}
+	return out, nil
+}
+
+// Tallies are the one-off counters, summed over CPUs.
+func (d *Datapath) Tallies() (map[bpf.Tally]uint64, error) {
+	out := map[bpf.Tally]uint64{}
+	for _, tally := range bpf.Tallies() {
+		n, err := d.tally(tally)
+		if err != nil {
+			return nil, err
+		}
+		out[tally] = n
+	}
+	return out, nil
+}
+
+func (d *Datapath) tally(tally bpf.Tally) (uint64, error) {
+	var perCPU []uint64
+	index := uint32(tally)
+	if err := d.set.maps["tallies"].Lookup(&index, &perCPU); err != nil {
+		return 0, fmt.Errorf("read tally %s: %w", tally, err)
+	}
+	var sum uint64
+	for _, n := range perCPU {
+		sum += n
+	}
+	return sum, nil
+}
+
+// EventsLost is how many events found the ring buffer full since it was made.
+func (d *Datapath) EventsLost() (uint64, error) { return d.tally(bpf.TallyEventsLost) }
+
+// MapUse is a map's fill and memory.
+type MapUse struct {
+	Name     string
+	Entries  uint64 // of hashes and tries; of numbered tables, the numbers given out; others: 0
+	Capacity uint64
+	Bytes    uint64 // as the kernel accounts them
+}
+
+// MapUse lists every shared map. Hashes are counted by reading them.
+func (d *Datapath) MapUse() ([]MapUse, error) {
+	numbered := map[string]uint64{}
+	for _, use := range d.numbers.useByMap() {
+		numbered[use.name] = use.entries
+	}
+	var out []MapUse
+	for _, name := range slices.Sorted(maps.Keys(d.set.maps)) {
+		m := d.set.maps[name]
+		info, err := m.Info()
+		if err != nil {
+			return nil, fmt.Errorf("map %s: %w", name, err)
+		}
+		memory, _ := info.Memlock()
+		row := MapUse{Name: name, Entries: numbered[name], Capacity: uint64(m.MaxEntries()), Bytes: memory}
+		if m.Type() == ebpf.Hash || m.Type() == ebpf.LPMTrie {
+			if row.Entries, err = countEntries(m); err != nil {
+				return nil, fmt.Errorf("map %s: %w", name, err)
+			}
+		}
+		out = append(out, row)
+	}
+	return out, nil
+}
+
+// countEntries walks a map's keys.
+func countEntries(m *ebpf.Map) (n uint64, err error) {
+	key, err := m.NextKeyBytes(nil)
+	for ; err == nil && key != nil; key, err = m.NextKeyBytes(key) {
+		n++
+	}
+	return n, err
+}
