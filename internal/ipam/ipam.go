@@ -139,10 +139,8 @@ func (b *Book) Allocate(owner string, now time.Time) ([]netip.Addr, error) {
 	if owner == "" || owner == OwnerRouter || owner == OwnerHealth {
 		return nil, fmt.Errorf("allocate address: owner %q is empty or reserved", owner)
 	}
-	for _, pool := range b.pools {
-		if !pool.canGive(now) {
-			return nil, pool.exhausted(now)
-		}
+	if err := b.Room(now); err != nil {
+		return nil, err
 	}
 	addrs := make([]netip.Addr, 0, len(b.pools))
 	for _, pool := range b.pools {
@@ -151,6 +149,16 @@ func (b *Book) Allocate(owner string, now time.Time) ([]netip.Addr, error) {
 		addrs = append(addrs, addr)
 	}
 	return addrs, nil
+}
+
+// Room fails as Allocate would, without allocating.
+func (b *Book) Room(now time.Time) error {
+	for _, pool := range b.pools {
+		if !pool.canGive(now) {
+			return pool.exhausted(now)
+		}
+	}
+	return nil
 }
 
 // Release ends the use of an address. It is not given out again before Committed has been told. Releasing an
@@ -217,6 +225,17 @@ func (b *Book) Pools() []netip.Prefix {
 		prefixes = append(prefixes, pool.prefix)
 	}
 	return prefixes
+}
+
+// Contains says whether an address is of one of the pools.
+func (b *Book) Contains(addr netip.Addr) bool { return b.poolOf(addr) != nil }
+
+// Lookup returns an address that is not free.
+func (b *Book) Lookup(addr netip.Addr) (Address, bool) {
+	if taken := b.lookup(addr); taken != nil {
+		return *taken, true
+	}
+	return Address{}, false
 }
 
 // List returns every address that is not free, by pool and address.

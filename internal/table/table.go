@@ -140,6 +140,7 @@ type Endpoint struct {
 	Egress     uint32
 	// Labels given by the CNI arguments where there is no operator (the lab); nil otherwise.
 	ArgLabels *LabelSet
+	ArgPorts  []NamedPort // the same for named ports
 }
 
 // EndpointState is where an endpoint is in its life.

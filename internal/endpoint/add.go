@@ -1,0 +1,252 @@
+package endpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"tendril.io/tendril/bpf"
+	"tendril.io/tendril/internal/cni"
+	"tendril.io/tendril/internal/netlink"
+	"tendril.io/tendril/internal/policy"
+	"tendril.io/tendril/internal/table"
+)
+
+const (
+	// labelPatience is how long ADD waits for a pod's labels before it lets the pod start as reserved:init.
+	labelPatience = 2 * time.Second
+	// judgePatience is how long ADD waits for any verdict; longer means that nobody judges.
+	judgePatience = 10 * time.Second
+	// stubHandle names our classifiers on a pod's device, one a direction.
+	stubHandle = 1
+)
+
+// Add attaches a container. Asked again for an attachment that is complete, it gives the same result if the namespace
+// and the pod are the same, otherwise an error.
+func (m *Manager) Add(ctx context.Context, request *cni.Request) (*cni.Result, error) {
+	if err := m.Status(ctx); err != nil {
+		return nil, err
+	}
+	unlock, err := m.locks.lock(ctx, request.Attachment())
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	switch existing := m.lookup(request.Attachment()); {
+	case existing != nil && existing.Complete:
+		return m.repeated(existing, request)
+	case existing != nil: // an earlier ADD failed, and so did undoing it
+		if err := m.dismantle(existing); err != nil {
+			return nil, fmt.Errorf("remove what an earlier attempt left: %w", err)
+		}
+	}
+	e, err := m.choose(request)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.build(ctx, e, request.Netns); err != nil {
+		m.config.Log.Warn("add endpoint; undone", "endpoint", e.owner(), "container", request.ContainerID, "error", err)
+		return nil, err
+	}
+	m.config.Log.Info("endpoint added", "endpoint", e.owner(), "id", e.ID, "addresses", e.Addrs)
+	return e.result(m.routers()), nil
+}
+
+// repeated answers an ADD for what is there already.
+func (m *Manager) repeated(e *endpoint, request *cni.Request) (*cni.Result, error) {
+	same := e.NetnsPath == request.NetnsPath && e.Namespace == request.Args.Namespace && e.Pod == request.Args.Pod &&
+		e.Network == request.Config.Name
+	if !same {
+		return nil, cni.Errorf(cni.CodeInvalidEnvironment, "container is attached already",
+			"container %s, device %s belongs to %s in %s: delete it first",
+			request.ContainerID, request.IfName, e.owner(), e.NetnsPath)
+	}
+	return e.result(m.routers()), nil
+}
+
+// choose is step 1: addresses and a generation.
+func (m *Manager) choose(request *cni.Request) (*endpoint, error) {
+	now := time.Now()
+	m.mutex.Lock()
+	defer m.mutex.Unlock()
+	addrs, err := m.book.Allocate(owner(request), now)
+	if err != nil {
+		return nil, cni.Errorf(cni.CodeTryAgainLater, "no address for the pod", "%v", err)
+	}
+	m.last++
+	return &endpoint{record: record{
+		Attachment: request.Attachment(), Network: request.Config.Name, Generation: m.last,
+		Namespace: request.Args.Namespace, Pod: request.Args.Pod, PodUID: request.Args.UID,
+		Addrs: addrs, NetnsPath: request.NetnsPath, Created: now,
+		DeviceMTU: m.config.MTUs.Device, RouteMTU: m.config.MTUs.Route,
+		Labels: labelSet(m.config.Cluster, request.Args), Ports: request.Args.NamedPorts,
+	}}, nil
+}
+
+// step is a part of adding an endpoint, and what takes it back.
+type step struct {
+	name string
+	do   func() error
+	undo func() error
+}
+
+// build takes an endpoint through its steps. If one fails, it and those before it are undone, last first. If undoing
+// fails, too, the endpoint stays known as incomplete, so that DEL, the next ADD or the next start finish the work.
+func (m *Manager) build(ctx context.Context, e *endpoint, netns *os.File) error {
+	steps := []step{
+		{"keep addresses", nothing, func() error { return m.free(e) }},
+		{"write journal", func() error { return m.record(e) }, nothing},
+		{"assign number", func() error { return m.assign(e) }, func() error { return m.release(e) }},
+		{"create devices", func() error { return m.create(e, netns) }, func() error { return m.links.RemovePair(e.device()) }},
+		{"attach stubs", func() error { return m.attach(e) }, nothing},
+		{"publish addresses", func() error { return m.publish(e) }, nothing},
+		{"insert row", func() error { return m.insert(e) }, func() error { return m.delete(e) }},
+		{"await verdict", func() error { return m.awaitVerdict(ctx, e) }, nothing},
+		{"connect", func() error { return m.links.ConnectPair(e.ifindex, e.podMAC(), e.Addrs) }, nothing},
+		{"complete journal", func() error { return m.complete(e) }, nothing},
+	}
+	for i, s := range steps {
+		err := s.do()
+		if err == nil {
+			continue
+		}
+		err = fmt.Errorf("%s: %w", s.name, err)
+		for _, done := range slices.Backward(steps[:i+1]) {
+			if failed := done.undo(); failed != nil {
+				m.keep(e)
+				return errors.Join(err, fmt.Errorf("undo %s: %w", done.name, failed))
+			}
+		}
+		return err
+	}
+	return nil
+}
+
+func nothing() error { return nil }
+
+// record is step 2: from here on a restart finds what to clean up.
+func (m *Manager) record(e *endpoint) error {
+	written := e.record
+	if err := m.journal.append(entry{Put: &written}); err != nil {
+		return err
+	}
+	e.journaled = true
+	return nil
+}
+
+func (m *Manager) assign(e *endpoint) (err error) {
+	e.ID, err = m.config.Numbers.Assign(policy.KindEndpoint, numberDigest(e.Attachment), 1)
+	return err
+}
+
+func (m *Manager) release(e *endpoint) error {
+	m.config.Numbers.Release(policy.KindEndpoint, numberDigest(e.Attachment))
+	return nil
+}
+
+// create is step 3.
+func (m *Manager) create(e *endpoint, netns *os.File) (err error) {
+	e.ifindex, err = m.links.CreatePair(netlink.Pair{
+		Device: e.device(), IfName: e.Attachment.IfName, Netns: netns, HostMAC: e.hostMAC(), PodMAC: e.podMAC(),
+		Addrs: e.Addrs, Routers: m.routers(), DeviceMTU: e.DeviceMTU, RouteMTU: e.RouteMTU,
+	})
+	return err
+}
+
+// attach is step 4: loads both stubs and puts them on the host's end. What the pod sends is what that end receives.
+func (m *Manager) attach(e *endpoint) error {
+	from, err := m.config.LoadStub(e.ID, e.Generation, bpf.EntryFromPod)
+	if err != nil {
+		return err
+	}
+	defer from.Close() // the device holds what is attached to it
+	to, err := m.config.LoadStub(e.ID, e.Generation, bpf.EntryToPod)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	return m.links.AttachClassifiers(e.ifindex,
+		netlink.Classifier{Direction: netlink.Ingress, FD: from.FD(), Name: "tendril_from_pod", Handle: stubHandle},
+		netlink.Classifier{Direction: netlink.Egress, FD: to.FD(), Name: "tendril_to_pod", Handle: stubHandle})
+}
+
+// publish is step 5. Once the first address may have been published all of them count as known to others.
+func (m *Manager) publish(e *endpoint) error {
+	e.mayBeKnown = true
+	for _, addr := range e.Addrs {
+		if err := m.config.Publisher.Publish(e.published(m.config.Node, addr)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// insert is step 6.
+func (m *Manager) insert(e *endpoint) error {
+	endpoints := m.config.Tables.Endpoints
+	txn := m.config.Tables.DB.WriteTxn(endpoints)
+	defer txn.Abort()
+	if _, _, err := endpoints.Insert(txn, e.row()); err != nil {
+		return err
+	}
+	txn.Commit()
+	return nil
+}
+
+func (m *Manager) delete(e *endpoint) error {
+	endpoints := m.config.Tables.Endpoints
+	txn := m.config.Tables.DB.WriteTxn(endpoints)
+	defer txn.Abort()
+	if _, _, err := endpoints.Delete(txn, &table.Endpoint{ID: e.ID}); err != nil {
+		return err
+	}
+	txn.Commit()
+	return nil
+}
+
+// awaitVerdict is step 7: Ready at best, Init when the labels are late.
+func (m *Manager) awaitVerdict(ctx context.Context, e *endpoint) error {
+	ctx, cancel := context.WithTimeout(ctx, judgePatience)
+	defer cancel()
+	late := time.NewTimer(labelPatience)
+	defer late.Stop()
+	tables, isLate := m.config.Tables, false
+	for {
+		row, _, changed, found := tables.Endpoints.GetWatch(tables.DB.ReadTxn(), table.EndpointByID(e.ID))
+		switch {
+		case !found:
+			return fmt.Errorf("endpoint %d: its row was removed", e.ID)
+		case row.State == table.EndpointReady, row.State == table.EndpointInit && isLate:
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-late.C:
+			isLate = true
+		case <-ctx.Done():
+			return cni.Errorf(cni.CodeTryAgainLater, "the pod's policy is not in force; try again later",
+				"endpoint %d is %s: %v", e.ID, row.State, ctx.Err())
+		}
+	}
+}
+
+// complete is step 9.
+func (m *Manager) complete(e *endpoint) error {
+	e.Complete = true
+	if err := m.record(e); err != nil {
+		e.Complete = false
+		return err
+	}
+	m.keep(e)
+	return nil
+}
+
+// keep makes the endpoint one that commands find.
+func (m *Manager) keep(e *endpoint) {
+	m.mutex.Lock()
+	defer m.mutex.Unlock()
+	m.endpoints[e.Attachment] = e
+}

@@ -1,0 +1,19 @@
+// Package endpoint makes and removes the pods' side of a node: it is what the CNI plugin's requests end in.
+//
+// An endpoint's life, and what is undone if a step fails or the agent dies there:
+//
+//	1 addresses, number and generation are chosen      (memory only)
+//	2 written to the journal                           after a death here: removed at the next start
+//	3 devices made in the pod, the host's end down     removed by name
+//	4 stubs attached: default deny                     go with the device
+//	5 addresses published                              withdrawn; they rest before they are used again
+//	6 row inserted; others judge it                    deleted
+//	7 judged: Ready, or Init when labels are late
+//	8 host's end up, routes to the pod                 go with the device
+//	9 journal: complete; the runtime gets its answer
+//
+// A deletion walks the other way, and may be repeated at any point. At start, Restore puts back what the journal says,
+// finishes what was half done, and leaves running pods alone.
+//
+// The package does not judge: whoever derives policy sets a row's State, Peer, Ingress and Egress.
+package endpoint

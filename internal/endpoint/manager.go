@@ -1,0 +1,143 @@
+package endpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"tendril.io/tendril/bpf"
+	"tendril.io/tendril/internal/cni"
+	"tendril.io/tendril/internal/ipam"
+	"tendril.io/tendril/internal/netlink"
+	"tendril.io/tendril/internal/policy"
+	"tendril.io/tendril/internal/table"
+)
+
+// Program is a loaded stub.
+type Program interface {
+	FD() int
+	Close() error
+}
+
+// Publisher tells the cluster which pod has which address. Neither call waits for the store.
+type Publisher interface {
+	// Publish journals an address; the store learns it when it can.
+	Publish(ip table.IP) error
+	// Withdraw takes it back. committed is called, once and from any goroutine, when the store has taken note; after a
+	// restart Withdraw is asked again.
+	Withdraw(addr netip.Addr, committed func(at time.Time)) error
+}
+
+// Links is what the kernel does for a pod: *netlink.Handle.
+type Links interface {
+	CreatePair(netlink.Pair) (ifindex uint32, err error)
+	AttachClassifiers(ifindex uint32, classifiers ...netlink.Classifier) error
+	ConnectPair(ifindex uint32, podMAC [6]byte, addrs []netip.Addr) error
+	RemovePair(device string) error
+	// InspectPair says how a pair is; the pod's end only if netns is not nil. A missing device has index 0.
+	InspectPair(device string, netns *os.File, ifName string) (netlink.PairState, error)
+}
+
+// Config is what a Manager needs. All fields are required.
+type Config struct {
+	Node     string
+	Cluster  string
+	StateDir string // folder of the journal
+	MTUs     MTUs
+	Book     *ipam.Book // the Manager becomes its only user
+	Numbers  policy.Numbers
+	Links    Links
+	// LoadStub makes the instance of a template that belongs to an endpoint.
+	LoadStub  func(endpoint, generation uint32, entry bpf.Entry) (Program, error)
+	Publisher Publisher
+	Tables    *table.Tables
+	Log       *slog.Logger
+}
+
+// Manager makes and removes endpoints; it is the cni.Handler of the agent. Make one with New, call Restore once, then
+// let it serve.
+type Manager struct {
+	config  Config
+	links   Links
+	journal *journal
+	locks   locks
+
+	mutex     sync.Mutex // guards what follows, and is never held while the kernel or a file is waited for
+	book      *ipam.Book
+	endpoints map[cni.Attachment]*endpoint
+	last      uint32 // generation given out last
+	restored  bool
+}
+
+// Address is an address that is not free, with what it is used for.
+type Address = ipam.Address
+
+// New opens the journal. Nothing in the kernel is touched yet.
+func New(config Config) (*Manager, error) {
+	if err := config.validate(); err != nil {
+		return nil, err
+	}
+	opened, err := openJournal(filepath.Join(config.StateDir, "endpoints.journal"))
+	if err != nil {
+		return nil, err
+	}
+	return &Manager{
+		config: config, links: config.Links, journal: opened, book: config.Book,
+		endpoints: make(map[cni.Attachment]*endpoint),
+	}, nil
+}
+
+func (c *Config) validate() error {
+	switch {
+	case c.Node == "" || c.StateDir == "":
+		return errors.New("endpoints: node and state folder are required")
+	case c.Book == nil || c.Numbers == nil || c.Links == nil || c.LoadStub == nil || c.Publisher == nil || c.Tables == nil:
+		return errors.New("endpoints: book, numbers, links, stubs, publisher and tables are required")
+	case c.Log == nil:
+		return errors.New("endpoints: log is required")
+	case c.MTUs.Device == 0 || c.MTUs.Route == 0:
+		return fmt.Errorf("endpoints: MTUs %+v: compute them with MTU", c.MTUs)
+	}
+	return nil
+}
+
+// Close closes the journal. Endpoints stay.
+func (m *Manager) Close() error { return m.journal.close() }
+
+// Addresses lists the addresses that are not free, by pool and address.
+func (m *Manager) Addresses() []Address {
+	m.mutex.Lock()
+	defer m.mutex.Unlock()
+	return m.book.List()
+}
+
+// Status fails while Add cannot be served: before Restore, and when a pool has no address to give.
+func (m *Manager) Status(context.Context) error {
+	m.mutex.Lock()
+	defer m.mutex.Unlock()
+	if !m.restored {
+		return cni.Errorf(cni.CodeUnavailable, "the agent is starting; try again later", "endpoints are not restored yet")
+	}
+	if err := m.book.Room(time.Now()); err != nil {
+		return cni.Errorf(cni.CodeUnavailable, "no address for another pod", "%v", err)
+	}
+	return nil
+}
+
+func (m *Manager) lookup(a cni.Attachment) *endpoint {
+	m.mutex.Lock()
+	defer m.mutex.Unlock()
+	return m.endpoints[a]
+}
+
+func (m *Manager) routers() []netip.Addr {
+	m.mutex.Lock()
+	defer m.mutex.Unlock()
+	return m.book.Routers()
+}

@@ -1,0 +1,139 @@
+package endpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"tendril.io/tendril/internal/cni"
+	"tendril.io/tendril/internal/ipam"
+)
+
+// Del detaches a container. It succeeds if there is nothing to detach; after an error it may be asked again.
+func (m *Manager) Del(ctx context.Context, request *cni.Request) error {
+	return m.remove(ctx, request.Attachment())
+}
+
+func (m *Manager) remove(ctx context.Context, a cni.Attachment) error {
+	unlock, err := m.locks.lock(ctx, a)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	e := m.lookup(a)
+	if e == nil {
+		return nil
+	}
+	if err := m.dismantle(e); err != nil {
+		return fmt.Errorf("remove endpoint %d of %s: %w", e.ID, e.owner(), err)
+	}
+	m.config.Log.Info("endpoint removed", "endpoint", e.owner(), "id", e.ID, "addresses", e.Addrs)
+	return nil
+}
+
+// dismantle goes from what others see to what only we know. Until the journal has the last word, a restart finds the
+// endpoint and goes on.
+func (m *Manager) dismantle(e *endpoint) error {
+	if err := m.delete(e); err != nil {
+		return err
+	}
+	if err := m.links.RemovePair(e.device()); err != nil {
+		return err
+	}
+	if err := m.release(e); err != nil {
+		return err
+	}
+	e.mayBeKnown = true
+	if err := m.free(e); err != nil {
+		return err
+	}
+	m.mutex.Lock()
+	defer m.mutex.Unlock()
+	delete(m.endpoints, e.Attachment)
+	return nil
+}
+
+// free gives the endpoint's addresses back and drops it from the journal. Addresses that others may have heard of are
+// withdrawn, and rest once the store has taken note; nobody else's wait.
+func (m *Manager) free(e *endpoint) error {
+	dropped, now := entry{Drop: &e.Attachment}, time.Now()
+	if e.mayBeKnown {
+		for _, addr := range e.Addrs {
+			dropped.Addresses = append(dropped.Addresses,
+				ipam.Address{Addr: addr, Owner: e.owner(), State: ipam.Released, Since: now})
+		}
+	}
+	if e.journaled {
+		if err := m.journal.append(dropped); err != nil {
+			return err // the addresses stay taken: a restart would find them so
+		}
+	}
+	m.mutex.Lock()
+	for _, addr := range e.Addrs {
+		if e.mayBeKnown {
+			m.book.Release(addr, now)
+		} else {
+			m.book.Forget(addr)
+		}
+	}
+	m.mutex.Unlock()
+	if !e.mayBeKnown {
+		return nil
+	}
+	return m.withdraw(e.Addrs)
+}
+
+// withdraw tells the cluster, and starts the addresses' rest when it knows.
+func (m *Manager) withdraw(addrs []netip.Addr) error {
+	var failed []error
+	for _, addr := range addrs {
+		err := m.config.Publisher.Withdraw(addr, func(at time.Time) { m.rest(addr, at) })
+		failed = append(failed, err)
+	}
+	return errors.Join(failed...)
+}
+
+// rest notes that the store knows of a release. If the journal cannot be written the address is withdrawn again at the
+// next start.
+func (m *Manager) rest(addr netip.Addr, at time.Time) {
+	m.mutex.Lock()
+	m.book.Committed(addr, at)
+	address, taken := m.book.Lookup(addr)
+	m.mutex.Unlock()
+	if !taken || address.State != ipam.Cooling {
+		return
+	}
+	if err := m.journal.append(entry{Addresses: []ipam.Address{address}}); err != nil {
+		m.config.Log.Warn("note that an address rests", "address", addr, "error", err)
+	}
+}
+
+// GC detaches everything of the request's network that the runtime does not know.
+func (m *Manager) GC(ctx context.Context, request *cni.Request) error {
+	valid := make(map[cni.Attachment]bool)
+	for _, a := range request.Config.ValidAttachments {
+		valid[a] = true
+	}
+	var failed []error
+	for _, a := range m.attachments(request.Config.Name) {
+		if !valid[a] {
+			failed = append(failed, m.remove(ctx, a))
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// attachments lists those of a network.
+func (m *Manager) attachments(network string) []cni.Attachment {
+	m.mutex.Lock()
+	defer m.mutex.Unlock()
+	var list []cni.Attachment
+	for a, e := range m.endpoints {
+		if e.Network == network {
+			list = append(list, a)
+		}
+	}
+	return list
+}
