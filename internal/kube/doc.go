@@ -1,0 +1,14 @@
+// Package kube translates Kubernetes manifests to what tendril works with: records of the store, and policies in the
+// ordered model.
+//
+// A manifest goes through three stages, a file each:
+//
+//  1. manifest.go splits the text into documents and finds out their kinds; schema.go compares each with the Go type of
+//     its kind and finds every unknown field and wrong type at once.
+//  2. record.go turns objects into the slim records of api/store/v1, with service.go and pod.go for the kinds.
+//  3. policy.go turns a policy object into policy.Policy, with networkpolicy.go and cilium.go for the dialects; the
+//     agent calls it with what the store holds, `tendril apply` to validate before anything is written.
+//
+// Nothing is guessed and nothing is widened: a field that cannot be honoured yet is a Mistake, with the field's path
+// as Kubernetes prints it and a remedy. The package does no I/O; it is not a client of the Kubernetes API.
+package kube

@@ -1,0 +1,302 @@
+package kube
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+
+	yamlv2 "go.yaml.in/yaml/v2"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	"sigs.k8s.io/yaml"
+
+	"tendril.io/tendril/api/cilium"
+)
+
+// Object is one object of a manifest: decoded, known to have no unknown field, not yet checked for meaning.
+type Object struct {
+	Kind      string
+	Namespace string // empty for cluster-wide kinds
+	Name      string
+	File      string
+	Document  int    // counted from 1; 0: the source is not a file of documents
+	JSON      []byte // canonical: sorted fields, without status and what the API server keeps for itself
+
+	value any // pointer to the kind's Go type
+}
+
+// String names the object as kubectl would: kind namespace/name.
+func (o *Object) String() string {
+	if o.Namespace == "" {
+		return strings.TrimSpace(o.Kind + " " + o.Name)
+	}
+	return o.Kind + " " + o.Namespace + "/" + o.Name
+}
+
+// kind is a kind of object that tendril reads.
+type kind struct {
+	apiVersion string
+	name       string
+	namespaced bool
+	typ        reflect.Type
+}
+
+// kinds lists them all, in the order in which messages print them.
+func kinds() []kind {
+	return []kind{
+		{"v1", "Namespace", false, reflect.TypeFor[corev1.Namespace]()},
+		{"v1", "Pod", true, reflect.TypeFor[corev1.Pod]()},
+		{"v1", "Service", true, reflect.TypeFor[corev1.Service]()},
+		{"discovery.k8s.io/v1", "EndpointSlice", true, reflect.TypeFor[discoveryv1.EndpointSlice]()},
+		{"networking.k8s.io/v1", "NetworkPolicy", true, reflect.TypeFor[networkingv1.NetworkPolicy]()},
+		{cilium.APIVersion, cilium.KindNetworkPolicy, true, reflect.TypeFor[cilium.NetworkPolicy]()},
+		{cilium.APIVersion, cilium.KindClusterwideNetworkPolicy, false, reflect.TypeFor[cilium.NetworkPolicy]()},
+	}
+}
+
+// Decode reads the objects of a manifest, YAML or JSON, of any number of documents. A list (v1 List) stands for its
+// items. The error is a Mistakes with everything wrong at this stage; objects without mistakes are returned as well.
+func Decode(file string, data []byte) ([]*Object, error) {
+	var objects []*Object
+	var mistakes Mistakes
+	for i, text := range documents(data) {
+		value, err := parse(text)
+		if err != nil {
+			mistakes = append(mistakes, &Mistake{File: file, Document: i + 1, Err: err})
+			continue
+		}
+		for _, item := range items(value) {
+			object, wrong := decodeObject(item, file, i+1)
+			mistakes = append(mistakes, wrong...)
+			if len(wrong) == 0 {
+				objects = append(objects, object)
+			}
+		}
+	}
+	return objects, mistakes.orNil()
+}
+
+// documents splits a YAML stream at its markers ("---", "..."), so that one broken document does not hide the others'
+// mistakes. A document's number is its place in the file; comments ahead of the first marker are no document.
+func documents(data []byte) [][]byte {
+	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
+	var docs [][]byte
+	var doc []byte
+	begun := false
+	for line := range bytes.Lines(data) {
+		if !isMarker(line) {
+			doc = append(doc, line...)
+			begun = begun || isContent(line)
+			continue
+		}
+		if begun {
+			docs = append(docs, doc)
+		}
+		begun, doc = true, append([]byte("   "), line[3:]...)
+	}
+	return append(docs, doc)
+}
+
+// isMarker tells lines that end a document (YAML 1.2, 9.1.2); what follows "---" on its line belongs to the next one.
+func isMarker(line []byte) bool {
+	if !bytes.HasPrefix(line, []byte("---")) && !bytes.HasPrefix(line, []byte("...")) {
+		return false
+	}
+	return len(line) == 3 || bytes.IndexByte([]byte(" \t\r\n"), line[3]) >= 0
+}
+
+func isContent(line []byte) bool {
+	line = bytes.TrimSpace(line)
+	return len(line) > 0 && line[0] != '#'
+}
+
+// parse turns one YAML document into JSON values with numbers as written; nil if it holds nothing.
+func parse(text []byte) (any, error) {
+	decoder := yamlv2.NewDecoder(bytes.NewReader(text))
+	decoder.SetStrict(true)
+	var first, second any
+	if err := decoder.Decode(&first); errors.Is(err, io.EOF) {
+		return nil, nil
+	} else if err != nil {
+		return nil, yamlError(err)
+	}
+	if err := decoder.Decode(&second); !errors.Is(err, io.EOF) {
+		return nil, errors.New("more than one value in a document; put a line of --- between objects")
+	}
+	text, err := yaml.YAMLToJSONStrict(text)
+	if err != nil {
+		return nil, yamlError(err)
+	}
+	numbers := json.NewDecoder(bytes.NewReader(text))
+	numbers.UseNumber()
+	var value any
+	if err := numbers.Decode(&value); err != nil {
+		return nil, fmt.Errorf("JSON of the document: %w", err)
+	}
+	return value, nil
+}
+
+// yamlError puts the parser's message on one line.
+func yamlError(err error) error {
+	text := strings.TrimPrefix(err.Error(), "yaml: ")
+	text = strings.TrimPrefix(text, "unmarshal errors:\n")
+	text = regexp.MustCompile(`\s*\n\s*`).ReplaceAllString(strings.TrimSpace(text), "; ")
+	return fmt.Errorf("not valid YAML: %s (lines are counted from the start of the document)", text)
+}
+
+// items gives a list's members, a single object as itself, and nothing for an empty document.
+func items(value any) []any {
+	if value == nil {
+		return nil
+	}
+	if list, ok := value.(map[string]any); ok && list["kind"] == "List" && list["apiVersion"] == "v1" {
+		if members, ok := list["items"].([]any); ok {
+			return members
+		}
+	}
+	return []any{value}
+}
+
+// decodeObject finds out the kind of a document and decodes it.
+func decodeObject(value any, file string, document int) (*Object, Mistakes) {
+	object := &Object{File: file, Document: document}
+	fields, ok := value.(map[string]any)
+	if !ok {
+		err := errors.New("not an object; a document starts with apiVersion, kind and metadata")
+		return nil, Mistakes{{File: file, Document: document, Err: err}}
+	}
+	metadata, _ := fields["metadata"].(map[string]any)
+	object.Kind, _ = fields["kind"].(string)
+	object.Namespace, _ = metadata["namespace"].(string)
+	object.Name, _ = metadata["name"].(string)
+	k, err := kindOf(fields)
+	if err != nil {
+		return nil, object.place(field.ErrorList{err})
+	}
+	if k.namespaced && object.Namespace == "" {
+		object.Namespace = "default"
+	}
+	errs := checkShape(value, k.typ, nil)
+	errs = append(errs, checkMetadata(object, k)...)
+	if len(errs) > 0 {
+		return nil, object.place(errs)
+	}
+	if err := object.fill(fields, k); err != nil {
+		return nil, Mistakes{{File: file, Document: document, Object: object.String(), Err: err}}
+	}
+	return object, nil
+}
+
+// fill decodes the checked fields into the kind's type and keeps their canonical text.
+func (o *Object) fill(fields map[string]any, k kind) error {
+	text, err := json.Marshal(fields)
+	if err != nil {
+		return fmt.Errorf("encode object: %w", err)
+	}
+	o.value = reflect.New(k.typ).Interface()
+	if err := json.Unmarshal(text, o.value); err != nil {
+		return fmt.Errorf("decode object: %w", err)
+	}
+	o.JSON, err = canonical(fields, o.Namespace)
+	return err
+}
+
+// canonical is the object without what only the API server needs, so that a change of those fields is no change.
+func canonical(fields map[string]any, namespace string) ([]byte, error) {
+	fields = maps.Clone(fields)
+	delete(fields, "status")
+	metadata, _ := fields["metadata"].(map[string]any)
+	metadata = maps.Clone(metadata)
+	for _, name := range []string{"managedFields", "resourceVersion", "generation", "creationTimestamp", "selfLink", "uid"} {
+		delete(metadata, name)
+	}
+	if annotations, ok := metadata["annotations"].(map[string]any); ok {
+		annotations = maps.Clone(annotations)
+		delete(annotations, corev1.LastAppliedConfigAnnotation)
+		metadata["annotations"] = annotations
+		if len(annotations) == 0 {
+			delete(metadata, "annotations")
+		}
+	}
+	if namespace != "" {
+		metadata["namespace"] = namespace
+	}
+	fields["metadata"] = metadata
+	return json.Marshal(fields)
+}
+
+// kindOf finds the kind that a document says it is.
+func kindOf(fields map[string]any) (kind, *field.Error) {
+	apiVersion, _ := fields["apiVersion"].(string)
+	name, _ := fields["kind"].(string)
+	if apiVersion == "" {
+		return kind{}, field.Required(field.NewPath("apiVersion"), "say which kind of object this is; known are "+knownKinds())
+	}
+	if name == "" {
+		return kind{}, field.Required(field.NewPath("kind"), "say which kind of object this is; known are "+knownKinds())
+	}
+	for _, k := range kinds() {
+		if k.name == name && k.apiVersion == apiVersion {
+			return k, nil
+		}
+		if k.name == name {
+			return kind{}, field.Invalid(field.NewPath("apiVersion"), apiVersion, fmt.Sprintf("kind %s is read as %s", name, k.apiVersion))
+		}
+	}
+	return kind{}, field.Invalid(field.NewPath("kind"), name, "not a kind that tendril reads; known are "+knownKinds())
+}
+
+func knownKinds() string {
+	var names []string
+	for _, k := range kinds() {
+		names = append(names, k.name)
+	}
+	return strings.Join(names, ", ")
+}
+
+// checkMetadata makes sure that names can stand in keys of the store.
+func checkMetadata(o *Object, k kind) field.ErrorList {
+	var errs field.ErrorList
+	at := field.NewPath("metadata")
+	if o.Name == "" {
+		errs = append(errs, field.Required(at.Child("name"), "give the object a name"))
+	} else {
+		for _, text := range validation.IsDNS1123Subdomain(o.Name) {
+			errs = append(errs, field.Invalid(at.Child("name"), o.Name, text))
+		}
+	}
+	if !k.namespaced {
+		if o.Namespace != "" {
+			errs = append(errs, field.Forbidden(at.Child("namespace"), "a "+k.name+" belongs to no namespace; remove the field"))
+		}
+		return errs
+	}
+	for _, text := range validation.IsDNS1123Label(o.Namespace) {
+		errs = append(errs, field.Invalid(at.Child("namespace"), o.Namespace, text))
+	}
+	return errs
+}
+
+// Sort orders objects by kind (what others refer to first), namespace and name.
+func Sort(objects []*Object) {
+	rank := map[string]int{}
+	for i, k := range kinds() {
+		rank[k.name] = i
+	}
+	slices.SortStableFunc(objects, func(a, b *Object) int {
+		if d := rank[a.Kind] - rank[b.Kind]; d != 0 {
+			return d
+		}
+		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)
+	})
+}

@@ -1,0 +1,98 @@
+package kube
+
+import (
+	"fmt"
+	"math"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	storev1 "tendril.io/tendril/api/store/v1"
+	"tendril.io/tendril/internal/identity"
+	"tendril.io/tendril/internal/label"
+)
+
+// podRecords gives the slim record of a pod, under its node, and its label set, under the hash of its content.
+func (o *Object) podRecords(pod *corev1.Pod, cluster string) ([]Record, Mistakes) {
+	errs := checkLabels(pod.Labels)
+	nodeAt := field.NewPath("spec", "nodeName")
+	if pod.Spec.NodeName == "" {
+		errs = append(errs, field.Required(nodeAt, "name the node that the pod is on; there is no scheduler here to choose one"))
+	}
+	for _, text := range validation.IsDNS1123Subdomain(pod.Spec.NodeName) {
+		if pod.Spec.NodeName != "" {
+			errs = append(errs, field.Invalid(nodeAt, pod.Spec.NodeName, text))
+		}
+	}
+	ports, wrong := namedPorts(pod)
+	errs = append(errs, wrong...)
+	if len(errs) > 0 {
+		return nil, o.place(errs)
+	}
+	account := pod.Spec.ServiceAccountName
+	if account == "" {
+		account = "default" // as the API server's admission does
+	}
+	id := identity.Of(cluster, o.Namespace, account, label.SetOf(pod.Labels))
+	set := &storev1.LabelSet{Cluster: cluster, Namespace: o.Namespace, ServiceAccount: account, Labels: pod.Labels}
+	slim := &storev1.Pod{
+		Uid:         string(pod.UID),
+		Labels:      id[:],
+		NamedPorts:  ports,
+		HostNetwork: pod.Spec.HostNetwork,
+		Ready:       isReady(pod),
+	}
+	return []Record{
+		{Key: "labels/" + id.String(), Value: set, Object: o, Shared: true},
+		{Key: "pods/" + pod.Spec.NodeName + "/" + o.Namespace + "/" + o.Name, Value: slim, Object: o},
+	}, nil
+}
+
+// namedPorts lists the container ports with a name, in the order of the manifest.
+func namedPorts(pod *corev1.Pod) ([]*storev1.NamedPort, field.ErrorList) {
+	var ports []*storev1.NamedPort
+	var errs field.ErrorList
+	for i, container := range pod.Spec.Containers {
+		for j, port := range container.Ports {
+			at := field.NewPath("spec", "containers").Index(i).Child("ports").Index(j)
+			if port.ContainerPort < 1 || port.ContainerPort > math.MaxUint16 {
+				errs = append(errs, field.Invalid(at.Child("containerPort"), port.ContainerPort, "a port is a number from 1 to 65535"))
+			}
+			protocol, wrong := protocolOrTCP(port.Protocol, at.Child("protocol"))
+			errs = append(errs, wrong...)
+			if port.Name != "" {
+				ports = append(ports, &storev1.NamedPort{Name: port.Name, Port: uint32(port.ContainerPort), Protocol: protocol})
+			}
+		}
+	}
+	return ports, errs
+}
+
+func protocolOrTCP(name corev1.Protocol, at *field.Path) (uint32, field.ErrorList) {
+	if name == "" {
+		name = corev1.ProtocolTCP
+	}
+	protocol, errs := kubeProtocol(name, at)
+	return uint32(protocol), errs
+}
+
+func isReady(pod *corev1.Pod) bool {
+	for _, condition := range pod.Status.Conditions {
+		if condition.Type == corev1.PodReady {
+			return condition.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// checkLabels applies the rules for labels, which the store does not know.
+func checkLabels(labels map[string]string) field.ErrorList {
+	var errs field.ErrorList
+	for key, value := range sorted(labels) {
+		if err := label.Validate(key, value); err != nil {
+			errs = append(errs, field.Invalid(field.NewPath("metadata", "labels").Key(key), value, fmt.Sprint(err)))
+		}
+	}
+	return errs
+}

@@ -1,0 +1,66 @@
+package kube
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"tendril.io/tendril/api/cilium"
+	"tendril.io/tendril/internal/policy"
+)
+
+// ParsePolicy translates a policy object, as the store holds it, to the ordered model. It is as strict as Decode: an
+// object with a field that is unknown or cannot be honoured is refused whole, with a Mistakes, since leaving out a part
+// could allow what the author denied.
+func ParsePolicy(kind string, objectJSON []byte, source string) (policy.Policy, error) {
+	numbers := json.NewDecoder(bytes.NewReader(objectJSON))
+	numbers.UseNumber()
+	var value any
+	if err := numbers.Decode(&value); err != nil {
+		err = fmt.Errorf("not valid JSON: %w; apply the manifest again", err)
+		return policy.Policy{}, Mistakes{{File: source, Object: kind, Err: err}}
+	}
+	object, mistakes := decodeObject(value, source, 0)
+	if len(mistakes) > 0 {
+		return policy.Policy{}, mistakes
+	}
+	if object.Kind != kind {
+		err := field.Invalid(field.NewPath("kind"), object.Kind, "stored as "+kind+"; delete the object and apply the manifest again")
+		return policy.Policy{}, object.place(field.ErrorList{err})
+	}
+	return object.Policy()
+}
+
+// IsPolicy tells whether the object is of a kind that Policy translates.
+func (o *Object) IsPolicy() bool {
+	switch o.value.(type) {
+	case *networkingv1.NetworkPolicy, *cilium.NetworkPolicy:
+		return true
+	}
+	return false
+}
+
+// Policy translates the object to the ordered model. The error is a Mistakes.
+func (o *Object) Policy() (policy.Policy, error) {
+	p := policy.Policy{
+		Key:    policy.Key{Kind: o.Kind, Namespace: o.Namespace, Name: o.Name},
+		Source: o.File,
+	}
+	var errs field.ErrorList
+	switch object := o.value.(type) {
+	case *networkingv1.NetworkPolicy:
+		p.Specs, errs = networkPolicySpecs(object, o.Namespace)
+	case *cilium.NetworkPolicy:
+		p.Specs, errs = ciliumSpecs(object, o.Namespace)
+	default:
+		return policy.Policy{}, Mistakes{{File: o.File, Document: o.Document, Object: o.String(), Err: errors.New("not a policy")}}
+	}
+	if len(errs) > 0 {
+		return policy.Policy{}, o.place(errs)
+	}
+	return p, nil
+}

@@ -1,0 +1,109 @@
+package kube
+
+import (
+	"fmt"
+	"net/netip"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"google.golang.org/protobuf/proto"
+
+	storev1 "tendril.io/tendril/api/store/v1"
+)
+
+// Record is one record of the store. Key is relative to the cluster's prefix, in the spelling of internal/store.
+type Record struct {
+	Key    string
+	Value  proto.Message
+	Object *Object // that the record stands for
+	Shared bool    // label sets: others may refer to the record, so it is not deleted with the object
+}
+
+// Records translates objects to the records of a cluster. Policies are checked as the agent will check them, and two
+// objects of the same name are a mistake; the error is a Mistakes with everything wrong, and then no record is returned.
+func Records(objects []*Object, cluster string) ([]Record, error) {
+	var records []Record
+	var mistakes Mistakes
+	first := map[string]*Object{}
+	for _, object := range objects {
+		if twin, ok := first[object.String()]; ok {
+			err := fmt.Errorf("defined twice, first in %s document %d; remove one", twin.File, twin.Document)
+			mistakes = append(mistakes, &Mistake{File: object.File, Document: object.Document, Object: object.String(), Err: err})
+			continue
+		}
+		first[object.String()] = object
+		more, err := object.records(cluster)
+		if err != nil {
+			mistakes = append(mistakes, err...)
+			continue
+		}
+		records = append(records, more...)
+	}
+	if len(mistakes) > 0 {
+		return nil, mistakes
+	}
+	return records, nil
+}
+
+// records translates one object.
+func (o *Object) records(cluster string) ([]Record, Mistakes) {
+	switch object := o.value.(type) {
+	case *corev1.Namespace:
+		return o.record("namespaces/"+o.Name, &storev1.Namespace{Labels: object.Labels}, checkLabels(object.Labels))
+	case *corev1.Service:
+		value, errs := serviceRecord(object)
+		return o.record("services/"+o.Namespace+"/"+o.Name, value, errs)
+	case *discoveryv1.EndpointSlice:
+		value, service, errs := endpointsRecord(object)
+		return o.record("endpoints/"+o.Namespace+"/"+service+"/"+o.Name, value, errs)
+	case *corev1.Pod:
+		return o.podRecords(object, cluster)
+	}
+	return o.policyRecord()
+}
+
+func (o *Object) record(key string, value proto.Message, errs field.ErrorList) ([]Record, Mistakes) {
+	if len(errs) > 0 {
+		return nil, o.place(errs)
+	}
+	return []Record{{Key: key, Value: value, Object: o}}, nil
+}
+
+// policyRecord keeps the policy as written, after translating it once to be sure that agents will accept it.
+func (o *Object) policyRecord() ([]Record, Mistakes) {
+	if _, err := o.Policy(); err != nil {
+		mistakes, ok := err.(Mistakes)
+		if !ok {
+			mistakes = Mistakes{{File: o.File, Document: o.Document, Object: o.String(), Err: err}}
+		}
+		return nil, mistakes
+	}
+	namespace := o.Namespace
+	if namespace == "" {
+		namespace = "-"
+	}
+	value := &storev1.Policy{Object: o.JSON, Source: o.File}
+	return []Record{{Key: "policies/" + o.Kind + "/" + namespace + "/" + o.Name, Value: value, Object: o}}, nil
+}
+
+// address reads an IP address as records carry it: 4 or 16 bytes.
+func address(text string, at *field.Path) ([]byte, field.ErrorList) {
+	addr, err := netip.ParseAddr(text)
+	if err != nil || addr.Zone() != "" || addr.Is4In6() {
+		return nil, field.ErrorList{field.Invalid(at, text, "not an IP address; write one like 10.1.2.3 or fd00::1")}
+	}
+	return addr.AsSlice(), nil
+}
+
+// addresses reads a list of them.
+func addresses(texts []string, at *field.Path) ([][]byte, field.ErrorList) {
+	var all [][]byte
+	var errs field.ErrorList
+	for i, text := range texts {
+		addr, wrong := address(text, at.Index(i))
+		all, errs = append(all, addr), append(errs, wrong...)
+	}
+	return all, errs
+}

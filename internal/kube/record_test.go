@@ -1,0 +1,210 @@
+package kube
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/testing/protocmp"
+
+	storev1 "tendril.io/tendril/api/store/v1"
+	"tendril.io/tendril/internal/identity"
+	"tendril.io/tendril/internal/label"
+)
+
+// recordsOf translates a manifest that must be right.
+func recordsOf(t *testing.T, manifest string) []Record {
+	t.Helper()
+	objects, err := Decode("x.yaml", []byte(manifest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	records, err := Records(objects, "lab")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return records
+}
+
+func TestRecordsAreSlim(t *testing.T) {
+	id := identity.Of("lab", "shop", "bot", label.SetOf(map[string]string{"app": "web"}))
+	tests := []struct {
+		sentence, manifest string
+		want               map[string]proto.Message
+	}{
+		{"a namespace is its labels", `
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {team: red}, annotations: {note: x}}
+`, map[string]proto.Message{
+			"namespaces/shop": &storev1.Namespace{Labels: map[string]string{"team": "red"}},
+		}},
+		{"a pod is its label set by hash, its named ports and little else", `
+apiVersion: v1
+kind: Pod
+metadata: {name: web-1, namespace: shop, uid: u1, labels: {app: web}}
+spec:
+  nodeName: node1
+  serviceAccountName: bot
+  hostNetwork: true
+  containers:
+  - name: nginx
+    image: nginx
+    resources: {requests: {cpu: 100m}}
+    ports: [{name: http, containerPort: 80}, {containerPort: 81}]
+  - name: dns
+    ports: [{name: dns, containerPort: 53, protocol: UDP}]
+status: {conditions: [{type: Initialized, status: "True"}, {type: Ready, status: "True"}]}
+`, map[string]proto.Message{
+			"labels/" + id.String(): &storev1.LabelSet{
+				Cluster: "lab", Namespace: "shop", ServiceAccount: "bot", Labels: map[string]string{"app": "web"},
+			},
+			"pods/node1/shop/web-1": &storev1.Pod{
+				Uid: "u1", Labels: id[:], HostNetwork: true, Ready: true,
+				NamedPorts: []*storev1.NamedPort{{Name: "http", Port: 80, Protocol: 6}, {Name: "dns", Port: 53, Protocol: 17}},
+			},
+		}},
+		{"a service is its frontends and options", `
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop, annotations: {service.tendril.io/algorithm: maglev}}
+spec:
+  type: LoadBalancer
+  clusterIPs: [10.96.0.10, "fd00::10"]
+  selector: {app: web}
+  ports: [{name: http, port: 80, targetPort: http, nodePort: 30080}, {name: dns, port: 53, protocol: UDP}]
+  sessionAffinity: ClientIP
+  internalTrafficPolicy: Local
+  externalTrafficPolicy: Local
+  healthCheckNodePort: 30999
+  externalIPs: [192.0.2.1]
+  loadBalancerSourceRanges: [198.51.100.7/24]
+  trafficDistribution: PreferClose
+  publishNotReadyAddresses: true
+status: {loadBalancer: {ingress: [{ip: 203.0.113.5}, {hostname: lb.example.com}]}}
+`, map[string]proto.Message{
+			"services/shop/web": &storev1.Service{
+				Type:       storev1.Service_LOAD_BALANCER,
+				ClusterIps: [][]byte{{10, 96, 0, 10}, {0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10}},
+				Selector:   map[string]string{"app": "web"},
+				Ports: []*storev1.ServicePort{
+					{Name: "http", Protocol: 6, Port: 80, NodePort: 30080}, {Name: "dns", Protocol: 17, Port: 53},
+				},
+				AffinitySeconds: 10800, InternalLocal: true, ExternalLocal: true, HealthCheckNodePort: 30999,
+				ExternalIps: [][]byte{{192, 0, 2, 1}}, LoadBalancerIps: [][]byte{{203, 0, 113, 5}},
+				SourceRanges: []string{"198.51.100.0/24"}, TrafficDistribution: "PreferClose", PublishNotReady: true,
+				Algorithm: "maglev",
+			},
+		}},
+		{"a headless service has no address and needs no port; a random one says nothing", `
+apiVersion: v1
+kind: Service
+metadata: {name: db, annotations: {service.tendril.io/algorithm: random}}
+spec: {clusterIP: None, sessionAffinity: None}
+`, map[string]proto.Message{"services/default/db": &storev1.Service{}}},
+		{"affinity lasts as long as it says", `
+apiVersion: v1
+kind: Service
+metadata: {name: db}
+spec: {clusterIP: 10.0.0.1, ports: [{port: 80}], sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}}
+`, map[string]proto.Message{"services/default/db": &storev1.Service{
+			ClusterIps: [][]byte{{10, 0, 0, 1}}, AffinitySeconds: 60, Ports: []*storev1.ServicePort{{Port: 80, Protocol: 6}},
+		}}},
+		{"an external name has no frontend", `
+apiVersion: v1
+kind: Service
+metadata: {name: db}
+spec: {type: ExternalName, externalName: db.example.com}
+`, map[string]proto.Message{"services/default/db": &storev1.Service{Type: storev1.Service_EXTERNAL_NAME}}},
+		{"a slice is its backends: ready unless said otherwise, serving if ready unless said otherwise", `
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-x, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: http, port: 8080}, {name: dns, port: 53, protocol: UDP}]
+endpoints:
+- addresses: [10.1.0.5, 10.1.0.6]
+  nodeName: node1
+  zone: a
+  targetRef: {kind: Pod, namespace: shop, name: web-1}
+- {addresses: [10.1.1.5], conditions: {ready: false, serving: true, terminating: true}}
+- {addresses: [10.1.2.5], conditions: {ready: false}}
+`, map[string]proto.Message{
+			"endpoints/shop/web/web-x": &storev1.Endpoints{
+				Ports: []*storev1.EndpointPort{{Name: "http", Protocol: 6, Port: 8080}, {Name: "dns", Protocol: 17, Port: 53}},
+				Backends: []*storev1.Backend{
+					{Addresses: [][]byte{{10, 1, 0, 5}}, Node: "node1", Zone: "a", Ready: true, Serving: true, Pod: "shop/web-1"},
+					{Addresses: [][]byte{{10, 1, 1, 5}}, Serving: true, Terminating: true},
+					{Addresses: [][]byte{{10, 1, 2, 5}}},
+				},
+			},
+		}},
+		{"policies are kept as written, clusterwide ones under no namespace", `
+apiVersion: cilium.io/v2
+kind: CiliumClusterwideNetworkPolicy
+metadata: {name: all}
+spec: {endpointSelector: {}, ingress: [{}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web, namespace: shop}
+spec: {podSelector: {}}
+`, map[string]proto.Message{
+			"policies/CiliumClusterwideNetworkPolicy/-/all": &storev1.Policy{
+				Object: []byte(`{"apiVersion":"cilium.io/v2","kind":"CiliumClusterwideNetworkPolicy","metadata":{"name":"all"},"spec":{"endpointSelector":{},"ingress":[{}]}}`),
+				Source: "x.yaml",
+			},
+			"policies/NetworkPolicy/shop/web": &storev1.Policy{
+				Object: []byte(`{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"web","namespace":"shop"},"spec":{"podSelector":{}}}`),
+				Source: "x.yaml",
+			},
+		}},
+	}
+	for _, test := range tests {
+		t.Run(test.sentence, func(t *testing.T) {
+			got := map[string]proto.Message{}
+			for _, record := range recordsOf(t, test.manifest) {
+				got[record.Key] = record.Value
+			}
+			if diff := cmp.Diff(test.want, got, protocmp.Transform()); diff != "" {
+				t.Errorf("records (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestAPodEventIsSmall(t *testing.T) {
+	records := recordsOf(t, `
+apiVersion: v1
+kind: Pod
+metadata: {name: web-7d4b9c6f5-x2x7k, namespace: production, uid: 6f1c1f0e-7a3c-4b52-9e55-0c8a7f1f1a11, labels: {app: web, pod-template-hash: 7d4b9c6f5}}
+spec: {nodeName: node-17, containers: [{name: c, ports: [{name: http, containerPort: 8080}]}]}
+`)
+	for _, record := range records {
+		if record.Shared {
+			continue
+		}
+		size := len(record.Key) + proto.Size(record.Value)
+		if size > 150 {
+			t.Errorf("record %s takes %d bytes with its key, want at most 150", record.Key, size)
+		}
+	}
+}
+
+func TestAFieldThatNobodyNeedsChangesNoRecord(t *testing.T) {
+	const pod = `
+apiVersion: v1
+kind: Pod
+metadata: {name: a, resourceVersion: "%d", annotations: {beat: "%d"}}
+spec: {nodeName: node1, containers: [{name: c, image: "i:%d"}]}
+`
+	one, two := recordsOf(t, sprint(pod, 1)), recordsOf(t, sprint(pod, 2))
+	for i := range one {
+		if !proto.Equal(one[i].Value, two[i].Value) || one[i].Key != two[i].Key {
+			t.Errorf("record %s changed", one[i].Key)
+		}
+	}
+}
+
+func sprint(format string, n int) string { return fmt.Sprintf(format, n, n, n) }

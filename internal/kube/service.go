@@ -1,0 +1,272 @@
+package kube
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	storev1 "tendril.io/tendril/api/store/v1"
+)
+
+// AnnotationAlgorithm chooses how a service's connections are spread: random (the default) or maglev.
+const AnnotationAlgorithm = "service.tendril.io/algorithm"
+
+// defaultAffinitySeconds is what Kubernetes assumes for sessionAffinity: ClientIP.
+const defaultAffinitySeconds = 10800
+
+// serviceRecord gives a service's frontends and options. What an API server would choose (addresses, node ports) must be
+// given: nothing here allocates.
+func serviceRecord(s *corev1.Service) (*storev1.Service, field.ErrorList) {
+	at := field.NewPath("spec")
+	out := &storev1.Service{
+		Selector:            s.Spec.Selector,
+		InternalLocal:       s.Spec.InternalTrafficPolicy != nil && *s.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal,
+		ExternalLocal:       s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
+		HealthCheckNodePort: uint32(s.Spec.HealthCheckNodePort),
+		PublishNotReady:     s.Spec.PublishNotReadyAddresses,
+	}
+	if s.Spec.TrafficDistribution != nil {
+		out.TrafficDistribution = *s.Spec.TrafficDistribution
+	}
+	var errs field.ErrorList
+	collect := func(wrong field.ErrorList) { errs = append(errs, wrong...) }
+	collect(setType(out, s, at.Child("type")))
+	collect(setClusterIPs(out, s, at))
+	collect(setServicePorts(out, s, at.Child("ports")))
+	collect(setAffinity(out, s, at))
+	collect(setExternal(out, s, at))
+	collect(setAlgorithm(out, s))
+	return out, errs
+}
+
+func setType(out *storev1.Service, s *corev1.Service, at *field.Path) field.ErrorList {
+	switch s.Spec.Type {
+	case corev1.ServiceTypeClusterIP, "":
+		out.Type = storev1.Service_CLUSTER_IP
+	case corev1.ServiceTypeNodePort:
+		out.Type = storev1.Service_NODE_PORT
+	case corev1.ServiceTypeLoadBalancer:
+		out.Type = storev1.Service_LOAD_BALANCER
+	case corev1.ServiceTypeExternalName:
+		out.Type = storev1.Service_EXTERNAL_NAME
+	default:
+		return field.ErrorList{field.NotSupported(at, s.Spec.Type, []string{"ClusterIP", "NodePort", "LoadBalancer", "ExternalName"})}
+	}
+	return nil
+}
+
+// setClusterIPs reads clusterIPs, or clusterIP where only that is given; "None" is a headless service.
+func setClusterIPs(out *storev1.Service, s *corev1.Service, at *field.Path) field.ErrorList {
+	ips, here := s.Spec.ClusterIPs, at.Child("clusterIPs")
+	switch {
+	case out.Type == storev1.Service_EXTERNAL_NAME:
+		return nil
+	case len(ips) == 0 && s.Spec.ClusterIP == "":
+		return field.ErrorList{field.Required(at.Child("clusterIP"), "give an address of the service range, or None; there is no API server here to choose one")}
+	case len(ips) > 0 && s.Spec.ClusterIP != "" && s.Spec.ClusterIP != ips[0]:
+		return field.ErrorList{field.Invalid(at.Child("clusterIP"), s.Spec.ClusterIP, "differs from the first of clusterIPs; remove one of the two fields")}
+	case len(ips) == 0:
+		ips, here = []string{s.Spec.ClusterIP}, nil
+	}
+	if slices.Contains(ips, corev1.ClusterIPNone) {
+		return nil
+	}
+	if here == nil {
+		addr, errs := address(s.Spec.ClusterIP, at.Child("clusterIP"))
+		out.ClusterIps = [][]byte{addr}
+		return errs
+	}
+	if len(ips) == 2 && strings.Contains(ips[0], ":") == strings.Contains(ips[1], ":") || len(ips) > 2 {
+		return field.ErrorList{field.Invalid(here, ips, "at most one address a family")}
+	}
+	var errs field.ErrorList
+	out.ClusterIps, errs = addresses(ips, here)
+	return errs
+}
+
+func setServicePorts(out *storev1.Service, s *corev1.Service, at *field.Path) field.ErrorList {
+	var errs field.ErrorList
+	seen := map[string]bool{}
+	headless := slices.Contains(append(s.Spec.ClusterIPs, s.Spec.ClusterIP), corev1.ClusterIPNone)
+	if len(s.Spec.Ports) == 0 && !headless && out.Type != storev1.Service_EXTERNAL_NAME {
+		errs = append(errs, field.Required(at, "give at least one port"))
+	}
+	for i, port := range s.Spec.Ports {
+		here := at.Index(i)
+		protocol, wrong := protocolOrTCP(port.Protocol, here.Child("protocol"))
+		errs = append(append(errs, wrong...), checkServicePort(out, s, port, here)...)
+		id := fmt.Sprintf("%d/%d", port.Port, protocol)
+		if seen[id] {
+			errs = append(errs, field.Duplicate(here.Child("port"), port.Port))
+		}
+		if port.Name != "" && seen[port.Name] {
+			errs = append(errs, field.Duplicate(here.Child("name"), port.Name))
+		}
+		seen[id], seen[port.Name] = true, true
+		out.Ports = append(out.Ports, &storev1.ServicePort{
+			Name: port.Name, Protocol: protocol, Port: uint32(port.Port), NodePort: uint32(port.NodePort),
+		})
+	}
+	return errs
+}
+
+func checkServicePort(out *storev1.Service, s *corev1.Service, port corev1.ServicePort, at *field.Path) field.ErrorList {
+	var errs field.ErrorList
+	if port.Port < 1 || port.Port > math.MaxUint16 {
+		errs = append(errs, field.Invalid(at.Child("port"), port.Port, "a port is a number from 1 to 65535"))
+	}
+	if len(s.Spec.Ports) > 1 && port.Name == "" {
+		errs = append(errs, field.Required(at.Child("name"), "ports have names where there is more than one"))
+	}
+	if port.NodePort < 0 || port.NodePort > math.MaxUint16 {
+		errs = append(errs, field.Invalid(at.Child("nodePort"), port.NodePort, "a port is a number from 1 to 65535"))
+	}
+	if out.Type == storev1.Service_NODE_PORT && port.NodePort == 0 {
+		errs = append(errs, field.Required(at.Child("nodePort"), "give a port of the node, e.g. 30080; there is no API server here to choose one"))
+	}
+	return errs
+}
+
+func setAffinity(out *storev1.Service, s *corev1.Service, at *field.Path) field.ErrorList {
+	switch s.Spec.SessionAffinity {
+	case corev1.ServiceAffinityNone, "":
+		return nil
+	case corev1.ServiceAffinityClientIP:
+	default:
+		return field.ErrorList{field.NotSupported(at.Child("sessionAffinity"), s.Spec.SessionAffinity, []string{"None", "ClientIP"})}
+	}
+	out.AffinitySeconds = defaultAffinitySeconds
+	config := s.Spec.SessionAffinityConfig
+	if config == nil || config.ClientIP == nil || config.ClientIP.TimeoutSeconds == nil {
+		return nil
+	}
+	seconds := *config.ClientIP.TimeoutSeconds
+	if seconds < 1 || seconds > 86400 {
+		here := at.Child("sessionAffinityConfig", "clientIP", "timeoutSeconds")
+		return field.ErrorList{field.Invalid(here, seconds, "a time from 1 to 86400 seconds")}
+	}
+	out.AffinitySeconds = uint32(seconds)
+	return nil
+}
+
+// setExternal reads what the service is reached by from outside.
+func setExternal(out *storev1.Service, s *corev1.Service, at *field.Path) field.ErrorList {
+	var errs, wrong field.ErrorList
+	out.ExternalIps, errs = addresses(s.Spec.ExternalIPs, at.Child("externalIPs"))
+	for i, ingress := range s.Status.LoadBalancer.Ingress {
+		if ingress.IP == "" {
+			continue // a host name is for clients, not for us
+		}
+		addr, wrong := address(ingress.IP, field.NewPath("status", "loadBalancer", "ingress").Index(i).Child("ip"))
+		out.LoadBalancerIps, errs = append(out.LoadBalancerIps, addr), append(errs, wrong...)
+	}
+	for i, text := range s.Spec.LoadBalancerSourceRanges {
+		var p netip.Prefix
+		p, wrong = prefix(strings.TrimSpace(text), at.Child("loadBalancerSourceRanges").Index(i))
+		out.SourceRanges, errs = append(out.SourceRanges, p.String()), append(errs, wrong...)
+	}
+	return errs
+}
+
+func setAlgorithm(out *storev1.Service, s *corev1.Service) field.ErrorList {
+	algorithm := s.Annotations[AnnotationAlgorithm]
+	switch algorithm {
+	case "", "random":
+	case "maglev":
+		out.Algorithm = algorithm
+	default:
+		at := field.NewPath("metadata", "annotations").Key(AnnotationAlgorithm)
+		return field.ErrorList{field.NotSupported(at, algorithm, []string{"random", "maglev"})}
+	}
+	return nil
+}
+
+// endpointsRecord gives the backends of a slice and the service that they are of.
+func endpointsRecord(s *discoveryv1.EndpointSlice) (out *storev1.Endpoints, service string, errs field.ErrorList) {
+	out = &storev1.Endpoints{}
+	at := field.NewPath("metadata", "labels").Key(discoveryv1.LabelServiceName)
+	service = s.Labels[discoveryv1.LabelServiceName]
+	if service == "" {
+		errs = append(errs, field.Required(at, "name the service that the slice is of"))
+	}
+	for _, text := range validation.IsDNS1123Subdomain(service) {
+		if service != "" {
+			errs = append(errs, field.Invalid(at, service, text))
+		}
+	}
+	if s.AddressType != discoveryv1.AddressTypeIPv4 && s.AddressType != discoveryv1.AddressTypeIPv6 {
+		errs = append(errs, field.NotSupported(field.NewPath("addressType"), s.AddressType, []string{"IPv4", "IPv6"}))
+		return out, service, errs
+	}
+	for i, port := range s.Ports {
+		p, wrong := endpointPort(&port, field.NewPath("ports").Index(i))
+		out.Ports, errs = append(out.Ports, p), append(errs, wrong...)
+	}
+	for i := range s.Endpoints {
+		b, wrong := backend(&s.Endpoints[i], s.AddressType, field.NewPath("endpoints").Index(i))
+		out.Backends, errs = append(out.Backends, b), append(errs, wrong...)
+	}
+	return out, service, errs
+}
+
+func endpointPort(p *discoveryv1.EndpointPort, at *field.Path) (*storev1.EndpointPort, field.ErrorList) {
+	out := &storev1.EndpointPort{}
+	if p.Name != nil {
+		out.Name = *p.Name
+	}
+	if p.Port == nil {
+		return out, field.ErrorList{field.Required(at.Child("port"), "give the number of the backends' port")}
+	}
+	if *p.Port < 1 || *p.Port > math.MaxUint16 {
+		return out, field.ErrorList{field.Invalid(at.Child("port"), *p.Port, "a port is a number from 1 to 65535")}
+	}
+	out.Port = uint32(*p.Port)
+	var name corev1.Protocol
+	if p.Protocol != nil {
+		name = *p.Protocol
+	}
+	var errs field.ErrorList
+	out.Protocol, errs = protocolOrTCP(name, at.Child("protocol"))
+	return out, errs
+}
+
+// backend translates one endpoint. Its addresses are alternatives for one backend: the first is used, as Kubernetes says.
+func backend(e *discoveryv1.Endpoint, family discoveryv1.AddressType, at *field.Path) (*storev1.Backend, field.ErrorList) {
+	out := &storev1.Backend{Ready: true}
+	if len(e.Addresses) == 0 {
+		return out, field.ErrorList{field.Required(at.Child("addresses"), "give the backend's address")}
+	}
+	here := at.Child("addresses").Index(0)
+	addr, errs := address(e.Addresses[0], here)
+	if want := map[discoveryv1.AddressType]int{discoveryv1.AddressTypeIPv4: 4, discoveryv1.AddressTypeIPv6: 16}; len(errs) == 0 && len(addr) != want[family] {
+		errs = append(errs, field.Invalid(here, e.Addresses[0], "not of addressType "+string(family)+"; each slice holds one family"))
+	}
+	out.Addresses = [][]byte{addr}
+	if c := e.Conditions.Ready; c != nil {
+		out.Ready = *c
+	}
+	out.Serving = out.Ready
+	if c := e.Conditions.Serving; c != nil {
+		out.Serving = *c
+	}
+	if c := e.Conditions.Terminating; c != nil {
+		out.Terminating = *c
+	}
+	if e.NodeName != nil {
+		out.Node = *e.NodeName
+	}
+	if e.Zone != nil {
+		out.Zone = *e.Zone
+	}
+	if ref := e.TargetRef; ref != nil && ref.Kind == "Pod" {
+		out.Pod = ref.Namespace + "/" + ref.Name
+	}
+	return out, errs
+}
