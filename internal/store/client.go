@@ -2,58 +2,224 @@ package store
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
 
-	"google.golang.org/protobuf/proto"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 
+	storev1 "tendril.io/tendril/api/store/v1"
 	"tendril.io/tendril/internal/table"
 )
 
-type Client struct{}
+// Client is an agent's side of the store: a feed that fills the tables and a publisher of the node's own keys.
+type Client struct {
+	config    Config
+	etcd      *clientv3.Client
+	publish   *grpc.ClientConn
+	calls     *calls
+	publisher *Publisher
+	started   time.Time
+	loaded    chan struct{}
+	synced    chan struct{}
+	republish chan string
 
-func Dial(config Config) (*Client, error)                             { return nil, errors.New("soon") }
-func (c *Client) Run(ctx context.Context, tables *table.Tables) error { return errors.New("soon") }
-func (c *Client) Loaded() <-chan struct{}                             { return nil }
-func (c *Client) Synced() <-chan struct{}                             { return nil }
-func (c *Client) Republish() <-chan string                            { return nil }
-func (c *Client) Publisher() *Publisher                               { return nil }
-func (c *Client) Status() Status                                      { return Status{} }
-func (c *Client) Close() error                                        { return nil }
-
-type Publisher struct{}
-
-func (p *Publisher) Set(key Key, record proto.Message) error { return errors.New("soon") }
-func (p *Publisher) Delete(key Key) error                    { return errors.New("soon") }
-
-type Writer struct{}
-
-type Record struct {
-	Key   string
-	Value proto.Message // nil: remove
+	mu   sync.Mutex
+	feed *feed // nil until Run
 }
 
-type Result struct {
-	Written, Deleted, Unchanged int
-	Revision                    int64
-	PolicyRevision              uint64
+// Dial prepares a client. It reads the journal but does not wait for the store, which may be away.
+func Dial(config Config) (*Client, error) {
+	if err := config.Validate(); err != nil {
+		return nil, err
+	}
+	if config.Logger == nil {
+		config.Logger = slog.New(slog.DiscardHandler)
+	}
+	calls := newCalls(config.RateLimit, config.Observe)
+	etcd, err := dialEtcd(config.Endpoints, config.TLS, config.Logger)
+	if err != nil {
+		return nil, err
+	}
+	publish, err := dialPublish(config.PublishAddr, config.TLS)
+	if err != nil {
+		return nil, errors.Join(err, etcd.Close())
+	}
+	c := &Client{
+		config: config, etcd: etcd, publish: publish, calls: calls, started: time.Now(),
+		loaded: make(chan struct{}), synced: make(chan struct{}), republish: make(chan string, 1),
+	}
+	c.publisher, err = openPublisher(config.Node, config.JournalPath, storev1.NewPublishClient(publish), calls, config.Logger)
+	if err != nil {
+		return nil, errors.Join(err, publish.Close(), etcd.Close())
+	}
+	return c, nil
 }
 
-func NewWriter(config WriterConfig) (*Writer, error) { return nil, errors.New("soon") }
-func (w *Writer) Apply(ctx context.Context, records []Record) (Result, error) {
-	return Result{}, errors.New("soon")
+// dialEtcd makes etcd's client; it connects on first use. A connection that goes silent is noticed within seconds.
+func dialEtcd(endpoints []string, tls *tls.Config, logger *slog.Logger) (*clientv3.Client, error) {
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints:            endpoints,
+		TLS:                  tls,
+		DialKeepAliveTime:    10 * time.Second,
+		DialKeepAliveTimeout: 5 * time.Second,
+		Logger:               quietLogger(logger),
+		MaxUnaryRetries:      1, // retries are ours: see Backoff
+		DialOptions:          []grpc.DialOption{reconnect()},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("dial store %v: %w", endpoints, err)
+	}
+	return client, nil
 }
-func (w *Writer) Fill(ctx context.Context, records []Record) (Result, error) {
-	return Result{}, errors.New("soon")
-}
-func (w *Writer) List(ctx context.Context, kind Kind) ([]Record, error) {
-	return nil, errors.New("soon")
-}
-func (w *Writer) DeleteNode(ctx context.Context, node string) error { return errors.New("soon") }
-func (w *Writer) Close() error                                      { return nil }
 
-type Server struct{}
+// reconnect bounds how long gRPC waits between tries to connect, so that a store that is back is soon found.
+func reconnect() grpc.DialOption {
+	return grpc.WithConnectParams(grpc.ConnectParams{
+		Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 15 * time.Second},
+		MinConnectTimeout: 3 * time.Second,
+	})
+}
 
-func Serve(ctx context.Context, config ServerConfig) (*Server, error) { return nil, errors.New("soon") }
-func (s *Server) Wait() error                                         { return nil }
-func (s *Server) ClientAddr() string                                  { return "" }
-func (s *Server) PublishAddr() string                                 { return "" }
+func dialPublish(addr string, tls *tls.Config) (*grpc.ClientConn, error) {
+	creds := insecure.NewCredentials()
+	if tls != nil {
+		creds = credentials.NewTLS(tls)
+	}
+	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(creds), reconnect(),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}))
+	if err != nil {
+		return nil, fmt.Errorf("dial publish server %s: %w", addr, err)
+	}
+	return conn, nil
+}
+
+// Run fills the tables and publishes the node's keys until the context ends; it can be called once. The store may come
+// and go meanwhile. It returns an error only where going on makes no sense, such as an unreadable file.
+func (c *Client) Run(ctx context.Context, tables *table.Tables) error {
+	f := &feed{
+		client: c.etcd, prefix: clusterPrefix(c.config.Cluster), applier: newApplier(tables), calls: c.calls,
+		logger: c.config.Logger, nodes: c.nodes(tables), onEpoch: c.onEpoch, answered: c.started,
+		loaded: c.loaded, synced: c.synced,
+	}
+	if c.config.SnapshotPath != "" {
+		if err := f.load(c.config.SnapshotPath); err != nil {
+			return err
+		}
+		defer f.close()
+	}
+	c.mu.Lock()
+	c.feed = f
+	c.mu.Unlock()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return f.run(ctx) })
+	group.Go(func() error { return f.maintain(ctx) })
+	group.Go(func() error { return c.publisher.run(ctx, f.nodes) })
+	return group.Wait()
+}
+
+// nodes counts the cluster's nodes, for intervals.
+func (c *Client) nodes(tables *table.Tables) func() int {
+	if c.config.Nodes != nil {
+		return c.config.Nodes
+	}
+	return func() int { return tables.Nodes.NumObjects(tables.DB.ReadTxn()) }
+}
+
+// onEpoch has the node's keys published again where the store has, or may have, lost them.
+func (c *Client) onEpoch(epoch string, force bool) {
+	if !c.publisher.republish(epoch, force) {
+		return
+	}
+	select { // the latest epoch wins
+	case <-c.republish:
+	default:
+	}
+	c.republish <- epoch
+}
+
+// Loaded is closed once the tables hold the last known records, from the snapshot file or from the store: enough to go
+// on forwarding with.
+func (c *Client) Loaded() <-chan struct{} { return c.loaded }
+
+// Synced is closed once the tables have been complete for the store's epoch: everything that the operator writes is in
+// them. It stays closed when the store goes away or is filled anew; see Status for now.
+func (c *Client) Synced() <-chan struct{} { return c.synced }
+
+// Republish tells the epoch of each filling of the store to which the node's keys are being published anew. Publishing
+// itself needs no help; the latest value waits if nobody listens.
+func (c *Client) Republish() <-chan string { return c.republish }
+
+// Publisher is where the node's own keys are set.
+func (c *Client) Publisher() *Publisher { return c.publisher }
+
+// Status says how the connection stands.
+func (c *Client) Status() Status {
+	c.mu.Lock()
+	f := c.feed
+	c.mu.Unlock()
+	status := Status{Age: time.Since(c.started)}
+	if f != nil {
+		f.describe(&status)
+	}
+	status.Counters.Reads = c.calls.reads.Load()
+	status.Counters.Writes = c.calls.writes.Load()
+	status.Counters.Failures = c.calls.failures.Load()
+	status.Counters.Snapshots = c.calls.snapshots.Load()
+	status.Counters.Resumes = c.calls.resumes.Load()
+	status.Counters.Events = c.calls.events.Load()
+	pending, problems := c.publisher.describe()
+	status.Counters.Pending = uint64(pending)
+	status.Problems = append(status.Problems, problems...)
+	return status
+}
+
+// describe fills in what the feed knows.
+func (f *feed) describe(s *Status) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s.Connected, s.LastError, s.Age = f.isConnected, f.lastError, time.Since(f.answered)
+	s.Revision, s.Epoch, s.ClusterID = f.revision, f.epoch, f.cluster
+	s.Loaded, s.Synced = isClosed(f.loaded), f.applier.complete() && !f.behind
+	s.Counters.BadRecords, s.Counters.Pruned = f.applier.bad, f.applier.pruned
+	s.Problems = f.applier.listProblems()
+	if f.behind {
+		s.Problems = append(s.Problems, Problem{
+			Object:  "store",
+			Message: "the store went back in time: it has lost writes that this node had seen; no row is removed meanwhile",
+			Remedy:  "fill the store again from its source, as the operator does at its start",
+		})
+	}
+}
+
+func isClosed(done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	default:
+		return false
+	}
+}
+
+func (f *feed) close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.file.close(); err != nil {
+		f.logger.Warn("snapshot file", "error", err)
+	}
+	f.file = nil
+}
+
+// Close ends the connections and the journal. Call it after Run has returned.
+func (c *Client) Close() error {
+	return errors.Join(c.publisher.close(), c.publish.Close(), c.etcd.Close())
+}

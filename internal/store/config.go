@@ -78,6 +78,7 @@ type ServerConfig struct {
 // Status is how the connection to the store stands.
 type Status struct {
 	Connected bool
+	LastError string        // why it is not connected
 	Age       time.Duration // since the store last answered; since the start if it never did
 	Revision  int64         // of the last event applied
 	Epoch     string

@@ -1,0 +1,218 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	storev1 "tendril.io/tendril/api/store/v1"
+)
+
+// publishServer is where agents write. It lets a node write its own keys and nothing else; the values go to the store
+// byte for byte, so that fields of a newer version than the server's survive.
+type publishServer struct {
+	storev1.UnimplementedPublishServer
+	client *clientv3.Client
+	prefix string
+	// named: a node must show a certificate of its name. Without it, in the lab, the claimed name counts.
+	named bool
+}
+
+// maxValue bounds what one key of an agent may hold.
+const maxValue = 64 << 10
+
+// Put applies writes of one node in one transaction.
+func (s *publishServer) Put(ctx context.Context, r *storev1.PutRequest) (*storev1.PutResponse, error) {
+	if err := s.authenticate(ctx, r.GetNode()); err != nil {
+		return nil, status.Error(codes.PermissionDenied, err.Error())
+	}
+	keys, err := checkWrites(r)
+	switch {
+	case errors.Is(err, errForeign):
+		return nil, status.Error(codes.PermissionDenied, err.Error())
+	case err != nil:
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	revision, err := s.commit(ctx, r, keys)
+	if err != nil {
+		return nil, grpcError(err)
+	}
+	return &storev1.PutResponse{Revision: revision}, nil
+}
+
+// authenticate compares the claimed node with the certificate.
+func (s *publishServer) authenticate(ctx context.Context, node string) error {
+	if err := checkName(node); err != nil {
+		return fmt.Errorf("node: %w", err)
+	}
+	if !s.named {
+		return nil
+	}
+	caller, _ := peer.FromContext(ctx)
+	info, ok := caller.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.VerifiedChains) == 0 {
+		return fmt.Errorf("node %q: no verified certificate", node)
+	}
+	leaf := info.State.VerifiedChains[0][0]
+	if leaf.Subject.CommonName != node && !slices.Contains(leaf.DNSNames, node) {
+		return fmt.Errorf("node %q: the certificate is of %q", node, leaf.Subject.CommonName)
+	}
+	return nil
+}
+
+var errForeign = errors.New("not the node's own key")
+
+// checkWrites refuses a request as a whole, naming the first key at fault.
+func checkWrites(r *storev1.PutRequest) ([]Key, error) {
+	if n := len(r.GetWrites()); n == 0 || n > maxWrites {
+		return nil, fmt.Errorf("node %q: %d writes, want 1 to %d", r.GetNode(), n, maxWrites)
+	}
+	keys := make([]Key, 0, len(r.GetWrites()))
+	for _, w := range r.GetWrites() {
+		key, err := ParseKey(w.GetKey())
+		if err != nil {
+			return nil, err
+		}
+		if err := checkOwn(key, r.GetNode()); err != nil {
+			return nil, fmt.Errorf("%w: %w", errForeign, err)
+		}
+		if slices.Contains(keys, key) {
+			return nil, fmt.Errorf("key %q: written twice in one transaction", key)
+		}
+		if err := checkValue(key, w); err != nil {
+			return nil, err
+		}
+		keys = append(keys, key)
+	}
+	return keys, nil
+}
+
+// checkValue refuses what readers could not read.
+func checkValue(key Key, w *storev1.Write) error {
+	if w.GetRemove() {
+		if key.Kind == KindSynced {
+			return fmt.Errorf("key %q: a marker is not removed by a node", key)
+		}
+		return nil
+	}
+	if len(w.GetValue()) > maxValue {
+		return fmt.Errorf("key %q: %d bytes, the limit is %d", key, len(w.GetValue()), maxValue)
+	}
+	message := newMessage(key.Kind)
+	if err := proto.Unmarshal(w.GetValue(), message); err != nil {
+		return fmt.Errorf("key %q: %w", key, err)
+	}
+	var err error
+	switch m := message.(type) {
+	case *storev1.Node:
+		_, err = nodeRow(key, m)
+	case *storev1.IP:
+		_, err = ipRow(key, m)
+	}
+	if err != nil {
+		return fmt.Errorf("key %q: %w", key, err)
+	}
+	return nil
+}
+
+var errEpochGone = errors.New("the store's epoch is another one")
+
+// commit writes the transaction. A marker is written only while its epoch is the store's.
+func (s *publishServer) commit(ctx context.Context, r *storev1.PutRequest, keys []Key) (int64, error) {
+	var ops []clientv3.Op
+	var conditions []clientv3.Cmp
+	for i, w := range r.GetWrites() {
+		name := s.prefix + keys[i].String()
+		switch {
+		case w.GetRemove():
+			ops = append(ops, clientv3.OpDelete(name))
+			continue
+		case keys[i].Kind == KindSynced:
+			condition, err := s.epochIs(ctx, keys[i].First)
+			if err != nil {
+				return 0, err
+			}
+			conditions = append(conditions, condition)
+		}
+		var options []clientv3.OpOption
+		if keys[i].Kind == KindAlive {
+			lease, err := s.lease(ctx, name)
+			if err != nil {
+				return 0, err
+			}
+			options = append(options, clientv3.WithLease(lease))
+		}
+		ops = append(ops, clientv3.OpPut(name, string(w.GetValue()), options...))
+	}
+	response, err := s.client.Txn(ctx).If(conditions...).Then(ops...).Commit()
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("node %q: write to the store: %w", r.GetNode(), err)
+	case !response.Succeeded:
+		return 0, errEpochGone
+	}
+	return response.Header.Revision, nil
+}
+
+// epochIs is the condition that the store is still in an epoch.
+func (s *publishServer) epochIs(ctx context.Context, epoch string) (clientv3.Cmp, error) {
+	name := s.prefix + string(KindEpoch)
+	response, err := s.client.Get(ctx, name)
+	if err != nil {
+		return clientv3.Cmp{}, fmt.Errorf("read epoch: %w", err)
+	}
+	if len(response.Kvs) == 0 {
+		return clientv3.Cmp{}, errEpochGone
+	}
+	if now, err := readEpoch(response.Kvs[0].Value); err != nil || now != epoch {
+		return clientv3.Cmp{}, errEpochGone
+	}
+	return clientv3.Compare(clientv3.ModRevision(name), "=", response.Kvs[0].ModRevision), nil
+}
+
+// lease renews the lease of alive/<node>, or grants one. The lease belongs to the key, not to this server: another
+// replica finds it there.
+func (s *publishServer) lease(ctx context.Context, name string) (clientv3.LeaseID, error) {
+	count, err := s.client.Get(ctx, s.prefix+string(KindNode)+"/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+	if err != nil {
+		return 0, fmt.Errorf("count nodes: %w", err)
+	}
+	want := int64(4 * longest(heartbeat, int(count.Count)) / time.Second)
+	current, err := s.client.Get(ctx, name)
+	if err != nil {
+		return 0, fmt.Errorf("read %s: %w", name, err)
+	}
+	if len(current.Kvs) > 0 && current.Kvs[0].Lease != 0 {
+		id := clientv3.LeaseID(current.Kvs[0].Lease)
+		renewed, err := s.client.KeepAliveOnce(ctx, id)
+		if err == nil && renewed.TTL >= want/2 { // else the cluster has outgrown it
+			return id, nil
+		}
+		if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+			return 0, fmt.Errorf("renew lease of %s: %w", name, err)
+		}
+	}
+	granted, err := s.client.Grant(ctx, want)
+	if err != nil {
+		return 0, fmt.Errorf("grant lease for %s: %w", name, err)
+	}
+	return granted.ID, nil
+}
+
+// grpcError keeps apart what a caller must not repeat.
+func grpcError(err error) error {
+	if errors.Is(err, errEpochGone) {
+		return status.Error(codes.FailedPrecondition, err.Error())
+	}
+	return status.Error(codes.Unavailable, err.Error())
+}

@@ -1,0 +1,264 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	storev1 "tendril.io/tendril/api/store/v1"
+)
+
+// Publisher publishes the keys under the agent's own node. Set and Delete return once the journal has the change, and
+// never wait for the store; Client.Run sends it, in order, as often as it takes.
+//
+// What is written to the journal survives the agent's death at once, and the machine's from the next round of sending
+// on, which begins by waiting for the disk. A crash of the machine takes its pods along, so no more is needed.
+//
+// A key that is set again before it was sent goes to the end of the queue with its last value: the store never shows a
+// later change without an earlier one of another key.
+type Publisher struct {
+	node   string
+	client storev1.PublishClient
+	calls  *calls
+	logger *slog.Logger
+	wake   chan struct{}
+
+	mu       sync.Mutex
+	log      *logFile
+	own      map[Key]own
+	queue    []queued
+	sequence uint64 // of the last change
+	acked    uint64 // every change up to it is in the store
+	epoch    string // filling of the store that all own keys were published to
+	target   string // filling that they are being published to, empty: none
+	alive    []byte // heartbeat, nil: none
+	beatNow  bool   // the heartbeat has a new value
+	refusals map[Key]Problem
+	single   bool // send one write at a time, to find the one that the server refuses
+	failure  error
+}
+
+// own is the last value of an own key. A removed one stays until the store knows.
+type own struct {
+	value    []byte
+	remove   bool
+	sequence uint64
+}
+
+// queued is a place in the queue; it is void if its key has changed since.
+type queued struct {
+	key      Key
+	sequence uint64
+}
+
+// Keys of the journal that are no keys of the store.
+const (
+	journalAcked = "@acked"
+	journalEpoch = "@epoch"
+)
+
+// maxWrites is how many writes etcd takes in one transaction by default.
+const maxWrites = 128
+
+// heartbeat is how often alive/<node> is renewed, x log2(nodes); the Publish server's lease lasts four of them.
+const heartbeat = 10 * time.Second
+
+func openPublisher(node, path string, client storev1.PublishClient, calls *calls, logger *slog.Logger) (*Publisher, error) {
+	p := &Publisher{
+		node: node, client: client, calls: calls, logger: logger, wake: make(chan struct{}, 1),
+		own: map[Key]own{}, refusals: map[Key]Problem{},
+	}
+	log, torn, err := openLog(path, p.replay)
+	if err != nil {
+		return nil, err
+	}
+	if torn > 0 {
+		logger.Warn("journal was torn", "path", path, "bytes_lost", torn)
+	}
+	p.log = log
+	p.requeue()
+	return p, nil
+}
+
+// replay takes a write of the journal.
+func (p *Publisher) replay(sequence uint64, w *storev1.Write) {
+	p.sequence = max(p.sequence, sequence)
+	switch w.GetKey() {
+	case journalAcked:
+		p.acked = max(p.acked, sequence)
+		return
+	case journalEpoch:
+		p.epoch = string(w.GetValue())
+		return
+	}
+	key, err := ParseKey(w.GetKey())
+	if err != nil || p.check(key) != nil { // of another version, or another node's name
+		p.logger.Warn("journal holds a key that is not this node's", "key", w.GetKey())
+		return
+	}
+	p.own[key] = own{w.GetValue(), w.GetRemove(), sequence}
+}
+
+// requeue queues what the journal has and the store does not, in order.
+func (p *Publisher) requeue() {
+	for key, o := range p.own {
+		switch {
+		case o.sequence > p.acked:
+			p.queue = append(p.queue, queued{key, o.sequence})
+		case o.remove:
+			delete(p.own, key)
+		}
+	}
+	slices.SortFunc(p.queue, func(a, b queued) int { return int(int64(a.sequence) - int64(b.sequence)) })
+}
+
+// check refuses keys that the server would refuse.
+func (p *Publisher) check(key Key) error {
+	if err := key.Check(); err != nil {
+		return err
+	}
+	return checkOwn(key, p.node)
+}
+
+// checkOwn says whether a node may write a key.
+func checkOwn(key Key, node string) error {
+	switch key.Kind {
+	case KindNode, KindAlive, KindAck, KindIP, KindSynced:
+		if key.Node() == node {
+			return nil
+		}
+		return fmt.Errorf("key %q: not under node %q", key, node)
+	}
+	return fmt.Errorf("key %q: agents do not write %s", key, key.Kind)
+}
+
+// Set publishes a record under one of the node's own keys. Setting alive/<node> starts its heartbeat, which is not kept
+// in the journal.
+func (p *Publisher) Set(key Key, record proto.Message) error {
+	if err := errors.Join(p.check(key), checkMessage(key, record)); err != nil {
+		return fmt.Errorf("publish: %w", err)
+	}
+	value, err := proto.MarshalOptions{Deterministic: true}.Marshal(record)
+	if err != nil {
+		return fmt.Errorf("publish key %q: %w", key, err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if key.Kind == KindAlive {
+		p.alive, p.beatNow = value, true
+		p.nudge()
+		return nil
+	}
+	if o, had := p.own[key]; had && !o.remove && bytes.Equal(o.value, value) {
+		return nil
+	}
+	return p.change(key, own{value: value})
+}
+
+// Delete removes one of the node's own keys.
+func (p *Publisher) Delete(key Key) error {
+	if err := p.check(key); err != nil {
+		return fmt.Errorf("publish: %w", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if o, had := p.own[key]; had && o.remove {
+		return nil
+	}
+	return p.change(key, own{remove: true})
+}
+
+// Own returns the keys that the node has set and not deleted, published or not, sorted.
+func (p *Publisher) Own() []Key {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	keys := make([]Key, 0, len(p.own))
+	for key, o := range p.own {
+		if !o.remove {
+			keys = append(keys, key)
+		}
+	}
+	slices.SortFunc(keys, func(a, b Key) int { return strings.Compare(a.String(), b.String()) })
+	return keys
+}
+
+// change writes a change to the journal and queues it. Nothing has changed if the journal refuses.
+func (p *Publisher) change(key Key, o own) error {
+	o.sequence = p.sequence + 1
+	if err := p.note(o.sequence, key.String(), o.value, o.remove); err != nil {
+		return err
+	}
+	p.sequence++
+	p.own[key] = o
+	delete(p.refusals, key)
+	p.queue = append(p.queue, queued{key, o.sequence})
+	if key == NodeKey(p.node) && p.target != "" {
+		p.queueMarker()
+	}
+	p.nudge()
+	return nil
+}
+
+// note appends to the journal and hands it to the kernel.
+func (p *Publisher) note(sequence uint64, key string, value []byte, remove bool) error {
+	if err := p.log.append(sequence, key, value, remove); err != nil {
+		return err
+	}
+	return p.log.flush()
+}
+
+func (p *Publisher) nudge() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// republish queues all own keys again, followed by the marker that they are complete, if the store's filling is not the
+// one that they were published to, or force says that it may have lost some. It says whether it did.
+func (p *Publisher) republish(epoch string, force bool) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !force && (p.epoch == epoch || p.target == epoch) {
+		return false
+	}
+	if p.epoch != "" { // a crash before the end must start over
+		p.epoch = ""
+		if err := p.note(p.sequence, journalEpoch, nil, false); err != nil {
+			p.logger.Warn("journal", "error", err)
+		}
+	}
+	keys := make([]Key, 0, len(p.own))
+	for key := range p.own {
+		keys = append(keys, key)
+	}
+	slices.SortFunc(keys, func(a, b Key) int { return int(int64(p.own[a].sequence) - int64(p.own[b].sequence)) })
+	p.queue = p.queue[:0]
+	for _, key := range keys {
+		o := p.own[key]
+		p.sequence++
+		o.sequence = p.sequence
+		p.own[key] = o
+		p.queue = append(p.queue, queued{key, o.sequence})
+	}
+	p.target = epoch
+	if o, had := p.own[NodeKey(p.node)]; had && !o.remove {
+		p.queueMarker()
+	}
+	p.nudge()
+	return true
+}
+
+// queueMarker queues the marker that this node's keys are complete. Other nodes then forget what they knew of it
+// besides. It waits for nodes/<node>, which an agent sets once it has restored its pods.
+func (p *Publisher) queueMarker() {
+	p.sequence++
+	p.queue = append(p.queue, queued{syncedNodeKey(p.target, p.node), p.sequence})
+}

@@ -1,0 +1,244 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	storev1 "tendril.io/tendril/api/store/v1"
+)
+
+// run sends what is queued and the heartbeat until the context ends. After a failure it waits, whatever comes.
+func (p *Publisher) run(ctx context.Context, nodes func() int) error {
+	var backoff Backoff
+	var beatAt time.Time
+	for ctx.Err() == nil {
+		err := p.drain(ctx)
+		if err == nil && p.beatDue(beatAt) {
+			if err = p.beat(ctx); err == nil {
+				beatAt = time.Now().Add(Interval(heartbeat, nodes()))
+			}
+		}
+		p.failed(err)
+		if err == nil {
+			backoff.Reset()
+			p.idle(ctx, beatAt)
+		} else if ctx.Err() == nil {
+			wait := backoff.Next()
+			p.logger.Warn("publishing failed", "error", err, "again_in", wait)
+			sleep(ctx, wait)
+		}
+	}
+	return nil
+}
+
+// idle waits for a change or the next heartbeat.
+func (p *Publisher) idle(ctx context.Context, beatAt time.Time) {
+	var beat <-chan time.Time
+	if !beatAt.IsZero() {
+		timer := time.NewTimer(time.Until(beatAt))
+		defer timer.Stop()
+		beat = timer.C
+	}
+	select {
+	case <-ctx.Done():
+	case <-p.wake:
+	case <-beat:
+	}
+}
+
+func (p *Publisher) beatDue(at time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.alive != nil && (p.beatNow || !time.Now().Before(at))
+}
+
+// beat renews alive/<node>.
+func (p *Publisher) beat(ctx context.Context) error {
+	p.mu.Lock()
+	value := p.alive
+	p.beatNow = false
+	p.mu.Unlock()
+	err := p.put(ctx, []*storev1.Write{{Key: AliveKey(p.node).String(), Value: value}})
+	if err != nil {
+		p.mu.Lock()
+		p.beatNow = true
+		p.mu.Unlock()
+		return fmt.Errorf("heartbeat: %w", err)
+	}
+	return nil
+}
+
+func (p *Publisher) put(ctx context.Context, writes []*storev1.Write) error {
+	return p.calls.write(ctx, "publish", func(ctx context.Context) error {
+		_, err := p.client.Put(ctx, &storev1.PutRequest{Node: p.node, Writes: writes})
+		return err
+	})
+}
+
+// drain sends batch after batch until nothing is queued.
+func (p *Publisher) drain(ctx context.Context) error {
+	for synced := false; ; synced = true {
+		batch, writes := p.batch()
+		if len(batch) == 0 {
+			return p.tidy()
+		}
+		if !synced {
+			if err := p.sync(); err != nil {
+				return err
+			}
+		}
+		err := p.put(ctx, writes)
+		if err := p.settle(batch, err); err != nil {
+			return err
+		}
+	}
+}
+
+// batch takes the front of the queue. A marker goes alone, so that a store that was filled anew refuses only it.
+func (p *Publisher) batch() (batch []queued, writes []*storev1.Write) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	limit := maxWrites
+	if p.single {
+		limit = 1
+	}
+	for _, q := range p.queue {
+		marker := q.key.Kind == KindSynced
+		if len(batch) == limit || (marker && len(batch) > 0) {
+			break
+		}
+		o := p.own[q.key]
+		if !marker && o.sequence != q.sequence {
+			continue
+		}
+		batch = append(batch, q)
+		writes = append(writes, &storev1.Write{Key: q.key.String(), Value: o.value, Remove: o.remove})
+		if marker {
+			break
+		}
+	}
+	if len(batch) == 0 {
+		p.queue = nil
+	}
+	return batch, writes
+}
+
+// settle takes the server's answer to a batch; it returns an error if the batch must be sent again, later.
+func (p *Publisher) settle(batch []queued, err error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	marker := batch[0].key.Kind == KindSynced
+	switch code := status.Code(err); {
+	case code == codes.OK:
+		p.single = false
+	case code == codes.FailedPrecondition && marker: // another epoch: the feed will tell which
+		p.target = ""
+	case code == codes.InvalidArgument && len(batch) > 1:
+		p.single = true
+		return nil
+	case code == codes.InvalidArgument:
+		p.refuse(batch[0].key, err)
+	default:
+		return err
+	}
+	p.done(batch)
+	if marker && err == nil && batch[0].key.First == p.target {
+		return p.published()
+	}
+	return nil
+}
+
+// done takes a batch off the queue and notes in the journal how far the store knows. While all keys are being published
+// again the journal is not told: a crash must start over.
+func (p *Publisher) done(batch []queued) {
+	last := batch[len(batch)-1].sequence
+	p.queue = slices.DeleteFunc(p.queue, func(q queued) bool { return q.sequence <= last })
+	for _, q := range batch {
+		if o, had := p.own[q.key]; had && o.remove && o.sequence == q.sequence {
+			delete(p.own, q.key)
+		}
+	}
+	p.acked = last
+	if p.target != "" {
+		return
+	}
+	if err := p.note(last, journalAcked, nil, false); err != nil {
+		p.logger.Warn("journal", "error", err)
+	}
+}
+
+// published notes that all own keys are in the filling at hand.
+func (p *Publisher) published() error {
+	p.epoch, p.target = p.target, ""
+	if err := p.note(p.acked, journalAcked, nil, false); err != nil {
+		return err
+	}
+	return p.note(p.acked, journalEpoch, []byte(p.epoch), false)
+}
+
+// refuse gives up on a key that the server will never take, and says so.
+func (p *Publisher) refuse(key Key, err error) {
+	p.refusals[key] = Problem{
+		Object:  key.String(),
+		Message: fmt.Sprintf("not published: %s", status.Convert(err).Message()),
+		Remedy:  "correct what the agent publishes; it is tried again when the record changes or the store is filled anew",
+	}
+}
+
+func (p *Publisher) sync() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.log.sync()
+}
+
+// tidy compacts the journal once it has grown enough. Removals that the store does not know of yet stay.
+func (p *Publisher) tidy() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.log.bloated() {
+		return nil
+	}
+	return p.log.compact(func(sequence uint64) bool { return sequence > p.acked })
+}
+
+// failed notes how the last round ended.
+func (p *Publisher) failed(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.failure = err
+}
+
+// describe returns how many changes wait, and what is wrong.
+func (p *Publisher) describe() (pending int, problems []Problem) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, q := range p.queue {
+		if q.key.Kind == KindSynced || p.own[q.key].sequence == q.sequence {
+			pending++
+		}
+	}
+	for _, problem := range p.refusals {
+		problems = append(problems, problem)
+	}
+	if p.failure != nil {
+		problems = append(problems, Problem{
+			Object:  "publish server",
+			Message: p.failure.Error(),
+			Remedy:  "check that the publish server runs and is reachable; changes wait in the journal meanwhile",
+		})
+	}
+	slices.SortFunc(problems, func(a, b Problem) int { return strings.Compare(a.Object, b.Object) })
+	return pending, problems
+}
+
+func (p *Publisher) close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.log.close()
+}

@@ -1,0 +1,194 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	storev1 "tendril.io/tendril/api/store/v1"
+)
+
+// Server is an embedded etcd of one member, and the Publish server beside it.
+type Server struct {
+	etcd    *embed.Etcd
+	client  *clientv3.Client
+	grpc    *grpc.Server
+	publish net.Listener
+	done    chan struct{}
+	err     error
+}
+
+const (
+	defaultQuota = 2 << 30
+	startTimeout = 30 * time.Second
+)
+
+// Serve starts the store and returns once it answers. It runs until the context ends; Wait then returns.
+func Serve(ctx context.Context, config ServerConfig) (*Server, error) {
+	if err := config.validate(); err != nil {
+		return nil, err
+	}
+	if config.Logger == nil {
+		config.Logger = slog.New(slog.DiscardHandler)
+	}
+	listener, err := net.Listen("tcp", config.PublishAddr)
+	if err != nil {
+		return nil, fmt.Errorf("listen for publish: %w", err)
+	}
+	etcd, err := startEtcd(ctx, config)
+	if err != nil {
+		return nil, errors.Join(err, listener.Close())
+	}
+	s := &Server{etcd: etcd, client: v3client.New(etcd.Server), publish: listener, done: make(chan struct{})}
+	s.grpc = newPublishServer(s.client, config)
+	go s.run(ctx)
+	return s, nil
+}
+
+func (c ServerConfig) validate() error {
+	if c.Dir == "" {
+		return errors.New("store server: dir is empty; name a directory for the store's data")
+	}
+	for _, addr := range []string{c.ClientAddr, c.PublishAddr} {
+		if _, _, err := net.SplitHostPort(addr); err != nil {
+			return fmt.Errorf("store server: address %q: %w", addr, err)
+		}
+	}
+	return checkCluster(c.Cluster)
+}
+
+// startEtcd starts the embedded member and waits until it answers.
+func startEtcd(ctx context.Context, config ServerConfig) (*embed.Etcd, error) {
+	etcd, err := embed.StartEtcd(etcdConfig(config))
+	if err != nil {
+		return nil, fmt.Errorf("start store in %s: %w", config.Dir, err)
+	}
+	select {
+	case <-etcd.Server.ReadyNotify():
+		return etcd, nil
+	case err = <-etcd.Err():
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-time.After(startTimeout):
+		err = fmt.Errorf("not ready within %v", startTimeout)
+	}
+	etcd.Close()
+	return nil, fmt.Errorf("start store in %s: %w", config.Dir, err)
+}
+
+// etcdConfig is a member on its own. Its peer address is never dialled; etcd wants one all the same.
+func etcdConfig(config ServerConfig) *embed.Config {
+	c := embed.NewConfig()
+	c.Name = "tendril"
+	c.Dir = config.Dir
+	c.ListenClientUrls = []url.URL{{Scheme: "http", Host: config.ClientAddr}}
+	c.AdvertiseClientUrls = c.ListenClientUrls
+	c.ListenPeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
+	c.AdvertisePeerUrls = c.ListenPeerUrls
+	c.InitialCluster = c.InitialClusterFromName(c.Name)
+	c.InitialClusterToken = newEpoch() // counts on first start only: another store, another cluster id
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(quietLogger(config.Logger))
+	c.AutoCompactionMode = "periodic"
+	c.AutoCompactionRetention = "10m"
+	c.QuotaBackendBytes = config.QuotaBytes
+	if c.QuotaBackendBytes == 0 {
+		c.QuotaBackendBytes = defaultQuota
+	}
+	c.MaxTxnOps = maxWrites
+	c.GRPCKeepAliveMinTime = 5 * time.Second // agents ask every 10 s
+	c.EnableGRPCGateway = false
+	return c
+}
+
+func newPublishServer(client *clientv3.Client, config ServerConfig) *grpc.Server {
+	var options []grpc.ServerOption
+	if config.TLS != nil {
+		options = append(options, grpc.Creds(credentials.NewTLS(config.TLS)))
+	}
+	server := grpc.NewServer(options...)
+	storev1.RegisterPublishServer(server, &publishServer{
+		client: client, prefix: clusterPrefix(config.Cluster), named: config.TLS != nil,
+	})
+	return server
+}
+
+// run serves until the context ends or etcd fails.
+func (s *Server) run(ctx context.Context) {
+	defer close(s.done)
+	served := make(chan error, 1)
+	go func() { served <- s.grpc.Serve(s.publish) }()
+	select {
+	case <-ctx.Done():
+	case s.err = <-s.etcd.Err():
+	case s.err = <-served:
+		served <- nil
+	}
+	s.grpc.Stop()
+	<-served
+	s.client.Close()
+	s.etcd.Close()
+}
+
+// Wait returns once the server has stopped, with the reason if the context was not it.
+func (s *Server) Wait() error {
+	<-s.done
+	return s.err
+}
+
+// ClientAddr is where etcd listens, host:port.
+func (s *Server) ClientAddr() string { return s.etcd.Clients[0].Addr().String() }
+
+// PublishAddr is where the Publish server listens, host:port.
+func (s *Server) PublishAddr() string { return s.publish.Addr().String() }
+
+// Writer returns a writer that needs no connection. It must not be used after Wait returns.
+func (s *Server) Writer(cluster string, logger *slog.Logger) *Writer {
+	return &Writer{client: v3client.New(s.etcd.Server), prefix: clusterPrefix(cluster), logger: logger}
+}
+
+// quietLogger passes etcd's errors on, and nothing less: its warnings are about what clients do.
+func quietLogger(logger *slog.Logger) *zap.Logger {
+	return zap.New(&zapBridge{logger: logger}, zap.WithFatalHook(zapcore.WriteThenPanic))
+}
+
+// zapBridge is a zapcore.Core over a slog logger.
+type zapBridge struct {
+	logger *slog.Logger
+	fields []zapcore.Field
+}
+
+func (*zapBridge) Enabled(level zapcore.Level) bool { return level >= zapcore.ErrorLevel }
+
+func (b *zapBridge) With(fields []zapcore.Field) zapcore.Core {
+	return &zapBridge{b.logger, append(b.fields[:len(b.fields):len(b.fields)], fields...)}
+}
+
+func (b *zapBridge) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if b.Enabled(entry.Level) {
+		return checked.AddCore(entry, b)
+	}
+	return checked
+}
+
+func (b *zapBridge) Write(entry zapcore.Entry, fields []zapcore.Field) error {
+	encoder := zapcore.NewMapObjectEncoder()
+	for _, field := range append(b.fields[:len(b.fields):len(b.fields)], fields...) {
+		field.AddTo(encoder)
+	}
+	b.logger.Error("etcd", "message", entry.Message, "fields", encoder.Fields)
+	return nil
+}
+
+func (*zapBridge) Sync() error { return nil }

@@ -1,0 +1,129 @@
+package store
+
+import (
+	"fmt"
+	"iter"
+	"net/netip"
+	"reflect"
+
+	"github.com/cilium/statedb"
+	"google.golang.org/protobuf/proto"
+
+	storev1 "tendril.io/tendril/api/store/v1"
+	"tendril.io/tendril/internal/table"
+)
+
+// A shelf is where the records of one kind stand as rows.
+type shelf interface {
+	meta() statedb.TableMeta
+	// put turns a record into a row and says whether that changed the table. A record that cannot be a row is an
+	// error and leaves the row that was there.
+	put(txn statedb.WriteTxn, key Key, value []byte) (changed bool, err error)
+	remove(txn statedb.WriteTxn, key Key) (removed bool)
+	keys(txn statedb.ReadTxn) iter.Seq[Key]
+}
+
+// rows is the shelf of one kind. Message is decoded into the same scratch again and again.
+type rows[Row any, Message proto.Message] struct {
+	table   statedb.RWTable[*Row]
+	scratch Message
+	row     func(Key, Message) (*Row, error)
+	query   func(Key) statedb.Query[*Row]
+	key     func(*Row) Key
+}
+
+func (s *rows[Row, Message]) meta() statedb.TableMeta { return s.table }
+
+func (s *rows[Row, Message]) put(txn statedb.WriteTxn, key Key, value []byte) (bool, error) {
+	if err := proto.Unmarshal(value, s.scratch); err != nil {
+		return false, err
+	}
+	row, err := s.row(key, s.scratch)
+	if err != nil {
+		return false, err
+	}
+	if old, _, had := s.table.Get(txn, s.query(key)); had && reflect.DeepEqual(old, row) {
+		return false, nil
+	}
+	if _, _, err := s.table.Insert(txn, row); err != nil {
+		return false, fmt.Errorf("table %s: %w", s.table.Name(), err)
+	}
+	return true, nil
+}
+
+func (s *rows[Row, Message]) remove(txn statedb.WriteTxn, key Key) bool {
+	row, _, had := s.table.Get(txn, s.query(key))
+	if had {
+		_, had, _ = s.table.Delete(txn, row)
+	}
+	return had
+}
+
+func (s *rows[Row, Message]) keys(txn statedb.ReadTxn) iter.Seq[Key] {
+	return func(yield func(Key) bool) {
+		for row := range s.table.All(txn) {
+			if !yield(s.key(row)) {
+				return
+			}
+		}
+	}
+}
+
+// shelves makes a shelf for each kind that becomes rows.
+func shelves(t *table.Tables) map[Kind]shelf {
+	return map[Kind]shelf{
+		KindNode: &rows[table.Node, *storev1.Node]{
+			t.Nodes, &storev1.Node{}, nodeRow,
+			func(k Key) statedb.Query[*table.Node] { return table.NodeByName(k.First) },
+			func(n *table.Node) Key { return NodeKey(n.Name) },
+		},
+		KindPod: &rows[table.Pod, *storev1.Pod]{
+			t.Pods, &storev1.Pod{}, podRow,
+			func(k Key) statedb.Query[*table.Pod] { return table.PodByKey(k.First, k.Second, k.Third) },
+			func(p *table.Pod) Key { return PodKey(p.Node, p.Namespace, p.Name) },
+		},
+		KindIP: &rows[table.IP, *storev1.IP]{t.IPs, &storev1.IP{}, ipRow, ipQuery, ipKeyOf},
+		KindLabels: &rows[table.LabelSet, *storev1.LabelSet]{
+			t.LabelSets, &storev1.LabelSet{}, labelSetRow, labelsQuery,
+			func(l *table.LabelSet) Key { return LabelsKey(l.Hash) },
+		},
+		KindNamespace: &rows[table.Namespace, *storev1.Namespace]{
+			t.Namespaces, &storev1.Namespace{}, namespaceRow,
+			func(k Key) statedb.Query[*table.Namespace] { return table.NamespaceByName(k.First) },
+			func(n *table.Namespace) Key { return NamespaceKey(n.Name) },
+		},
+		KindService: &rows[table.Service, *storev1.Service]{
+			t.Services, &storev1.Service{}, serviceRow,
+			func(k Key) statedb.Query[*table.Service] { return table.ServiceByName(k.First, k.Second) },
+			func(s *table.Service) Key { return ServiceKey(s.Namespace, s.Name) },
+		},
+		KindEndpoints: &rows[table.Backends, *storev1.Endpoints]{
+			t.Backends, &storev1.Endpoints{}, backendsRow,
+			func(k Key) statedb.Query[*table.Backends] { return table.BackendsByKey(k.First, k.Second, k.Third) },
+			func(b *table.Backends) Key { return EndpointsKey(b.Namespace, b.Service, b.Slice) },
+		},
+		KindPolicy: &rows[table.Policy, *storev1.Policy]{t.Policies, &storev1.Policy{}, policyRow, policyQuery, policyKeyOf},
+	}
+}
+
+func ipQuery(k Key) statedb.Query[*table.IP] {
+	at, _ := netip.ParseAddr(k.Second) // checked when the key was parsed
+	return table.IPByKey(k.First, at)
+}
+
+func ipKeyOf(ip *table.IP) Key { return IPKey(ip.Node, ip.Addr) }
+
+func labelsQuery(k Key) statedb.Query[*table.LabelSet] {
+	hash, _ := parseHash(k.First) // checked when the key was parsed
+	return table.LabelSetByHash(hash)
+}
+
+func policyQuery(k Key) statedb.Query[*table.Policy] {
+	namespace := k.Second
+	if namespace == noNamespace {
+		namespace = ""
+	}
+	return table.PolicyByKey(k.First, namespace, k.Third)
+}
+
+func policyKeyOf(p *table.Policy) Key { return PolicyKey(p.Kind, p.Namespace, p.Name) }

@@ -1,0 +1,476 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
+
+	storev1 "tendril.io/tendril/api/store/v1"
+)
+
+// Writer writes what the operator owns: it is what the operator, the lab and `tendril apply` share. Records that do not
+// differ from the store's are not written, and fields of a newer version than the writer's are kept.
+type Writer struct {
+	client *clientv3.Client
+	prefix string
+	logger *slog.Logger
+}
+
+// Record is a key, without the cluster's prefix, and its value; a nil value removes the key.
+type Record struct {
+	Key   string
+	Value proto.Message
+}
+
+// Result says what a call wrote.
+type Result struct {
+	Written, Deleted, Unchanged int
+	Revision                    int64  // of the store, after the last write
+	PolicyRevision              uint64 // of the last policy written or removed, 0 if none was
+}
+
+// policyCounter is the key whose value is the highest policy revision given out.
+func policyCounter() Key { return Key{Kind: KindCounter, First: string(KindPolicy)} }
+
+// writeBatch leaves room for the policy counter in a transaction.
+const writeBatch = maxWrites - 1
+
+// writeTries is how often a batch is tried anew because another writer was faster.
+const writeTries = 8
+
+// NewWriter connects a writer. Close it.
+func NewWriter(config WriterConfig) (*Writer, error) {
+	if len(config.Endpoints) == 0 {
+		return nil, errors.New("store writer: endpoints is empty; give at least one host:port of etcd")
+	}
+	if err := checkCluster(config.Cluster); err != nil {
+		return nil, err
+	}
+	if config.Logger == nil {
+		config.Logger = slog.New(slog.DiscardHandler)
+	}
+	client, err := dialEtcd(config.Endpoints, config.TLS, config.Logger)
+	if err != nil {
+		return nil, err
+	}
+	return &Writer{client, clusterPrefix(config.Cluster), config.Logger}, nil
+}
+
+// Close ends the connection.
+func (w *Writer) Close() error { return w.client.Close() }
+
+// change is a checked record.
+type change struct {
+	key   Key
+	value proto.Message // nil: remove
+}
+
+// Apply writes and removes records, and leaves all others alone. Nothing is written if a record is bad. Records arrive
+// in transactions of up to 127, what others refer to first.
+func (w *Writer) Apply(ctx context.Context, records []Record) (Result, error) {
+	changes, err := checkRecords(records)
+	if err != nil {
+		return Result{}, err
+	}
+	if _, err := w.ensureEpoch(ctx); err != nil {
+		return Result{}, err
+	}
+	return w.write(ctx, changes)
+}
+
+// Fill makes the operator's part of the store exactly the records, and then marks it as complete: readers forget what
+// is not in it. Interrupted, it leaves no new marker and can be repeated.
+func (w *Writer) Fill(ctx context.Context, records []Record) (Result, error) {
+	changes, err := checkRecords(records)
+	if err != nil {
+		return Result{}, err
+	}
+	epoch, err := w.ensureEpoch(ctx)
+	if err != nil {
+		return Result{}, err
+	}
+	gone, err := w.gone(ctx, changes)
+	if err != nil {
+		return Result{}, err
+	}
+	result, err := w.write(ctx, append(changes, gone...))
+	if err != nil {
+		return result, err
+	}
+	return result, w.markFilled(ctx, epoch, &result)
+}
+
+// List reads all records of a kind, sorted by key.
+func (w *Writer) List(ctx context.Context, kind Kind) ([]Record, error) {
+	if newMessage(kind) == nil {
+		return nil, fmt.Errorf("list %q: %w", kind, errUnknownKind)
+	}
+	var records []Record
+	err := w.each(ctx, kind, func(text string, value []byte) error {
+		message := newMessage(kind)
+		if err := proto.Unmarshal(value, message); err != nil {
+			return fmt.Errorf("key %q: %w", text, err)
+		}
+		records = append(records, Record{text, message})
+		return nil
+	})
+	return records, err
+}
+
+// DeleteNode removes a node that will not come back: its record, addresses, acknowledgements and pods. The marker that
+// stays says to readers that nothing of it is left, even to those who were away.
+func (w *Writer) DeleteNode(ctx context.Context, node string) error {
+	if err := NodeKey(node).Check(); err != nil {
+		return err
+	}
+	epoch, err := w.ensureEpoch(ctx)
+	if err != nil {
+		return err
+	}
+	marker, err := proto.Marshal(&storev1.Synced{})
+	if err != nil {
+		return err
+	}
+	under := func(kind Kind) clientv3.Op {
+		return clientv3.OpDelete(w.prefix+string(kind)+"/"+node+"/", clientv3.WithPrefix())
+	}
+	_, err = w.client.Txn(ctx).Then(
+		clientv3.OpDelete(w.prefix+AliveKey(node).String()), clientv3.OpDelete(w.prefix+AckKey(node).String()),
+		under(KindIP), under(KindPod), clientv3.OpDelete(w.prefix+NodeKey(node).String()),
+		clientv3.OpPut(w.prefix+syncedNodeKey(epoch, node).String(), string(marker)),
+	).Commit()
+	if err != nil {
+		return fmt.Errorf("delete node %q: %w", node, err)
+	}
+	return nil
+}
+
+// checkRecords refuses the whole list, naming each bad key, and sorts what remains in the order of filled.
+func checkRecords(records []Record) ([]change, error) {
+	changes := make([]change, 0, len(records))
+	seen := make(map[Key]bool, len(records))
+	var bad []error
+	for _, record := range records {
+		key, err := ParseKey(record.Key)
+		if err == nil {
+			err = checkRecord(key, record.Value)
+		}
+		if err == nil && seen[key] {
+			err = fmt.Errorf("key %q: given twice", record.Key)
+		}
+		if err != nil {
+			bad = append(bad, err)
+			continue
+		}
+		seen[key] = true
+		changes = append(changes, change{key, record.Value})
+	}
+	slices.SortStableFunc(changes, func(a, b change) int { return cmp.Compare(order(a), order(b)) })
+	return changes, errors.Join(bad...)
+}
+
+// order writes what is referred to before what refers to it, and removes the other way round.
+func order(c change) int {
+	place := slices.Index(filled(), c.key.Kind)
+	if c.value == nil {
+		return 2*len(filled()) - place
+	}
+	return place
+}
+
+// checkRecord refuses what readers would keep out.
+func checkRecord(key Key, value proto.Message) error {
+	if !isFilled(key.Kind) {
+		return fmt.Errorf("key %q: %s are not the operator's to write", key, key.Kind)
+	}
+	if value == nil {
+		return nil
+	}
+	if err := checkMessage(key, value); err != nil {
+		return err
+	}
+	var err error
+	switch m := value.(type) {
+	case *storev1.Pod:
+		_, err = podRow(key, m)
+	case *storev1.Service:
+		_, err = serviceRow(key, m)
+	case *storev1.Endpoints:
+		_, err = backendsRow(key, m)
+	case *storev1.Policy:
+		_, err = policyRow(key, m)
+	}
+	if err != nil {
+		return fmt.Errorf("key %q: %w", key, err)
+	}
+	return nil
+}
+
+// ensureEpoch returns the store's epoch, starting one if the store is empty.
+func (w *Writer) ensureEpoch(ctx context.Context) (string, error) {
+	name := w.prefix + string(KindEpoch)
+	value, err := proto.Marshal(&storev1.Epoch{Id: newEpoch()})
+	if err != nil {
+		return "", err
+	}
+	response, err := w.client.Txn(ctx).
+		If(clientv3.Compare(clientv3.CreateRevision(name), "=", 0)).
+		Then(clientv3.OpPut(name, string(value)), clientv3.OpGet(name)).
+		Else(clientv3.OpGet(name)).Commit()
+	if err != nil {
+		return "", fmt.Errorf("read or start the store's epoch: %w", err)
+	}
+	last := response.Responses[len(response.Responses)-1].GetResponseRange()
+	return readEpoch(last.Kvs[0].Value)
+}
+
+// newEpoch is a random id; two fillings never share one.
+func newEpoch() string {
+	var id [8]byte
+	rand.Read(id[:]) // never fails
+	return hex.EncodeToString(id[:])
+}
+
+// gone lists the removals that make the operator's part of the store no more than the changes.
+func (w *Writer) gone(ctx context.Context, changes []change) (gone []change, err error) {
+	wanted := make(map[string]bool, len(changes))
+	for _, c := range changes {
+		wanted[c.key.String()] = true
+	}
+	for _, kind := range filled() {
+		err := w.each(ctx, kind, func(text string, _ []byte) error {
+			key, err := ParseKey(text)
+			if err == nil && !wanted[text] {
+				gone = append(gone, change{key: key})
+			}
+			return nil // a malformed key is not ours to judge: readers report it
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	slices.SortStableFunc(gone, func(a, b change) int { return cmp.Compare(order(a), order(b)) })
+	return gone, nil
+}
+
+// each reads the records of a kind, page by page, at one revision.
+func (w *Writer) each(ctx context.Context, kind Kind, do func(text string, value []byte) error) error {
+	from := w.prefix + string(kind) + "/"
+	if kind == KindEpoch {
+		from = w.prefix + string(kind)
+	}
+	end := clientv3.GetPrefixRangeEnd(from)
+	revision := int64(0)
+	for {
+		page, err := w.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(pageSize), clientv3.WithRev(revision))
+		if err != nil {
+			return fmt.Errorf("read %s: %w", kind, err)
+		}
+		revision = page.Header.Revision
+		for _, kv := range page.Kvs {
+			if err := do(string(kv.Key[len(w.prefix):]), kv.Value); err != nil {
+				return err
+			}
+		}
+		if !page.More {
+			return nil
+		}
+		from = string(page.Kvs[len(page.Kvs)-1].Key) + "\x00"
+	}
+}
+
+// write applies changes in batches.
+func (w *Writer) write(ctx context.Context, changes []change) (result Result, err error) {
+	for batch := range slices.Chunk(changes, writeBatch) {
+		if err := w.writeOne(ctx, batch, &result); err != nil {
+			return result, err
+		}
+	}
+	return result, nil
+}
+
+// writeOne writes one batch in one transaction, again if another writer came between reading and writing.
+func (w *Writer) writeOne(ctx context.Context, batch []change, result *Result) error {
+	for range writeTries {
+		current, err := w.current(ctx, batch)
+		if err != nil {
+			return err
+		}
+		plan, err := planWrites(w.prefix, batch, current)
+		if err != nil {
+			return err
+		}
+		done, err := w.commit(ctx, plan)
+		if err != nil {
+			return fmt.Errorf("write %d records from key %q on: %w", len(batch), batch[0].key, err)
+		}
+		if done > 0 {
+			result.add(plan, done)
+			return nil
+		}
+	}
+	return fmt.Errorf("write %d records from key %q on: other writers were faster %d times; try again", len(batch), batch[0].key, writeTries)
+}
+
+// stored is what the store has under a key; revision 0: nothing.
+type stored struct {
+	value    []byte
+	revision int64
+}
+
+// current reads the batch's keys and, last, the policy counter.
+func (w *Writer) current(ctx context.Context, batch []change) ([]stored, error) {
+	ops := make([]clientv3.Op, 0, len(batch)+1)
+	for _, c := range batch {
+		ops = append(ops, clientv3.OpGet(w.prefix+c.key.String()))
+	}
+	ops = append(ops, clientv3.OpGet(w.prefix+policyCounter().String()))
+	response, err := w.client.Txn(ctx).Then(ops...).Commit()
+	if err != nil {
+		return nil, fmt.Errorf("read %d records from key %q on: %w", len(batch), batch[0].key, err)
+	}
+	current := make([]stored, len(ops))
+	for i, r := range response.Responses {
+		if kvs := r.GetResponseRange().GetKvs(); len(kvs) > 0 {
+			current[i] = stored{kvs[0].Value, kvs[0].ModRevision}
+		}
+	}
+	return current, nil
+}
+
+// plan is a transaction and what it does.
+type plan struct {
+	conditions []clientv3.Cmp
+	ops        []clientv3.Op
+	result     Result
+}
+
+// planWrites compares a batch with what is there. It is pure. current has one element more than batch: the counter.
+func planWrites(prefix string, batch []change, current []stored) (*plan, error) {
+	p := &plan{}
+	var counter storev1.Synced
+	at := current[len(batch)]
+	if err := proto.Unmarshal(at.value, &counter); err != nil {
+		return nil, fmt.Errorf("key %q: %w", policyCounter(), err)
+	}
+	before := counter.GetRevision()
+	for i, c := range batch {
+		if err := p.plan(prefix, c, current[i], &counter); err != nil {
+			return nil, err
+		}
+	}
+	if counter.GetRevision() == before {
+		return p, nil
+	}
+	p.result.PolicyRevision = counter.GetRevision()
+	return p, p.put(prefix+policyCounter().String(), &counter, at.revision)
+}
+
+// plan adds one change, if it changes anything.
+func (p *plan) plan(prefix string, c change, now stored, counter *storev1.Synced) error {
+	name := prefix + c.key.String()
+	if c.value == nil {
+		if now.revision == 0 {
+			p.result.Unchanged++
+			return nil
+		}
+		if c.key.Kind == KindPolicy {
+			counter.Revision++
+		}
+		p.conditions = append(p.conditions, clientv3.Compare(clientv3.ModRevision(name), "=", now.revision))
+		p.ops = append(p.ops, clientv3.OpDelete(name))
+		p.result.Deleted++
+		return nil
+	}
+	wanted, differs := merge(c, now, counter)
+	if !differs {
+		p.result.Unchanged++
+		return nil
+	}
+	p.result.Written++
+	return p.put(name, wanted, now.revision)
+}
+
+func (p *plan) put(name string, value proto.Message, revision int64) error {
+	bytes, err := proto.MarshalOptions{Deterministic: true}.Marshal(value)
+	if err != nil {
+		return fmt.Errorf("key %q: %w", name, err)
+	}
+	p.conditions = append(p.conditions, clientv3.Compare(clientv3.ModRevision(name), "=", revision))
+	p.ops = append(p.ops, clientv3.OpPut(name, string(bytes)))
+	return nil
+}
+
+// merge is the record to write: the wanted fields, and the fields of what is there that this version does not know. A
+// policy that differs takes the next revision. A record that cannot be read is overwritten.
+func merge(c change, now stored, counter *storev1.Synced) (wanted proto.Message, differs bool) {
+	wanted = proto.Clone(c.value)
+	existing := newMessage(c.key.Kind)
+	readable := now.revision > 0 && proto.Unmarshal(now.value, existing) == nil
+	if readable {
+		if unknown := existing.ProtoReflect().GetUnknown(); len(unknown) > 0 {
+			wanted.ProtoReflect().SetUnknown(unknown)
+		}
+	}
+	policy, isPolicy := wanted.(*storev1.Policy)
+	if isPolicy {
+		policy.Revision = existing.(*storev1.Policy).GetRevision()
+	}
+	if readable && proto.Equal(existing, wanted) {
+		return nil, false
+	}
+	if isPolicy {
+		counter.Revision++
+		policy.Revision = counter.Revision
+	}
+	return wanted, true
+}
+
+// commit writes a plan and returns the store's revision, 0 if a condition did not hold.
+func (w *Writer) commit(ctx context.Context, p *plan) (int64, error) {
+	response, err := w.client.Txn(ctx).If(p.conditions...).Then(p.ops...).Commit()
+	if err != nil || !response.Succeeded {
+		return 0, err
+	}
+	return response.Header.Revision, nil
+}
+
+// add counts a plan that was committed.
+func (r *Result) add(p *plan, revision int64) {
+	r.Written += p.result.Written
+	r.Deleted += p.result.Deleted
+	r.Unchanged += p.result.Unchanged
+	r.PolicyRevision = max(r.PolicyRevision, p.result.PolicyRevision)
+	r.Revision = revision
+}
+
+// markFilled writes the markers of all kinds, and removes those of past fillings.
+func (w *Writer) markFilled(ctx context.Context, epoch string, result *Result) error {
+	marker, err := proto.Marshal(&storev1.Synced{Revision: uint64(result.Revision)})
+	if err != nil {
+		return err
+	}
+	all := w.prefix + string(KindSynced) + "/"
+	mine := all + epoch + "/"
+	ops := []clientv3.Op{
+		clientv3.OpDelete(all, clientv3.WithRange(mine)),
+		clientv3.OpDelete(clientv3.GetPrefixRangeEnd(mine), clientv3.WithRange(clientv3.GetPrefixRangeEnd(all))),
+	}
+	for _, kind := range filled() {
+		ops = append(ops, clientv3.OpPut(w.prefix+syncedKey(epoch, kind).String(), string(marker)))
+	}
+	response, err := w.client.Txn(ctx).Then(ops...).Commit()
+	if err != nil {
+		return fmt.Errorf("mark the store as filled: %w", err)
+	}
+	result.Revision = response.Header.Revision
+	return nil
+}
