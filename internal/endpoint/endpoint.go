@@ -8,6 +8,8 @@ import (
 	"slices"
 
 	"tendril.io/tendril/internal/cni"
+	"tendril.io/tendril/internal/identity"
+	"tendril.io/tendril/internal/label"
 	"tendril.io/tendril/internal/policy"
 	"tendril.io/tendril/internal/table"
 )
@@ -94,7 +96,7 @@ func (e *endpoint) published(node string, addr netip.Addr) table.IP {
 	}
 }
 
-// labelSet is what the CNI arguments say about the pod, nil if nothing. Who hashes it also fills in its hash.
+// labelSet is what the CNI arguments say about the pod, nil if nothing.
 func labelSet(cluster string, args cni.Args) *table.LabelSet {
 	if args.Labels == nil {
 		return nil
@@ -104,6 +106,7 @@ func labelSet(cluster string, args cni.Args) *table.LabelSet {
 		account = "default" // what Kubernetes gives a pod that asks for none
 	}
 	return &table.LabelSet{
+		Hash:    identity.Of(cluster, args.Namespace, account, label.SetOf(args.Labels)),
 		Cluster: cluster, Namespace: args.Namespace, ServiceAccount: account, Labels: maps.Clone(args.Labels),
 	}
 }

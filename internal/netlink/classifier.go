@@ -2,6 +2,7 @@ package netlink
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -66,8 +67,14 @@ func (h *Handle) DetachClassifier(ifindex uint32, direction Direction, handle ui
 		what: fmt.Sprintf("detach classifier from device %d", ifindex), kind: unix.RTM_DELTFILTER, absent: true,
 		body: attributeText(c.header(ifindex), unix.TCA_KIND, "bpf"),
 	})
+	if withoutClsact(err) {
+		return nil
+	}
 	return err
 }
+
+// withoutClsact says whether a filter was not found because its device has no clsact: the kernel calls that invalid.
+func withoutClsact(err error) bool { return errors.Is(err, unix.EINVAL) }
 
 // Attached returns the id of the program that is attached with a handle, or 0 if there is none.
 func (h *Handle) Attached(ifindex uint32, direction Direction, handle uint32) (program uint32, err error) {
@@ -76,7 +83,10 @@ func (h *Handle) Attached(ifindex uint32, direction Direction, handle uint32) (p
 		what: fmt.Sprintf("read classifier of device %d", ifindex), kind: unix.RTM_GETTFILTER, absent: true,
 		body: attributeText(c.header(ifindex), unix.TCA_KIND, "bpf"),
 	})
-	if err != nil || len(replies) == 0 {
+	if withoutClsact(err) || err == nil && len(replies) == 0 {
+		return 0, nil
+	}
+	if err != nil {
 		return 0, err
 	}
 	return programID(replies[0]), nil
