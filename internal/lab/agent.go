@@ -1,0 +1,205 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	agentv1 "tendril.io/tendril/api/agent/v1"
+)
+
+// agentConfig is the configuration file of one agent, as the agent's own Config reads it; a test compares the two.
+type agentConfig struct {
+	Node        string            `json:"node"`
+	Cluster     string            `json:"cluster"`
+	Store       []string          `json:"store"`
+	Publish     string            `json:"publish"`
+	PodCIDRs    []netip.Prefix    `json:"pod_cidrs"`
+	Mode        Mode              `json:"mode"`
+	Uplink      string            `json:"uplink"`
+	BPFRoot     string            `json:"bpf_root"`
+	Cgroup      string            `json:"cgroup"`
+	RunDir      string            `json:"run_dir"`
+	StateDir    string            `json:"state_dir"`
+	Masquerade  bool              `json:"masquerade"`
+	FlowRecords bool              `json:"flow_records"`
+	MapSizes    map[string]uint32 `json:"map_sizes,omitempty"`
+}
+
+// Cluster is the name of every lab's cluster.
+const Cluster = "default"
+
+func (l *Lab) agentConfig(node string) agentConfig {
+	return agentConfig{
+		Node:        node,
+		Cluster:     Cluster,
+		Store:       []string{StoreAddr()},
+		Publish:     PublishAddr(),
+		PodCIDRs:    l.nodePodCIDRs(node),
+		Mode:        l.Mode,
+		Uplink:      uplinkName,
+		BPFRoot:     l.pins(node),
+		Cgroup:      l.cgroupPath(node),
+		RunDir:      l.state(node),
+		StateDir:    l.state(node, "state"),
+		Masquerade:  true,
+		FlowRecords: !l.NoFlowRecords,
+		MapSizes:    l.MapSizes,
+	}
+}
+
+// nodePodCIDRs are the prefixes of a node's pods in the families that the lab has.
+func (l *Lab) nodePodCIDRs(node string) []netip.Prefix {
+	i := slices.Index(l.NodeNames(), node) + 1
+	return slices.DeleteFunc(podCIDRs(byte(i)), func(p netip.Prefix) bool {
+		return p.Addr().Is4() && !l.IPv4 || p.Addr().Is6() && !l.IPv6
+	})
+}
+
+func agentProcess(node string) string { return "agent-" + node }
+
+// StartAgent starts a node's agent and waits until it answers.
+func (l *Lab) StartAgent(ctx context.Context, node string) error {
+	place, err := l.Node(node)
+	if err != nil {
+		return err
+	}
+	if running, err := l.process(agentProcess(node)); err == nil {
+		return fmt.Errorf("agent of %s: already runs as process %d", node, running.PID)
+	}
+	file := l.state(node, "agent.json")
+	if err := saveRecord(file, l.agentConfig(node)); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(l.pins(node)), 0o755); err != nil {
+		return fmt.Errorf("agent of %s: %w", node, err)
+	}
+	process, err := l.Start(place, agentProcess(node), filepath.Join(l.BinDir, "tendril-agent"), "--config", file)
+	if err != nil {
+		return err
+	}
+	return l.waitAgent(ctx, node, process)
+}
+
+// waitAgent waits until the agent answers, and no longer than it lives.
+func (l *Lab) waitAgent(ctx context.Context, node string, process *Process) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	err := Wait(ctx, "the agent of "+node, 20*time.Second, func(ctx context.Context) error {
+		if !process.Alive() {
+			cancel(errors.New("it has ended"))
+			return fmt.Errorf("agent of %s: has ended", node)
+		}
+		_, err := l.Status(ctx, node)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("%w%s", err, process.quoteLog(12))
+	}
+	return nil
+}
+
+// KillAgent sends a signal to a node's agent and waits until it is gone. Whatever it pinned stays.
+func (l *Lab) KillAgent(ctx context.Context, node string, signal syscall.Signal) error {
+	process, err := l.process(agentProcess(node))
+	if err != nil {
+		return err
+	}
+	if err := process.Signal(signal); err != nil {
+		return err
+	}
+	_, err = process.Wait(ctx)
+	return err
+}
+
+// Agent returns the API of a node's agent.
+func (l *Lab) Agent(node string) (agentv1.AgentClient, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if conn, found := l.agents[node]; found {
+		return agentv1.NewAgentClient(conn), nil
+	}
+	if _, err := l.Node(node); err != nil {
+		return nil, err
+	}
+	socket := "unix://" + l.state(node, "agent.sock")
+	conn, err := grpc.NewClient(socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, fmt.Errorf("agent of %s: %w", node, err)
+	}
+	l.agents[node] = conn
+	return agentv1.NewAgentClient(conn), nil
+}
+
+// Status asks a node's agent how it is.
+func (l *Lab) Status(ctx context.Context, node string) (*agentv1.StatusResponse, error) {
+	client, err := l.Agent(node)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	status, err := client.Status(ctx, &agentv1.StatusRequest{}, grpc.WaitForReady(true))
+	if err != nil {
+		return nil, fmt.Errorf("agent of %s: %w", node, err)
+	}
+	return status, nil
+}
+
+// WaitConverged waits until every agent is connected to the store, knows all nodes, and enforces the policies that the
+// store holds.
+func (l *Lab) WaitConverged(ctx context.Context, within time.Duration) error {
+	for _, node := range l.NodeNames() {
+		err := Wait(ctx, node+" to converge", within, func(ctx context.Context) error {
+			status, err := l.Status(ctx, node)
+			if err != nil {
+				return err
+			}
+			return l.converged(status)
+		})
+		if err != nil {
+			return fmt.Errorf("%w%s", err, quote(l.AgentLog(node), 8))
+		}
+	}
+	return nil
+}
+
+func (l *Lab) converged(status *agentv1.StatusResponse) error {
+	switch {
+	case !status.StoreConnected:
+		return errors.New("not connected to the store")
+	case int(status.Nodes) != l.Nodes:
+		return fmt.Errorf("knows %d of %d nodes", status.Nodes, l.Nodes)
+	case status.PolicyRevision != status.PolicyRevisionWanted:
+		return fmt.Errorf("enforces policy revision %d, the store has %d", status.PolicyRevision, status.PolicyRevisionWanted)
+	}
+	return nil
+}
+
+// AgentLog returns what a node's agent has printed.
+func (l *Lab) AgentLog(node string) string {
+	return (&Process{Log: l.state(logFolder, agentProcess(node)+".log")}).Output()
+}
+
+// CLI runs the real command line on this lab, outside its namespaces, as a person would.
+func (l *Lab) CLI(ctx context.Context, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(l.BinDir, "tendril"), append([]string{"--lab", l.Name}, args...)...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return stdout.String(), fmt.Errorf("tendril %s: %w%s", strings.Join(args, " "), err, quote(stderr.String(), 8))
+	}
+	return stdout.String(), nil
+}

@@ -1,0 +1,198 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+const bridgeName = "fabric"
+
+// buildFabric makes the fabric namespace with its bridge. No netfilter, no multicast snooping, no spanning tree: a wire
+// with many ends.
+func buildFabric(n names) error {
+	path := n.netnsPath(fabricPart)
+	if err := createNetns(path); err != nil {
+		return err
+	}
+	err := setSysctls(path, map[string]string{
+		"net.bridge.bridge-nf-call-iptables?":  "0",
+		"net.bridge.bridge-nf-call-ip6tables?": "0",
+		"net.ipv6.conf.default.disable_ipv6":   "1",
+	})
+	if err != nil {
+		return err
+	}
+	return withLinks(path, func(h *netlink.Handle) error {
+		snooping := false
+		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName}, MulticastSnooping: &snooping}
+		if err := h.LinkAdd(bridge); err != nil {
+			return fmt.Errorf("bridge %s: %w", bridgeName, err)
+		}
+		return linkUp(h, bridgeName)
+	})
+}
+
+// joinFabric makes a namespace with an uplink into the fabric's bridge; the bridge's port carries the part's name.
+func joinFabric(n names, part string, addrs []netip.Prefix) error {
+	if err := createNetns(n.netnsPath(part)); err != nil {
+		return err
+	}
+	inside, err := netns.GetFromPath(n.netnsPath(part))
+	if err != nil {
+		return err
+	}
+	defer inside.Close()
+	if err := detectDuplicates(n, part, false); err != nil {
+		return err
+	}
+	err = withLinks(n.netnsPath(fabricPart), func(h *netlink.Handle) error { return addPort(h, part, inside) })
+	if err != nil {
+		return err
+	}
+	err = withLinks(n.netnsPath(part), func(h *netlink.Handle) error { return giveAddrs(h, uplinkName, addrs) })
+	if err != nil {
+		return err
+	}
+	return detectDuplicates(n, part, true)
+}
+
+// detectDuplicates switches duplicate address detection for devices that come later. The uplink comes without: on a
+// machine that has been up for a while it is over, and while it lasts the kernel forwards no IPv6.
+func detectDuplicates(n names, part string, on bool) error {
+	value := "0"
+	if on {
+		value = "1"
+	}
+	return setSysctls(n.netnsPath(part), map[string]string{"net.ipv6.conf.default.accept_dad": value})
+}
+
+// addPort makes a veth pair whose near end is a port of the bridge and whose far end is the uplink in another namespace.
+func addPort(h *netlink.Handle, port string, inside netns.NsHandle) error {
+	bridge, err := h.LinkByName(bridgeName)
+	if err != nil {
+		return fmt.Errorf("bridge %s: %w", bridgeName, err)
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = port
+	attrs.MasterIndex = bridge.Attrs().Index
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: uplinkName, PeerNamespace: netlink.NsFd(inside)}
+	if err := h.LinkAdd(veth); err != nil {
+		return fmt.Errorf("port %s of the fabric: %w", port, err)
+	}
+	return linkUp(h, port)
+}
+
+// giveAddrs brings a device up with addresses that are usable at once, without duplicate address detection.
+func giveAddrs(h *netlink.Handle, device string, addrs []netip.Prefix) error {
+	if err := linkUp(h, device); err != nil {
+		return err
+	}
+	link, err := h.LinkByName(device)
+	if err != nil {
+		return fmt.Errorf("link %s: %w", device, err)
+	}
+	for _, addr := range addrs {
+		entry := &netlink.Addr{IPNet: ipNet(addr)}
+		if addr.Addr().Is6() {
+			entry.Flags = unix.IFA_F_NODAD
+		}
+		if err := h.AddrAdd(link, entry); err != nil {
+			return fmt.Errorf("address %s on %s: %w", addr, device, err)
+		}
+	}
+	return nil
+}
+
+// addRoute sends what goes to prefix through a gateway, or straight out of the device where the gateway is not valid.
+func addRoute(h *netlink.Handle, device string, prefix netip.Prefix, gateway netip.Addr) error {
+	link, err := h.LinkByName(device)
+	if err != nil {
+		return fmt.Errorf("link %s: %w", device, err)
+	}
+	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(prefix), Scope: netlink.SCOPE_LINK}
+	if gateway.IsValid() {
+		route.Gw, route.Scope = gateway.AsSlice(), netlink.SCOPE_UNIVERSE
+	}
+	if err := h.RouteAdd(route); err != nil {
+		return fmt.Errorf("route %s via %s: %w", prefix, gateway, err)
+	}
+	return nil
+}
+
+// buildOutside makes the host that is no part of the cluster: it has addresses beyond the fabric, routes nothing and
+// knows no pod prefix.
+func buildOutside(n names) error {
+	if err := joinFabric(n, outsidePart, fabricAddrs(lastByteOutside)); err != nil {
+		return err
+	}
+	var beyond []netip.Prefix
+	for _, addr := range OutsideAddrs() {
+		beyond = append(beyond, netip.PrefixFrom(addr, addr.BitLen()))
+	}
+	return withLinks(n.netnsPath(outsidePart), func(h *netlink.Handle) error { return giveAddrs(h, "lo", beyond) })
+}
+
+// buildNode makes a node's namespace: an uplink and a default route through the outside host. Everything else on it is
+// its agent's work.
+func buildNode(n names, i int) error {
+	part := nodeName(i)
+	if err := joinFabric(n, part, fabricAddrs(byte(i))); err != nil {
+		return err
+	}
+	return withLinks(n.netnsPath(part), func(h *netlink.Handle) error {
+		for _, addr := range fabricAddrs(lastByteOutside) {
+			if err := addRoute(h, uplinkName, anyPrefix(addr.Addr()), addr.Addr()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// setPort puts a part's port of the bridge up or down: a cable pulled and put back.
+func setPort(n names, part string, up bool) error {
+	return withLinks(n.netnsPath(fabricPart), func(h *netlink.Handle) error {
+		link, err := h.LinkByName(part)
+		if err != nil {
+			return fmt.Errorf("port %s of the fabric: %w", part, err)
+		}
+		if up {
+			return h.LinkSetUp(link)
+		}
+		return h.LinkSetDown(link)
+	})
+}
+
+// anyPrefix is the default route's prefix in the family of addr.
+func anyPrefix(addr netip.Addr) netip.Prefix {
+	if addr.Is4() {
+		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+}
+
+// single is the prefix that holds one address.
+func single(addr netip.Addr) netip.Prefix { return netip.PrefixFrom(addr, addr.BitLen()) }
+
+func ipNet(prefix netip.Prefix) *net.IPNet {
+	return &net.IPNet{
+		IP:   slices.Clone(prefix.Addr().AsSlice()),
+		Mask: net.CIDRMask(prefix.Bits(), prefix.Addr().BitLen()),
+	}
+}
+
+// deleteAllNetns removes every namespace of a lab.
+func deleteAllNetns(n names) error {
+	paths, err := listNetns(n)
+	for _, path := range paths {
+		err = errors.Join(err, deleteNetns(path))
+	}
+	return err
+}
