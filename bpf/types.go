@@ -272,6 +272,22 @@ func (v AddressFlag) String() string {
 	return joinFlags(uint32(v), []string{"local-pod", "host", "remote-node", "cluster", "no-masquerade", "tunnel", "unknown"}, []uint32{1, 2, 4, 8, 16, 32, 64})
 }
 
+// FrontendFlag is enum frontend_flag of the datapath.
+//
+// Flags of a frontend.
+type FrontendFlag uint32
+
+// The values of FrontendFlag.
+const (
+	FrontendHash     FrontendFlag = 1 // the slot is chosen by a hash of the connection's tuple (Maglev), not at random
+	FrontendExternal FrontendFlag = 2 // an address that clients outside the cluster use
+)
+
+// String names the bits that are set, joined by |.
+func (v FrontendFlag) String() string {
+	return joinFlags(uint32(v), []string{"hash", "external"}, []uint32{1, 2})
+}
+
 // EventKind is enum event_kind of the datapath.
 //
 // Kinds of event.
@@ -388,7 +404,7 @@ func (v FlowState) String() string {
 
 // Reason is enum reason of the datapath.
 //
-// Why a packet ended. REASON_FORWARDED .. REASON_PROXY are not drops; everything from DROP_FIRST on is.
+// Why a packet ended. REASON_FORWARDED .. REASON_PASSED are not drops; everything from DROP_FIRST on is.
 // One line of comment each: it is what `tendril observe` and docs/drops.md print.
 type Reason uint8
 
@@ -397,7 +413,8 @@ const (
 	ReasonForwarded         Reason = 0 // redirected to a device by the datapath
 	ReasonToStack           Reason = 1 // handed to the node's network stack
 	ReasonProxy             Reason = 2 // handed to the proxy
-	ReasonAnswered          Reason = 3 // answered by the datapath itself (ARP, ND, ICMP error)
+	ReasonAnswered          Reason = 3 // answered by the datapath itself (ARP, ND)
+	ReasonPassed            Reason = 4 // left to go out of the device that it was leaving by
 	DropFirst               Reason = 16
 	DropPolicyDeny          Reason = 16 // a deny rule matched
 	DropPolicyDefault       Reason = 17 // a policy isolates the endpoint and no rule allows the packet
@@ -439,6 +456,8 @@ func (v Reason) String() string {
 		return "proxy"
 	case ReasonAnswered:
 		return "answered"
+	case ReasonPassed:
+		return "passed"
 	case DropPolicyDeny:
 		return "policy-deny"
 	case DropPolicyDefault:
@@ -502,6 +521,7 @@ func Reasons() []Reason {
 		ReasonToStack,
 		ReasonProxy,
 		ReasonAnswered,
+		ReasonPassed,
 		DropPolicyDeny,
 		DropPolicyDefault,
 		DropInvalidPacket,
@@ -541,7 +561,9 @@ func (v Reason) About() string {
 	case ReasonProxy:
 		return "handed to the proxy"
 	case ReasonAnswered:
-		return "answered by the datapath itself (ARP, ND, ICMP error)"
+		return "answered by the datapath itself (ARP, ND)"
+	case ReasonPassed:
+		return "left to go out of the device that it was leaving by"
 	case DropPolicyDeny:
 		return "a deny rule matched"
 	case DropPolicyDefault:
@@ -597,6 +619,46 @@ func (v Reason) About() string {
 	}
 	return ""
 }
+
+// Bound is enum bound of the datapath.
+//
+// Sizes that loops and layouts depend on.
+type Bound uint32
+
+// The values of Bound.
+const (
+	SweepKeys        Bound = 64   // keys of one run of sweep_keys
+	NATTries         Bound = 2048 // ports tried for a mapping before the range counts as exhausted
+	PassRounds       Bound = 4    // times a verdict may pass on to a later tier
+	BackendTries     Bound = 4    // slots tried for a backend that takes new connections
+	ExtensionHeaders Bound = 6    // IPv6 extension headers looked behind
+)
+
+// Lifetime is enum lifetime of the datapath.
+//
+// Seconds a flow lives after its last packet, by what it has come to.
+type Lifetime uint32
+
+// The values of Lifetime.
+const (
+	LifetimeSyn         Lifetime = 30    // TCP, no reply yet
+	LifetimeNew         Lifetime = 60    // other protocols without ports, no reply yet
+	LifetimeDatagramNew Lifetime = 30    // UDP, no reply yet
+	LifetimeDatagram    Lifetime = 120   // UDP and others, answered
+	LifetimeTCP         Lifetime = 28800 // TCP, answered: 8 hours
+	LifetimeClosing     Lifetime = 3600  // TCP, one side has sent FIN: half-closed connections may go on for long
+	LifetimeClosed      Lifetime = 10    // TCP, RST or FIN from both sides: room for late segments
+)
+
+// Mark is enum mark of the datapath.
+//
+// skb->mark of what the datapath sends out itself, so that the hooks of the device it leaves by let it pass.
+type Mark uint32
+
+// The values of Mark.
+const (
+	MarkForwarded Mark = 2097152000
+)
 
 // Address mirrors union address of the datapath.
 type Address [16]byte
@@ -799,32 +861,35 @@ type Flow struct {
 	ServicePort         uint16    // network byte order
 	NATPort             uint16    // source port after SNAT; 0: none (network byte order)
 	State               FlowState // enum flow_state
-	Flags               FlowFlag  // enum flow_flag
+	Hook                Hook      // enum hook: that saw its first packet
 	TCPForward          uint8     // TCP flags seen, or-ed
 	TCPReverse          uint8
-	NATAddress          Address // source address after SNAT
+	NATAddress          Address // source address after SNAT; of FLOW_SELF the loopback source; zero: none
 	SourceEndpoint      uint32  // local endpoint that spoke first; 0: none
 	DestinationEndpoint uint32  // local endpoint that was spoken to; 0: none
 	SourcePeer          uint32
 	DestinationPeer     uint32
-	Backend             uint32 // of a service entry: index into backends; 0: this is no service entry
-	Reserved            uint32
-	Spare               [16]uint8
+	Backend             uint32   // of a service entry: index into backends; 0: this is no service entry
+	Flags               FlowFlag // enum flow_flag; changed by atomic operations only
+	Node                uint32   // of the end that is not local: index into nodes; 0: not of a node
+	Spare               [12]uint8
 }
 
 // FlowFlag is enum flow_flag of the datapath.
-type FlowFlag uint8
+type FlowFlag uint32
 
 // The values of FlowFlag.
 const (
-	FlowLowIsSource     FlowFlag = 1 // the end in flow_key.low spoke first
-	FlowHalfOpenCounted FlowFlag = 2 // counted in endpoint_use.half_open of source_endpoint
-	FlowSelf            FlowFlag = 4 // a pod reaches itself through its service
+	FlowLowIsSource     FlowFlag = 1  // the end in flow_key.low spoke first
+	FlowHalfOpenCounted FlowFlag = 2  // counted in endpoint_use.half_open of source_endpoint
+	FlowSelf            FlowFlag = 4  // a pod reaches itself through its service
+	FlowTunnel          FlowFlag = 8  // its other end is reached through the overlay device
+	FlowEnded           FlowFlag = 16 // its end was taken care of: nobody else may
 )
 
 // String names the bits that are set, joined by |.
 func (v FlowFlag) String() string {
-	return joinFlags(uint32(v), []string{"low-is-source", "half-open-counted", "self"}, []uint32{1, 2, 4})
+	return joinFlags(uint32(v), []string{"low-is-source", "half-open-counted", "self", "tunnel", "ended"}, []uint32{1, 2, 4, 8, 16})
 }
 
 // NATKey mirrors struct nat_key of the datapath.
@@ -1059,6 +1124,17 @@ type AssignmentKey struct {
 type Assignment struct {
 	First uint32
 	Count uint32
+}
+
+// Sweep mirrors struct sweep of the datapath.
+//
+// Argument of the sweep programs: what to look at, and what came of it.
+type Sweep struct {
+	Count   uint32      // sweep_keys: keys that follow, at most SWEEP_KEYS
+	Force   uint32      // not 0: remove what has not expired either
+	Removed uint32      // out: flows removed
+	Kept    uint32      // out: flows that are alive
+	Keys    [64]FlowKey // SWEEP_KEYS
 }
 
 // joinFlags names the bits of a flag word, the unknown ones left out.

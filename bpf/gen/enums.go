@@ -26,7 +26,7 @@ func (w *writer) enum(d declaration) error {
 	}
 	w.printf(")\n\n")
 	switch {
-	case d.name == "capacity":
+	case d.name == "capacity" || d.name == "bound" || d.name == "lifetime" || d.name == "mark":
 	case d.name == "feature" || strings.HasSuffix(d.name, "_flag"):
 		w.flagNames(name, e)
 	default:

@@ -140,14 +140,15 @@ enum flow_state {
 };
 
 /*
- * Why a packet ended. REASON_FORWARDED .. REASON_PROXY are not drops; everything from DROP_FIRST on is.
+ * Why a packet ended. REASON_FORWARDED .. REASON_PASSED are not drops; everything from DROP_FIRST on is.
  * One line of comment each: it is what `tendril observe` and docs/drops.md print.
  */
 enum reason {
 	REASON_FORWARDED = 0,       /* redirected to a device by the datapath */
 	REASON_TO_STACK = 1,        /* handed to the node's network stack */
 	REASON_PROXY = 2,           /* handed to the proxy */
-	REASON_ANSWERED = 3,        /* answered by the datapath itself (ARP, ND, ICMP error) */
+	REASON_ANSWERED = 3,        /* answered by the datapath itself (ARP, ND) */
+	REASON_PASSED = 4,          /* left to go out of the device that it was leaving by */
 	DROP_FIRST = 16,
 	DROP_POLICY_DENY = 16,      /* a deny rule matched */
 	DROP_POLICY_DEFAULT = 17,   /* a policy isolates the endpoint and no rule allows the packet */
@@ -176,4 +177,29 @@ enum reason {
 	DROP_UNKNOWN_NODE = 40,     /* the tunnel's sender is not a node of the cluster */
 	DROP_ICMP_UNRELATED = 41,   /* an ICMP error about no known connection */
 	REASON_COUNT = 64,
+};
+
+/* Sizes that loops and layouts depend on. */
+enum bound {
+	SWEEP_KEYS = 64,            /* keys of one run of sweep_keys */
+	NAT_TRIES = 2048,           /* ports tried for a mapping before the range counts as exhausted */
+	PASS_ROUNDS = 4,            /* times a verdict may pass on to a later tier */
+	BACKEND_TRIES = 4,          /* slots tried for a backend that takes new connections */
+	EXTENSION_HEADERS = 6,      /* IPv6 extension headers looked behind */
+};
+
+/* Seconds a flow lives after its last packet, by what it has come to. */
+enum lifetime {
+	LIFETIME_SYN = 30,          /* TCP, no reply yet */
+	LIFETIME_NEW = 60,          /* other protocols without ports, no reply yet */
+	LIFETIME_DATAGRAM_NEW = 30, /* UDP, no reply yet */
+	LIFETIME_DATAGRAM = 120,    /* UDP and others, answered */
+	LIFETIME_TCP = 28800,       /* TCP, answered: 8 hours */
+	LIFETIME_CLOSING = 3600,    /* TCP, one side has sent FIN: half-closed connections may go on for long */
+	LIFETIME_CLOSED = 10,       /* TCP, RST or FIN from both sides: room for late segments */
+};
+
+/* skb->mark of what the datapath sends out itself, so that the hooks of the device it leaves by let it pass. */
+enum mark {
+	MARK_FORWARDED = 0x7d000000,
 };

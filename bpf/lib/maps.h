@@ -213,3 +213,11 @@ struct {
 	__type(key, struct assignment_key);
 	__type(value, struct assignment);
 } assignments SEC(".maps");
+
+/* 0 -> a flow while it is being made, too large for the stack; written by programs, one per CPU. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct flow);
+} drafts SEC(".maps");

@@ -183,23 +183,26 @@ struct flow {
 	__be16 service_port;
 	__be16 nat_port;            /* source port after SNAT; 0: none */
 	__u8 state;                 /* enum flow_state */
-	__u8 flags;                 /* enum flow_flag */
+	__u8 hook;                  /* enum hook: that saw its first packet */
 	__u8 tcp_forward;           /* TCP flags seen, or-ed */
 	__u8 tcp_reverse;
-	union address nat_address;  /* source address after SNAT */
+	union address nat_address;  /* source address after SNAT; of FLOW_SELF the loopback source; zero: none */
 	__u32 source_endpoint;      /* local endpoint that spoke first; 0: none */
 	__u32 destination_endpoint; /* local endpoint that was spoken to; 0: none */
 	__u32 source_peer;
 	__u32 destination_peer;
 	__u32 backend;              /* of a service entry: index into backends; 0: this is no service entry */
-	__u32 reserved;
-	__u8 spare[16];
+	__u32 flags;                /* enum flow_flag; changed by atomic operations only */
+	__u32 node;                 /* of the end that is not local: index into nodes; 0: not of a node */
+	__u8 spare[12];
 };
 
 enum flow_flag {
 	FLOW_LOW_IS_SOURCE = 1,     /* the end in flow_key.low spoke first */
 	FLOW_HALF_OPEN_COUNTED = 2, /* counted in endpoint_use.half_open of source_endpoint */
 	FLOW_SELF = 4,              /* a pod reaches itself through its service */
+	FLOW_TUNNEL = 8,            /* its other end is reached through the overlay device */
+	FLOW_ENDED = 16,            /* its end was taken care of: nobody else may */
 };
 
 /* SNAT, seen from outside: where a packet from remote to the node's address and port really goes. */
@@ -348,4 +351,13 @@ struct assignment_key {
 struct assignment {
 	__u32 first;
 	__u32 count;
+};
+
+/* Argument of the sweep programs: what to look at, and what came of it. */
+struct sweep {
+	__u32 count;                /* sweep_keys: keys that follow, at most SWEEP_KEYS */
+	__u32 force;                /* not 0: remove what has not expired either */
+	__u32 removed;              /* out: flows removed */
+	__u32 kept;                 /* out: flows that are alive */
+	struct flow_key keys[64];   /* SWEEP_KEYS */
 };

@@ -1,0 +1,461 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Step 4: the flow that a packet belongs to. One lookup; where there is none, or where policy has changed since the
+ * flow was judged, step 5 (policy.h) is asked for both ends that are pods of this node.
+ *
+ *   flow_find       the packet's flow, if it has a living one
+ *   flow_open       no flow: judge, and make one if both sides allow it
+ *   flow_recheck    a flow judged at another epoch: judge again, and keep the answer in it
+ *   flow_follow     a packet of a flow: count it and move the flow's state
+ *   flow_remove     the end of a flow: whoever calls it first reports it, everybody else does nothing
+ */
+#pragma once
+
+#include "address.h"
+#include "event.h"
+#include "packet.h"
+#include "policy.h"
+
+#define SECOND 1000000000ULL
+
+/* flow_now is cheap and good to 4 ms: lifetimes need no better. */
+static __always_inline __u64 flow_now(void)
+{
+	return bpf_ktime_get_coarse_ns();
+}
+
+/* flow_epoch is read before judging, so that a verdict is never taken for newer than it is. */
+static __always_inline __u32 flow_epoch(void)
+{
+	__u32 index = CONTROL_VERDICT_EPOCH;
+	volatile __u32 *epoch = bpf_map_lookup_elem(&control, &index);
+
+	return epoch ? *epoch : 0;
+}
+
+/* address_before orders addresses as their bytes stand, so that every reader of a key finds the same order. */
+static __always_inline bool address_before(const union address *a, const union address *b)
+{
+	if (a->half[0] != b->half[0])
+		return bpf_be64_to_cpu(a->half[0]) < bpf_be64_to_cpu(b->half[0]);
+	return bpf_be64_to_cpu(a->half[1]) < bpf_be64_to_cpu(b->half[1]);
+}
+
+/* flow_key_of makes the key of a packet's two ends. It returns whether the source is the low one. */
+static __always_inline bool flow_key_of(struct flow_key *key, const union address *source,
+					__be16 source_port, const union address *destination, __be16 destination_port, __u8 protocol)
+{
+	bool low = address_before(source, destination) ||
+		   (address_equal(source, destination) && bpf_ntohs(source_port) <= bpf_ntohs(destination_port));
+
+	key->low = low ? *source : *destination;
+	key->high = low ? *destination : *source;
+	key->low_port = low ? source_port : destination_port;
+	key->high_port = low ? destination_port : source_port;
+	key->protocol = protocol;
+	__builtin_memset(key->reserved, 0, sizeof(key->reserved));
+	return low;
+}
+
+/* flow_uncount gives back a half-open flow's place in its endpoint's quota, once. */
+static __always_inline void flow_uncount(struct flow *flow)
+{
+	struct endpoint_use *use;
+	__u32 index;
+
+	if (!(flow->flags & FLOW_HALF_OPEN_COUNTED))
+		return;
+	if (!(__sync_fetch_and_and(&flow->flags, ~FLOW_HALF_OPEN_COUNTED) & FLOW_HALF_OPEN_COUNTED))
+		return;
+	index = flow->source_endpoint;
+	use = bpf_map_lookup_elem(&endpoint_uses, &index);
+	if (use)
+		__sync_fetch_and_add(&use->half_open, -1);
+}
+
+/* flow_forget_mapping removes the SNAT mapping of a flow that is being removed. */
+static __always_inline void flow_forget_mapping(const struct flow_key *key, const struct flow *flow, bool low)
+{
+	struct nat_key mapping = {.protocol = key->protocol};
+
+	if (!address_set(&flow->nat_address) || flow->flags & FLOW_SELF)
+		return;
+	mapping.remote = low ? key->high : key->low;
+	mapping.remote_port = low ? key->high_port : key->low_port;
+	if (key->protocol == IPPROTO_ICMP || key->protocol == IPPROTO_ICMPV6)
+		mapping.remote_port = 0;
+	mapping.node = flow->nat_address;
+	mapping.node_port = flow->nat_port;
+	if (!bpf_map_delete_elem(&nat, &mapping))
+		tally_add(TALLY_NAT_REMOVED);
+}
+
+/* flow_forget_service removes the service entry that chose the backend of a flow that is being removed. */
+static __always_inline void flow_forget_service(const struct flow_key *key, const struct flow *flow, bool low)
+{
+	struct flow_key entry;
+
+	if (!address_set(&flow->service))
+		return;
+	flow_key_of(&entry, low ? &key->low : &key->high, low ? key->low_port : key->high_port, &flow->service,
+		    flow->service_port, key->protocol);
+	if (!bpf_map_delete_elem(&flows, &entry))
+		tally_add(TALLY_FLOWS_REMOVED);
+}
+
+/* flow_remove ends a flow: its place in the quota, its mapping and its record. It returns 1 if it was the one to do so. */
+__noinline int flow_remove(const struct flow_key *key, struct flow *flow, __u32 hook)
+{
+	struct flow_key copy;
+	bool low;
+
+	if (!key || !flow)
+		return 0;
+	if (__sync_fetch_and_or(&flow->flags, FLOW_ENDED) & FLOW_ENDED)
+		return 0;
+	copy = *key;
+	low = flow->flags & FLOW_LOW_IS_SOURCE;
+	flow_uncount(flow);
+	flow_forget_mapping(&copy, flow, low);
+	flow_forget_service(&copy, flow, low);
+	if (!flow->backend)
+		event_flow(&copy, flow, EVENT_FLOW_END | hook << 8);
+	tally_add(TALLY_FLOWS_REMOVED);
+	bpf_map_delete_elem(&flows, &copy);
+	return 1;
+}
+
+/* flow_over tells whether a packet finds only what is left of an earlier connection of its two ends. */
+static __always_inline bool flow_over(const struct flow *flow, const struct packet *p, __u64 now)
+{
+	if (now > flow->expires || flow->flags & FLOW_ENDED)
+		return true;
+	return flow->state == FLOW_CLOSED && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+/* flow_find looks for the packet's flow and learns the packet's direction from it. */
+static __always_inline struct flow *flow_find(struct packet *p, struct flow_key *key, __u64 now)
+{
+	bool low = flow_key_of(key, &p->source, p->source_port, &p->destination, p->destination_port, p->protocol);
+	struct flow *flow = bpf_map_lookup_elem(&flows, key);
+
+	p->flags &= ~PACKET_REPLY;
+	if (!flow)
+		return NULL;
+	if (flow_over(flow, p, now)) {
+		flow_remove(key, flow, p->hook);
+		return NULL;
+	}
+	if (low != !!(flow->flags & FLOW_LOW_IS_SOURCE))
+		p->flags |= PACKET_REPLY;
+	return flow;
+}
+
+/* flow_denied is the reason of a verdict's refusal. A redirect without a proxy must not become an allow. */
+static __always_inline int flow_denied(const struct verdict *verdict)
+{
+	if (verdict->action == ACTION_ALLOW)
+		return GO_ON;
+	if (verdict->action == ACTION_REDIRECT)
+		return DROP_NO_PROXY;
+	return verdict->rule < RULE_FIRST_FREE ? DROP_POLICY_DEFAULT : DROP_POLICY_DENY;
+}
+
+/* flow_wanted is what policy is asked for: protocol << 16 | port, as the end that opened the flow meant it. */
+static __always_inline __u32 flow_wanted(const struct packet *p)
+{
+	__be16 port = p->flags & PACKET_REPLY ? p->source_port : p->destination_port;
+
+	switch (p->protocol) {
+	case IPPROTO_ICMP:
+		return IPPROTO_ICMP << 16 | (p->icmp_type == ICMP_ECHOREPLY ? ICMP_ECHO : p->icmp_type);
+	case IPPROTO_ICMPV6:
+		return IPPROTO_ICMPV6 << 16 |
+		       (p->icmp_type == ICMPV6_ECHO_REPLY ? ICMPV6_ECHO_REQUEST : p->icmp_type);
+	}
+	return (__u32)p->protocol << 16 | bpf_ntohs(port);
+}
+
+/* flow_judge_side asks one end's program about the other end. An end that is not a pod of this node is judged elsewhere. */
+static __always_inline void flow_judge_side(const struct peer_info *own, const struct peer_info *other, __u32 wanted,
+					    bool ingress, struct verdict *verdict)
+{
+	struct endpoint *endpoint = NULL;
+
+	verdict->rule = RULE_OUTSIDE_SCOPE;
+	verdict->action = ACTION_ALLOW;
+	if (!(own->flags & ADDRESS_LOCAL_POD))
+		return;
+	if (own->endpoint == other->endpoint && other->flags & ADDRESS_LOCAL_POD) {
+		verdict->rule = RULE_SELF;
+		return;
+	}
+	endpoint = endpoint_at(own->endpoint);
+	verdict->rule = RULE_NONE;
+	verdict->action = ACTION_DENY;
+	if (endpoint)
+		policy_judge(ingress ? endpoint->ingress : endpoint->egress, other->peer, wanted, verdict);
+}
+
+/* flow_judge judges both ends of the packet's flow, whichever way the packet goes, and returns what they say together. */
+static __always_inline int flow_judge(struct packet *p, __u32 epoch, struct verdict *egress, struct verdict *ingress)
+{
+	bool reply = p->flags & PACKET_REPLY;
+	const struct peer_info *source = reply ? &p->to : &p->from;
+	const struct peer_info *destination = reply ? &p->from : &p->to;
+	__u32 wanted = flow_wanted(p);
+	int reason;
+
+	*egress = (struct verdict){.epoch = epoch};
+	*ingress = (struct verdict){.epoch = epoch};
+	flow_judge_side(source, destination, wanted, false, egress);
+	flow_judge_side(destination, source, wanted, true, ingress);
+	p->egress_rule = egress->rule;
+	p->egress_action = egress->action;
+	p->ingress_rule = ingress->rule;
+	p->ingress_action = ingress->action;
+	reason = flow_denied(egress);
+	return reason == GO_ON ? flow_denied(ingress) : reason;
+}
+
+/* flow_ends looks up the ends that are not known yet and refuses addresses that nobody owns. */
+static __always_inline int flow_ends(struct packet *p)
+{
+	if (!p->from.flags && !p->from.peer)
+		address_find(&p->source, &p->from);
+	if (!p->to.flags && !p->to.peer)
+		address_find(&p->destination, &p->to);
+	if (p->from.flags & ADDRESS_UNKNOWN)
+		return DROP_UNKNOWN_SOURCE;
+	return p->to.flags & ADDRESS_UNKNOWN ? DROP_UNKNOWN_DESTINATION : GO_ON;
+}
+
+/* flow_lifetime is how long a flow lives after a packet. */
+static __always_inline __u64 flow_lifetime(__u8 protocol, __u8 state)
+{
+	if (protocol == IPPROTO_TCP) {
+		switch (state) {
+		case FLOW_NEW:
+			return LIFETIME_SYN * SECOND;
+		case FLOW_ESTABLISHED:
+			return LIFETIME_TCP * SECOND;
+		case FLOW_CLOSING:
+			return LIFETIME_CLOSING * SECOND;
+		}
+		return LIFETIME_CLOSED * SECOND;
+	}
+	if (state != FLOW_NEW)
+		return LIFETIME_DATAGRAM * SECOND;
+	return (protocol == IPPROTO_UDP ? LIFETIME_DATAGRAM_NEW : LIFETIME_NEW) * SECOND;
+}
+
+/* flow_quota takes a place in the sender's quota of half-open flows. It returns the flag to set in the flow. */
+static __always_inline int flow_quota(const struct packet *p, __u32 *flags)
+{
+	__u32 index = p->from.endpoint;
+	struct endpoint_use *use;
+
+	if (!(p->from.flags & ADDRESS_LOCAL_POD))
+		return GO_ON;
+	use = bpf_map_lookup_elem(&endpoint_uses, &index);
+	if (!use)
+		return GO_ON;
+	if (use->half_open >= config.half_open_limit)
+		return DROP_HALF_OPEN_QUOTA;
+	__sync_fetch_and_add(&use->half_open, 1);
+	*flags |= FLOW_HALF_OPEN_COUNTED;
+	return GO_ON;
+}
+
+/* flow_draft is zeroed memory in which to make a flow. */
+static __always_inline struct flow *flow_draft(void)
+{
+	__u32 zero = 0;
+	struct flow *flow = bpf_map_lookup_elem(&drafts, &zero);
+
+	if (flow)
+		__builtin_memset(flow, 0, sizeof(*flow));
+	return flow;
+}
+
+/* flow_other_end records how the end that is not local is reached, so that no packet need ask again. */
+static __always_inline __u32 flow_other_end(const struct packet *p, struct flow *flow)
+{
+	const struct peer_info *other = p->to.flags & ADDRESS_LOCAL_POD ? &p->from : &p->to;
+
+	flow->node = other->flags & ADDRESS_LOCAL_POD ? 0 : other->node;
+	return flow->node && other->flags & ADDRESS_TUNNEL ? FLOW_TUNNEL : 0;
+}
+
+/* flow_fill puts what is known of the first packet into the draft; judged verdicts are there already. */
+static __always_inline void flow_fill(const struct packet *p, const struct flow_key *key, struct flow *flow, __u32 flags)
+{
+	flow->created = bpf_ktime_get_ns();
+	flow->state = FLOW_NEW;
+	flow->hook = p->hook;
+	flow->expires = flow->created + flow_lifetime(p->protocol, FLOW_NEW);
+	flow->forward = (struct traffic){.packets = 1, .bytes = p->length};
+	flow->tcp_forward = p->tcp_flags;
+	flow->service = p->service;
+	flow->service_port = p->service_port;
+	flow->nat_address = p->alias;
+	flow->nat_port = p->alias_port;
+	flow->source_endpoint = p->from.flags & ADDRESS_LOCAL_POD ? p->from.endpoint : 0;
+	flow->destination_endpoint = p->to.flags & ADDRESS_LOCAL_POD ? p->to.endpoint : 0;
+	flow->source_peer = p->from.peer;
+	flow->destination_peer = p->to.peer;
+	if (address_equal(&key->low, &p->source) && key->low_port == p->source_port)
+		flags |= FLOW_LOW_IS_SOURCE;
+	if (p->flags & PACKET_SELF)
+		flags |= FLOW_SELF;
+	flow->flags = flags | flow_other_end(p, flow);
+}
+
+/* flow_open judges the first packet of a flow and makes the flow if it is allowed. */
+__noinline int flow_open(struct packet *p, const struct flow_key *key, __u32 epoch)
+{
+	struct flow *flow = flow_draft();
+	__u32 flags = 0;
+	int reason;
+
+	if (!p || !key || !flow)
+		return DROP_FLOW_TABLE_FULL;
+	reason = flow_ends(p);
+	if (reason != GO_ON)
+		return reason;
+	reason = flow_judge(p, epoch, &flow->egress, &flow->ingress);
+	if (reason != GO_ON)
+		return reason;
+	reason = flow_quota(p, &flags);
+	if (reason != GO_ON)
+		return reason;
+	flow_fill(p, key, flow, flags);
+	if (bpf_map_update_elem(&flows, key, flow, BPF_ANY)) {
+		flow_uncount(flow);
+		return DROP_FLOW_TABLE_FULL;
+	}
+	tally_add(TALLY_FLOWS_CREATED);
+	event_flow(key, flow, EVENT_FLOW_NEW | (__u32)p->hook << 8);
+	return GO_ON;
+}
+
+/* verdict_replace stores a verdict, its epoch last: whoever sees the epoch sees the verdict that belongs to it. */
+static __always_inline void verdict_replace(struct verdict *stored, const struct verdict *verdict)
+{
+	stored->action = verdict->action;
+	stored->rule = verdict->rule;
+	stored->argument = verdict->argument;
+	*(volatile __u32 *)&stored->epoch = verdict->epoch;
+}
+
+/* flow_recheck judges a known flow again. The answer stays in the flow, a denial too: then nothing passes until policy changes again. */
+__noinline int flow_recheck(struct packet *p, const struct flow_key *key, struct flow *flow, __u32 epoch)
+{
+	struct verdict egress, ingress;
+	bool changed;
+	int reason;
+
+	if (!p || !key || !flow)
+		return DROP_POLICY_DEFAULT;
+	reason = flow_ends(p);
+	if (reason != GO_ON)
+		return reason;
+	reason = flow_judge(p, epoch, &egress, &ingress);
+	changed = egress.rule != flow->egress.rule || ingress.rule != flow->ingress.rule;
+	verdict_replace(&flow->egress, &egress);
+	verdict_replace(&flow->ingress, &ingress);
+	flow_other_end(p, flow);
+	if (changed)
+		event_flow(key, flow, EVENT_FLOW_VERDICT | (__u32)p->hook << 8);
+	return reason;
+}
+
+/* flow_follow counts a packet and moves the flow on. Counters are plain additions: a flow's packets rarely meet. */
+static __always_inline void flow_follow(struct packet *p, struct flow *flow, __u64 now)
+{
+	bool reply = p->flags & PACKET_REPLY;
+	struct traffic *traffic = reply ? &flow->reverse : &flow->forward;
+	__u8 *seen = reply ? &flow->tcp_reverse : &flow->tcp_forward;
+	__u8 state = flow->state;
+
+	traffic->packets++;
+	traffic->bytes += p->length;
+	if (reply && state == FLOW_NEW)
+		state = FLOW_ESTABLISHED;
+	if (p->protocol == IPPROTO_TCP && (*seen | p->tcp_flags) != *seen)
+		*seen |= p->tcp_flags;
+	if (p->protocol == IPPROTO_TCP && (flow->tcp_forward | flow->tcp_reverse) & (TCP_FIN | TCP_RST)) {
+		bool closed = (flow->tcp_forward | flow->tcp_reverse) & TCP_RST ||
+			      flow->tcp_forward & flow->tcp_reverse & TCP_FIN;
+
+		state = closed ? FLOW_CLOSED : FLOW_CLOSING;
+	}
+	if (state != flow->state) {
+		flow->state = state;
+		flow_uncount(flow);
+	}
+	flow->expires = now + flow_lifetime(p->protocol, state);
+}
+
+/* flow_destination fills p->to from the flow, without asking the address table where the flow already knows. */
+static __always_inline void flow_destination(struct packet *p, const struct flow *flow)
+{
+	__u32 index = p->flags & PACKET_REPLY ? flow->source_endpoint : flow->destination_endpoint;
+	struct endpoint *endpoint;
+
+	if (p->to.flags || p->to.peer)
+		return;
+	p->to.peer = p->flags & PACKET_REPLY ? flow->source_peer : flow->destination_peer;
+	if (index) {
+		endpoint = endpoint_at(index);
+		if (endpoint && address_of_endpoint(endpoint, &p->destination)) {
+			p->to.endpoint = index;
+			p->to.flags = ADDRESS_LOCAL_POD | ADDRESS_CLUSTER;
+			return;
+		}
+	} else if (flow->node) {
+		p->to.node = flow->node;
+		p->to.flags = ADDRESS_CLUSTER | (flow->flags & FLOW_TUNNEL ? ADDRESS_TUNNEL : 0);
+		return;
+	} else if (address_set(&flow->nat_address)) {
+		return; /* masqueraded: outside */
+	}
+	address_find(&p->destination, &p->to);
+}
+
+/* flow_pass takes a packet of a known flow: verdict, counters, and the name its source goes by from here. */
+static __always_inline int flow_pass(struct packet *p, struct flow_key *key, struct flow *flow, __u64 now)
+{
+	__u32 epoch = flow_epoch();
+	int reason;
+
+	if (flow->egress.epoch != epoch || flow->ingress.epoch != epoch) {
+		reason = flow_recheck(p, key, flow, epoch);
+		if (reason != GO_ON)
+			return reason;
+	}
+	if (flow->egress.action != ACTION_ALLOW || flow->ingress.action != ACTION_ALLOW) {
+		p->egress_rule = flow->egress.rule;
+		p->egress_action = flow->egress.action;
+		p->ingress_rule = flow->ingress.rule;
+		p->ingress_action = flow->ingress.action;
+		reason = flow_denied((struct verdict *)&flow->egress);
+		return reason == GO_ON ? flow_denied((struct verdict *)&flow->ingress) : reason;
+	}
+	flow_follow(p, flow, now);
+	flow_destination(p, flow);
+	if (p->flags & PACKET_REPLY) {
+		p->alias = flow->service;
+		p->alias_port = flow->service_port;
+	} else {
+		p->alias = flow->nat_address;
+		p->alias_port = flow->nat_port;
+	}
+	return GO_ON;
+}
+
+/* flow_track is the whole step. */
+static __always_inline int flow_track(struct packet *p, struct flow_key *key, struct flow *flow, __u64 now)
+{
+	return flow ? flow_pass(p, key, flow, now) : flow_open(p, key, flow_epoch());
+}

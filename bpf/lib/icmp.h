@@ -1,0 +1,288 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * ICMP errors. Those that pass are about a flow: the quoted packet says which, and is translated back along with the
+ * outer header. Those that the datapath makes itself tell a pod that its packet was too large or went too far.
+ *
+ * A quoted transport checksum is left as it is: receivers do not look at it, and often it was cut off.
+ */
+#pragma once
+
+#include "conntrack.h"
+#include "deliver.h"
+#include "packet.h"
+#include "parse.h"
+#include "rewrite.h"
+
+#define ICMP_QUOTE 20        /* bytes quoted behind the IP header: past any transport checksum still to be filled in */
+
+/* The packet that an ICMP error quotes. */
+struct quote {
+	union address source;
+	union address destination;
+	__be16 source_port;
+	__be16 destination_port;
+	__u16 network;              /* bytes from the Ethernet header to the quoted IP header */
+	__u16 transport;            /* and to the quoted transport header */
+	__u8 protocol;
+	__u8 echo;                  /* not 0: its ports are the id of an ICMP echo */
+	__u8 reserved[2];
+};
+
+/* quote_transport reads the quoted ports. */
+static __always_inline int quote_transport(struct __sk_buff *ctx, struct quote *q)
+{
+	struct transport_start start = {};
+	__u8 type;
+
+	if (bpf_skb_load_bytes(ctx, q->transport & 0x3ff, &start, sizeof(start)))
+		return DROP_INVALID_PACKET;
+	type = *(__u8 *)&start;
+	switch (q->protocol) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+	case IPPROTO_SCTP:
+		q->source_port = start.source_port;
+		q->destination_port = start.destination_port;
+		return GO_ON;
+	case IPPROTO_ICMP:
+		q->echo = type == ICMP_ECHO || type == ICMP_ECHOREPLY;
+		break;
+	case IPPROTO_ICMPV6:
+		q->echo = type == ICMPV6_ECHO_REQUEST || type == ICMPV6_ECHO_REPLY;
+		break;
+	}
+	if (q->echo)
+		q->source_port = q->destination_port = start.id;
+	return GO_ON;
+}
+
+/* quote_read reads the quoted headers. An IPv6 quote with extension headers is not followed. */
+static __always_inline int quote_read(struct __sk_buff *ctx, const struct packet *p, struct quote *q)
+{
+	struct ipv6hdr ip6;
+	struct iphdr ip4;
+
+	q->network = (p->transport & 0x1ff) + 8;
+	if (p->flags & PACKET_IPV4) {
+		if (bpf_skb_load_bytes(ctx, q->network & 0x3ff, &ip4, sizeof(ip4)) || ip4.ihl < 5)
+			return DROP_INVALID_PACKET;
+		address_from4(&q->source, ip4.saddr);
+		address_from4(&q->destination, ip4.daddr);
+		q->protocol = ip4.protocol;
+		q->transport = q->network + ip4.ihl * 4;
+		return quote_transport(ctx, q);
+	}
+	if (bpf_skb_load_bytes(ctx, q->network & 0x3ff, &ip6, sizeof(ip6)))
+		return DROP_INVALID_PACKET;
+	__builtin_memcpy(&q->source, &ip6.saddr, 16);
+	__builtin_memcpy(&q->destination, &ip6.daddr, 16);
+	q->protocol = ip6.nexthdr;
+	q->transport = q->network + sizeof(ip6);
+	return quote_transport(ctx, q);
+}
+
+/* quote_rewrite changes one end of the quoted packet, and the error's checksum with it. */
+static __always_inline int quote_rewrite(struct __sk_buff *ctx, const struct packet *p, struct quote *q, __u32 end,
+					 const union address *address, __be16 port)
+{
+	const union address *was = end == REWRITE_SOURCE ? &q->source : &q->destination;
+	__be16 old_port = end == REWRITE_SOURCE ? q->source_port : q->destination_port;
+	__u32 check = (p->transport & 0x1ff) + 2;
+	__u32 network = q->network & 0x3ff;
+	bool v4 = p->flags & PACKET_IPV4;
+	__u32 offset = network + (v4 ? 12 : 8) + (end == REWRITE_DESTINATION ? (v4 ? 4 : 16) : 0);
+	__s64 difference = bpf_csum_diff((__be32 *)was->word, 16, (__be32 *)address->word, 16, 0);
+
+	if (v4) { /* the quoted IP checksum makes up for the address: the error's checksum stays right */
+		if (bpf_skb_store_bytes(ctx, offset, &address->word[3], 4, 0) ||
+		    bpf_l3_csum_replace(ctx, network + offsetof(struct iphdr, check), 0, difference, 0))
+			return DROP_REWRITE;
+	} else if (bpf_skb_store_bytes(ctx, offset, address, 16, 0) ||
+		   bpf_l4_csum_replace(ctx, check, 0, difference, 0)) {
+		return DROP_REWRITE;
+	}
+	if (!port || port == old_port || q->protocol == IPPROTO_SCTP)
+		return GO_ON;
+	offset = (q->transport & 0x3ff) + (q->echo ? 4 : end == REWRITE_DESTINATION ? 2 : 0);
+	if (bpf_skb_store_bytes(ctx, offset, &port, sizeof(port), 0) ||
+	    bpf_l4_csum_replace(ctx, check, old_port, port, sizeof(port)))
+		return DROP_REWRITE;
+	return GO_ON;
+}
+
+/* icmp_restore gives an error about a masqueraded packet to the pod that sent it. */
+static __always_inline int icmp_restore(struct __sk_buff *ctx, struct packet *p, struct quote *q)
+{
+	struct nat_key key = {
+		.remote = q->destination,
+		.node = q->source,
+		.remote_port = q->echo ? 0 : q->destination_port,
+		.node_port = q->source_port,
+		.protocol = q->protocol,
+	};
+	struct nat_mapping *mapping = bpf_map_lookup_elem(&nat, &key);
+	union address pod;
+	__be16 port;
+	int reason;
+
+	if (!mapping || !address_equal(&q->source, &p->destination))
+		return REASON_TO_STACK;
+	pod = mapping->pod;
+	port = mapping->pod_port;
+	reason = quote_rewrite(ctx, p, q, REWRITE_SOURCE, &pod, port);
+	if (reason != GO_ON)
+		return reason;
+	q->source = pod;
+	q->source_port = port;
+	if (q->echo)
+		q->destination_port = port;
+	return rewrite_packet(ctx, p, REWRITE_DESTINATION, &pod, 0);
+}
+
+/* icmp_rename gives the quoted destination, and the sender if it is the same, the name that the error's receiver knows. */
+static __always_inline int icmp_rename(struct __sk_buff *ctx, struct packet *p, struct quote *q, struct flow *flow)
+{
+	bool low = address_before(&q->source, &q->destination) ||
+		   (address_equal(&q->source, &q->destination) &&
+		    bpf_ntohs(q->source_port) <= bpf_ntohs(q->destination_port));
+	bool forward = low == !!(flow->flags & FLOW_LOW_IS_SOURCE);
+	union address name = forward ? flow->service : flow->nat_address;
+	__be16 port = forward ? flow->service_port : flow->nat_port;
+
+	if (!address_set(&name))
+		return GO_ON;
+	if (address_equal(&p->source, &q->destination))
+		p->alias = name;
+	return quote_rewrite(ctx, p, q, REWRITE_DESTINATION, &name, port);
+}
+
+/* icmp_follow lets an error pass that is about a known and allowed flow. translated: the node's address may stand for a pod. */
+__noinline int icmp_follow(struct __sk_buff *ctx, struct packet *p, __u32 translated)
+{
+	struct quote q = {};
+	struct flow_key key;
+	struct flow *flow;
+	int reason;
+
+	if (!p)
+		return DROP_ICMP_UNRELATED;
+	reason = quote_read(ctx, p, &q);
+	if (reason == GO_ON && translated)
+		reason = icmp_restore(ctx, p, &q);
+	if (reason != GO_ON)
+		return reason;
+	flow_key_of(&key, &q.source, q.source_port, &q.destination, q.destination_port, q.protocol);
+	flow = bpf_map_lookup_elem(&flows, &key);
+	if (!flow || flow->backend || !address_equal(&q.source, &p->destination))
+		return DROP_ICMP_UNRELATED;
+	if (flow->egress.action != ACTION_ALLOW || flow->ingress.action != ACTION_ALLOW)
+		return DROP_POLICY_DEFAULT;
+	p->flags |= PACKET_RELATED;
+	p->egress_rule = p->ingress_rule = RULE_ICMP_RELATED;
+	reason = icmp_rename(ctx, p, &q, flow);
+	if (reason == GO_ON && !p->to.flags && !p->to.peer)
+		address_find(&p->destination, &p->to);
+	return reason;
+}
+
+/* What an answer consists of: an IP header, an ICMP header, and the start of the packet that it is about. */
+struct icmp_answer4 {
+	struct iphdr ip;
+	struct icmp_header icmp;
+};
+
+struct icmp_answer6 {
+	struct ipv6hdr ip;
+	struct icmp6hdr icmp;
+};
+
+/* icmp_fold makes a checksum of a sum. */
+static __always_inline __sum16 icmp_fold(__s64 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+/* icmp_answer4 turns an IPv4 packet into an error about itself. */
+static __always_inline int icmp_answer_ipv4(struct __sk_buff *ctx, const struct packet *p, bool too_big)
+{
+	__u8 quote[sizeof(struct iphdr) + ICMP_QUOTE] = {};
+	struct icmp_answer4 answer = {};
+	__s64 sum;
+
+	if (bpf_skb_change_tail(ctx, ETH_HLEN + sizeof(quote), 0) ||
+	    bpf_skb_load_bytes(ctx, ETH_HLEN, quote, sizeof(quote)) ||
+	    bpf_skb_adjust_room(ctx, sizeof(answer), BPF_ADJ_ROOM_MAC, 0))
+		return DROP_REWRITE;
+	answer.ip.version = 4;
+	answer.ip.ihl = 5;
+	answer.ip.ttl = 64;
+	answer.ip.protocol = IPPROTO_ICMP;
+	answer.ip.tot_len = bpf_htons(sizeof(answer) + sizeof(quote));
+	answer.ip.saddr = config.router4.word[3];
+	answer.ip.daddr = p->source.word[3];
+	answer.ip.check = icmp_fold(bpf_csum_diff(NULL, 0, (__be32 *)&answer.ip, sizeof(answer.ip), 0));
+	answer.icmp.type = too_big ? ICMP_DEST_UNREACH : ICMP_TIME_EXCEEDED;
+	answer.icmp.code = too_big ? ICMP_FRAG_NEEDED : 0;
+	answer.icmp.rest[1] = too_big ? bpf_htons(p->mtu) : 0;
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)&answer.icmp, sizeof(answer.icmp), 0);
+	answer.icmp.check = icmp_fold(bpf_csum_diff(NULL, 0, (__be32 *)quote, sizeof(quote), sum));
+	return bpf_skb_store_bytes(ctx, ETH_HLEN, &answer, sizeof(answer), 0) ? DROP_REWRITE : GO_ON;
+}
+
+/* icmp_answer_ipv6 does the same for IPv6, where the checksum covers addresses, length and protocol as well. */
+static __always_inline int icmp_answer_ipv6(struct __sk_buff *ctx, const struct packet *p, bool too_big)
+{
+	__u8 quote[sizeof(struct ipv6hdr) + ICMP_QUOTE] = {};
+	struct icmp_answer6 answer = {};
+	__be32 rest[2] = {bpf_htonl(sizeof(answer.icmp) + sizeof(quote)), bpf_htonl(IPPROTO_ICMPV6)};
+	union address router = config.router6;
+	__s64 sum;
+
+	if (bpf_skb_change_tail(ctx, ETH_HLEN + sizeof(quote), 0) ||
+	    bpf_skb_load_bytes(ctx, ETH_HLEN, quote, sizeof(quote)) ||
+	    bpf_skb_adjust_room(ctx, sizeof(answer), BPF_ADJ_ROOM_MAC, 0))
+		return DROP_REWRITE;
+	answer.ip.version = 6;
+	answer.ip.hop_limit = 64;
+	answer.ip.nexthdr = IPPROTO_ICMPV6;
+	answer.ip.payload_len = bpf_htons(sizeof(answer.icmp) + sizeof(quote));
+	__builtin_memcpy(&answer.ip.saddr, &router, 16);
+	__builtin_memcpy(&answer.ip.daddr, &p->source, 16);
+	answer.icmp.icmp6_type = too_big ? ICMP6_PACKET_TOO_BIG : ICMP6_TIME_EXCEEDED;
+	answer.icmp.icmp6_mtu = too_big ? bpf_htonl(p->mtu) : 0;
+	sum = bpf_csum_diff(NULL, 0, router.word, 16, 0);
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)p->source.word, 16, sum);
+	sum = bpf_csum_diff(NULL, 0, rest, sizeof(rest), sum);
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)&answer.icmp, sizeof(answer.icmp), sum);
+	answer.icmp.icmp6_cksum = icmp_fold(bpf_csum_diff(NULL, 0, (__be32 *)quote, sizeof(quote), sum));
+	return bpf_skb_store_bytes(ctx, ETH_HLEN, &answer, sizeof(answer), 0) ? DROP_REWRITE : GO_ON;
+}
+
+/*
+ * icmp_answer tells a pod why its packet ended: too large, or too many hops. The packet becomes the answer; what was
+ * translated in it is put back first. An error is never answered with an error (RFC 1122 3.2.2).
+ */
+__noinline int icmp_answer(struct __sk_buff *ctx, struct packet *p, __u32 endpoint_index, int reason)
+{
+	struct endpoint *endpoint = endpoint_at(endpoint_index);
+	struct ethhdr *ethernet;
+	union address service;
+	int made;
+
+	if (!p || !endpoint || p->flags & (PACKET_ICMP_ERROR | PACKET_LATER_FRAGMENT) ||
+	    p->length < sizeof(struct ipv6hdr) + ICMP_QUOTE)
+		return 0;
+	service = p->service;
+	if (address_set(&service) && rewrite_packet(ctx, p, REWRITE_DESTINATION, &service, p->service_port) != GO_ON)
+		return 0;
+	made = p->flags & PACKET_IPV4 ? icmp_answer_ipv4(ctx, p, reason == DROP_FRAG_NEEDED) :
+					icmp_answer_ipv6(ctx, p, reason == DROP_FRAG_NEEDED);
+	ethernet = (void *)(long)ctx->data;
+	if (made != GO_ON || (void *)(ethernet + 1) > (void *)(long)ctx->data_end)
+		return 0;
+	__builtin_memcpy(ethernet->h_dest, endpoint->pod_mac, ETH_ALEN);
+	__builtin_memcpy(ethernet->h_source, endpoint->host_mac, ETH_ALEN);
+	return bpf_redirect_peer(endpoint->ifindex, 0) == TC_ACT_REDIRECT;
+}

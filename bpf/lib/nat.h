@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Step 6, on the way out: the node's address instead of the pod's. The mapping is made with the first packet that
+ * leaves, and goes with its flow. A source port is kept if neither another mapping nor a socket of the node has
+ * it towards that destination; otherwise ports are tried from a random start, NAT_TRIES at most.
+ *
+ * On the way in, nat_restore finds the pod behind the node's address and port.
+ */
+#pragma once
+
+#include "conntrack.h"
+#include "packet.h"
+#include "rewrite.h"
+
+/* A search for a free port. */
+struct nat_search {
+	struct __sk_buff *ctx;
+	struct nat_key key;
+	struct nat_mapping mapping;
+	__u32 port;                 /* to try next, host byte order */
+	int reason;                 /* GO_ON: found */
+};
+
+/* nat_port_of is the port that tells mappings to one destination apart; the id of an ICMP echo. */
+static __always_inline bool nat_by_id(const struct packet *p)
+{
+	return p->protocol == IPPROTO_ICMP || p->protocol == IPPROTO_ICMPV6;
+}
+
+/* nat_socket_tuple puts a mapping's outside tuple into the form in which sockets are looked up. It returns the size. */
+static __always_inline __u32 nat_socket_tuple(const struct nat_key *key, struct bpf_sock_tuple *tuple)
+{
+	if (address_mapped(&key->node)) {
+		tuple->ipv4.saddr = key->remote.word[3];
+		tuple->ipv4.daddr = key->node.word[3];
+		tuple->ipv4.sport = key->remote_port;
+		tuple->ipv4.dport = key->node_port;
+		return sizeof(tuple->ipv4);
+	}
+	__builtin_memcpy(tuple->ipv6.saddr, &key->remote, 16);
+	__builtin_memcpy(tuple->ipv6.daddr, &key->node, 16);
+	tuple->ipv6.sport = key->remote_port;
+	tuple->ipv6.dport = key->node_port;
+	return sizeof(tuple->ipv6);
+}
+
+/* nat_host_uses tells whether a socket of the node would take packets of that tuple for its own. */
+static __always_inline bool nat_host_uses(struct __sk_buff *ctx, const struct nat_key *key)
+{
+	struct bpf_sock_tuple tuple = {};
+	__u32 size = nat_socket_tuple(key, &tuple);
+	bool v4 = size == sizeof(tuple.ipv4);
+	struct bpf_sock *socket = NULL;
+
+	if (key->protocol == IPPROTO_TCP)
+		socket = v4 ? bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0) :
+			      bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+	else if (key->protocol == IPPROTO_UDP)
+		socket = v4 ? bpf_sk_lookup_udp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0) :
+			      bpf_sk_lookup_udp(ctx, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+	if (!socket)
+		return false;
+	bpf_sk_release(socket);
+	return true;
+}
+
+/* nat_try takes one port if it is free; it stops the loop once there is an answer. */
+static long nat_try(__u64 index, void *context)
+{
+	struct nat_search *search = context;
+	long error;
+
+	search->key.node_port = bpf_htons(search->port);
+	error = bpf_map_update_elem(&nat, &search->key, &search->mapping, BPF_NOEXIST);
+	if (!error && !nat_host_uses(search->ctx, &search->key)) {
+		search->reason = GO_ON;
+		return 1;
+	}
+	if (!error) {
+		bpf_map_delete_elem(&nat, &search->key);
+	} else if (error != -17 /* EEXIST */) {
+		search->reason = DROP_NAT_TABLE_FULL;
+		return 1;
+	}
+	tally_add(TALLY_NAT_PORT_SEARCHES);
+	search->port = search->port < config.nat_port_min || search->port >= config.nat_port_max ?
+			       config.nat_port_min : search->port + 1;
+	return 0;
+}
+
+/* nat_search_port finds a free outside port: the pod's own, or one of the node's range. */
+static __always_inline int nat_search_port(struct nat_search *search, struct packet *p)
+{
+	__u32 range = config.nat_port_max - config.nat_port_min + 1;
+
+	search->reason = DROP_NAT_EXHAUSTED;
+	search->port = bpf_ntohs(p->source_port);
+	nat_try(0, search);
+	if (search->reason != DROP_NAT_EXHAUSTED || !p->source_port || p->protocol == IPPROTO_SCTP)
+		return search->reason; /* without a port, or with one under a CRC, there is nothing to vary */
+	search->port = config.nat_port_min + bpf_get_prandom_u32() % range;
+	bpf_loop(range < NAT_TRIES ? range : NAT_TRIES, nat_try, search, 0);
+	return search->reason;
+}
+
+/* nat_open makes the mapping for a packet that leaves by an uplink, and notes it in the packet's flow. */
+__noinline int nat_open(struct __sk_buff *ctx, struct packet *p, const struct flow_key *key, __u32 ifindex)
+{
+	struct uplink *uplink = bpf_map_lookup_elem(&uplinks, &ifindex);
+	struct nat_search search = {.ctx = ctx};
+	struct flow *flow;
+	int reason;
+
+	if (!p || !key || !uplink)
+		return GO_ON; /* not an outward device: addresses stay */
+	p->alias = p->flags & PACKET_IPV4 ? uplink->address4 : uplink->address6;
+	if (!address_set(&p->alias))
+		return DROP_NO_ROUTE;
+	search.key.remote = p->destination;
+	search.key.node = p->alias;
+	search.key.remote_port = nat_by_id(p) ? 0 : p->destination_port;
+	search.key.protocol = p->protocol;
+	search.mapping.pod = p->source;
+	search.mapping.pod_port = p->source_port;
+	search.mapping.endpoint = p->from.endpoint;
+	search.mapping.created = bpf_ktime_get_ns();
+	reason = nat_search_port(&search, p);
+	if (reason != GO_ON)
+		return reason;
+	tally_add(TALLY_NAT_CREATED);
+	flow = bpf_map_lookup_elem(&flows, key);
+	if (!flow) {
+		bpf_map_delete_elem(&nat, &search.key);
+		return DROP_FLOW_TABLE_FULL;
+	}
+	p->alias_port = search.key.node_port;
+	flow->nat_port = p->alias_port;
+	flow->nat_address = p->alias;
+	return GO_ON;
+}
+
+/* nat_restore gives a packet that came for the node's address to the pod behind it, if there is one. */
+static __always_inline int nat_restore(struct __sk_buff *ctx, struct packet *p)
+{
+	struct nat_key key = {
+		.remote = p->source,
+		.node = p->destination,
+		.remote_port = nat_by_id(p) ? 0 : p->source_port,
+		.node_port = p->destination_port,
+		.protocol = p->protocol,
+	};
+	struct nat_mapping *mapping = bpf_map_lookup_elem(&nat, &key);
+	union address pod;
+
+	if (!mapping)
+		return REASON_TO_STACK;
+	pod = mapping->pod;
+	return rewrite_packet(ctx, p, REWRITE_DESTINATION, &pod, mapping->pod_port);
+}

@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Step 5: the verdict of one policy program about one peer. Layout of programs: structs.h.
+ *
+ *   policy_judge      finds the up to three lists of entries that concern the packet's protocol and port
+ *   policy_round      finds the match of lowest rank in them
+ *   policy_scan       finds the first match of one list
+ *
+ * Everything that is missing or inconsistent is a denial.
+ */
+#pragma once
+
+#include "packet.h"
+
+/* What one evaluation carries along. Ranks: lower wins; floor is raised by PASS. */
+struct judgement {
+	__u32 base;                 /* cell of the program's header */
+	__u32 row;                  /* first word of the class's bits */
+	__u32 next;                 /* cell of the entry to look at */
+	__u32 floor;                /* entries of lower rank have been passed over */
+	__u32 rank;                 /* of the best match so far */
+	__u32 rule;
+	__u32 argument;
+	__u32 action;               /* ACTION_NONE: no match so far */
+	__u16 first[3];             /* the lists */
+	__u16 count[3];
+	__u32 reserved;
+};
+
+static __always_inline union policy_cell *policy_cell_at(__u32 cell)
+{
+	return bpf_map_lookup_elem(&policy_cells, &cell);
+}
+
+/* policy_scan looks at one entry; it stops the loop at the list's first match or where nothing better can follow. */
+static long policy_scan(__u64 index, void *context)
+{
+	struct judgement *j = context;
+	union policy_cell *cell = policy_cell_at(j->next++);
+	struct policy_entry entry;
+	__u32 word;
+	__u64 *bits;
+
+	if (!cell)
+		return 1;
+	entry = cell->entry;
+	if (entry.rank >= j->rank)
+		return 1;
+	if (entry.rank < j->floor)
+		return 0;
+	word = j->row + entry.selector / 64;
+	bits = bpf_map_lookup_elem(&class_bits, &word);
+	if (!bits || !(*bits >> (entry.selector & 63) & 1))
+		return 0;
+	j->rank = entry.rank;
+	j->rule = entry.rule;
+	j->argument = entry.argument;
+	j->action = entry.action;
+	return 1;
+}
+
+/* policy_round finds the match of lowest rank at or above the floor. */
+static __always_inline void policy_round(struct judgement *j)
+{
+	j->rank = 0xffffffff;
+	j->action = ACTION_NONE;
+	for (int i = 0; i < 3; i++) {
+		j->next = j->base + j->first[i];
+		if (j->count[i])
+			bpf_loop(j->count[i], policy_scan, j, 0);
+	}
+}
+
+/* policy_find searches sorted disjoint segments for the one that holds a protocol and port: 16 halvings cover 65535. */
+static __always_inline void policy_find(struct judgement *j, int list, __u32 low, __u32 count, __u32 wanted)
+{
+	__u32 high = low + count;
+
+	for (int i = 0; i < 17 && low < high; i++) {
+		__u32 middle = (low + high) / 2;
+		union policy_cell *cell = policy_cell_at(j->base + middle);
+		struct policy_segment segment;
+
+		if (!cell)
+			return;
+		segment = cell->segment;
+		if (wanted < ((__u32)segment.protocol << 16 | segment.first_port)) {
+			high = middle;
+		} else if (wanted > ((__u32)segment.protocol << 16 | segment.last_port)) {
+			low = middle + 1;
+		} else {
+			j->first[list] = segment.entries_first;
+			j->count[list] = segment.entries_count;
+			return;
+		}
+	}
+}
+
+/*
+ * policy_judge asks a program about a peer. wanted is protocol << 16 | port (ICMP: type). The epoch of out is the
+ * caller's, read before.
+ */
+__noinline int policy_judge(__u32 program, __u32 peer, __u32 wanted, struct verdict *out)
+{
+	struct judgement j = {};
+	__u64 *descriptor = bpf_map_lookup_elem(&policy_programs, &program);
+	__u32 *class = bpf_map_lookup_elem(&peer_class, &peer);
+	struct policy_header header;
+	union policy_cell *cell;
+	__u64 word;
+
+	if (!out)
+		return 0;
+	out->rule = RULE_NONE;
+	out->action = ACTION_DENY;
+	out->argument = 0;
+	if (!descriptor || !class)
+		return 0;
+	tally_add(TALLY_JUDGED);
+	word = *(volatile __u64 *)descriptor;
+	j.base = (__u32)word;
+	cell = policy_cell_at(j.base);
+	if (!(word >> 63) || !cell)
+		return 0;
+	header = cell->header;
+	j.row = *(volatile __u32 *)class * config.class_words;
+	policy_find(&j, 0, 1, header.segments, wanted);
+	policy_find(&j, 1, 1 + header.segments, header.protocols, wanted);
+	j.first[2] = header.any_first;
+	j.count[2] = header.any_count;
+	for (int i = 0; i < PASS_ROUNDS; i++) {
+		policy_round(&j);
+		if (j.action != ACTION_PASS)
+			break;
+		j.floor = j.argument;
+	}
+	if (j.action == ACTION_PASS) /* passed on too often: a program that nobody should have written */
+		return 0;
+	out->rule = j.action == ACTION_NONE ? header.default_rule : j.rule;
+	out->action = j.action == ACTION_NONE ? header.default_action : j.action;
+	out->argument = j.action == ACTION_REDIRECT ? j.argument : 0;
+	return 0;
+}

@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Step 3: services, for what the socket hooks did not translate. A frontend's packets go to the backend that the first of
+ * them chose, remembered by a service entry in `flows`: its key is (client, frontend), its value names the backend.
+ * The flow proper has the key (client, backend) and remembers the frontend, by which its replies are renamed.
+ *
+ * A pod that reaches itself sees a loopback source (config.loopback4 or 6) and answers to that.
+ */
+#pragma once
+
+#include "conntrack.h"
+#include "packet.h"
+#include "rewrite.h"
+
+/* service_pick chooses a backend that takes new connections, or returns 0. */
+static __always_inline __u32 service_pick(const struct frontend *frontend)
+{
+	__u32 count = frontend->slot_count, first = frontend->first_slot;
+
+	for (int i = 0; i < BACKEND_TRIES && count; i++) {
+		__u32 slot = first + bpf_get_prandom_u32() % count;
+		__u32 *index = bpf_map_lookup_elem(&slots, &slot);
+		struct backend *backend = index ? bpf_map_lookup_elem(&backends, index) : NULL;
+
+		if (backend && backend->state == BACKEND_ACTIVE)
+			return *index;
+	}
+	return 0;
+}
+
+/* service_frontend finds the frontend that a packet is addressed to. */
+static __always_inline struct frontend *service_frontend(const struct packet *p)
+{
+	struct frontend_key key = {.address = p->destination, .port = p->destination_port, .protocol = p->protocol};
+
+	if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP && p->protocol != IPPROTO_SCTP)
+		return NULL;
+	return bpf_map_lookup_elem(&frontends, &key);
+}
+
+/* service_remember makes the entry that sends later packets to the same backend. */
+static __always_inline int service_remember(const struct packet *p, const struct flow_key *key, __u32 backend)
+{
+	struct flow *entry = flow_draft();
+
+	if (!entry)
+		return DROP_FLOW_TABLE_FULL;
+	entry->created = bpf_ktime_get_ns();
+	entry->expires = entry->created + flow_lifetime(p->protocol, FLOW_NEW);
+	entry->state = FLOW_NEW;
+	entry->backend = backend;
+	entry->hook = p->hook;
+	entry->source_endpoint = p->from.endpoint;
+	if (address_equal(&key->low, &p->source) && key->low_port == p->source_port)
+		entry->flags = FLOW_LOW_IS_SOURCE;
+	if (bpf_map_update_elem(&flows, key, entry, BPF_ANY))
+		return DROP_FLOW_TABLE_FULL;
+	tally_add(TALLY_FLOWS_CREATED);
+	return GO_ON;
+}
+
+/* service_keeps tells whether a remembered backend still takes the packet: all but a new connection to one that is leaving. */
+static __always_inline bool service_keeps(const struct packet *p, __u32 index)
+{
+	struct backend *backend = bpf_map_lookup_elem(&backends, &index);
+	bool opening = p->protocol == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+
+	if (!backend || backend->state == BACKEND_GONE)
+		return false;
+	return backend->state == BACKEND_ACTIVE || !opening;
+}
+
+/* service_backend finds the backend of a packet to a frontend: the remembered one, or a fresh choice for a new connection. */
+static __always_inline int service_backend(struct packet *p, const struct flow_key *key, struct flow *entry, __u64 now,
+					   __u32 *backend)
+{
+	struct frontend *frontend;
+	bool opening = p->protocol != IPPROTO_TCP || p->tcp_flags & TCP_SYN;
+
+	if (entry && service_keeps(p, entry->backend)) {
+		*backend = entry->backend;
+		if (!opening || p->protocol != IPPROTO_TCP)
+			entry->expires = now + flow_lifetime(p->protocol, FLOW_ESTABLISHED);
+		return GO_ON;
+	}
+	frontend = service_frontend(p);
+	if (!frontend)
+		return entry ? DROP_NO_BACKEND : GO_ON;
+	if (entry && !opening)
+		return DROP_NO_BACKEND; /* its backend is gone: another one would not know the connection */
+	*backend = service_pick(frontend);
+	if (!*backend)
+		return DROP_NO_BACKEND;
+	return service_remember(p, key, *backend);
+}
+
+/*
+ * service_translate sends a packet for a frontend to its backend. It returns GO_ON also for a packet that is for no
+ * frontend; p->service tells the two apart.
+ */
+__noinline int service_translate(struct __sk_buff *ctx, struct packet *p, const struct flow_key *key,
+				 struct flow *entry, __u64 now)
+{
+	struct backend *backend;
+	union address address;
+	__u32 index = 0;
+	int reason;
+
+	if (!p || !key)
+		return DROP_NO_BACKEND;
+	reason = service_backend(p, key, entry, now, &index);
+	if (reason != GO_ON || !index)
+		return reason;
+	backend = bpf_map_lookup_elem(&backends, &index);
+	if (!backend)
+		return DROP_NO_BACKEND;
+	p->service = p->destination;
+	p->service_port = p->destination_port;
+	address = backend->address;
+	if (address_equal(&address, &p->source)) {
+		p->flags |= PACKET_SELF;
+		p->alias = p->flags & PACKET_IPV4 ? config.loopback4 : config.loopback6;
+		p->alias_port = p->source_port;
+	}
+	return rewrite_packet(ctx, p, REWRITE_DESTINATION, &address, backend->port);
+}
+
+/* service_self_reply turns a pod's answer to its own loopback source into one to itself. */
+static __always_inline int service_self_reply(struct __sk_buff *ctx, struct packet *p)
+{
+	__u64 high = p->flags & PACKET_IPV4 ? config.loopback4.half[0] : config.loopback6.half[0];
+	__u64 low = p->flags & PACKET_IPV4 ? config.loopback4.half[1] : config.loopback6.half[1];
+	union address own;
+
+	if (!low || p->destination.half[0] != high || p->destination.half[1] != low)
+		return GO_ON;
+	own = p->source;
+	p->flags |= PACKET_SELF;
+	return rewrite_packet(ctx, p, REWRITE_DESTINATION, &own, p->destination_port);
+}
