@@ -30,6 +30,7 @@ const (
 	Agent_ListMappings_FullMethodName  = "/tendril.agent.v1.Agent/ListMappings"
 	Agent_FlushMappings_FullMethodName = "/tendril.agent.v1.Agent/FlushMappings"
 	Agent_ListFlows_FullMethodName     = "/tendril.agent.v1.Agent/ListFlows"
+	Agent_FlushFlows_FullMethodName    = "/tendril.agent.v1.Agent/FlushFlows"
 	Agent_ListAddresses_FullMethodName = "/tendril.agent.v1.Agent/ListAddresses"
 	Agent_ListEndpoints_FullMethodName = "/tendril.agent.v1.Agent/ListEndpoints"
 	Agent_ListServices_FullMethodName  = "/tendril.agent.v1.Agent/ListServices"
@@ -57,6 +58,8 @@ type AgentClient interface {
 	ListMappings(ctx context.Context, in *ListMappingsRequest, opts ...grpc.CallOption) (*ListMappingsResponse, error)
 	FlushMappings(ctx context.Context, in *FlushMappingsRequest, opts ...grpc.CallOption) (*FlushMappingsResponse, error)
 	ListFlows(ctx context.Context, in *ListFlowsRequest, opts ...grpc.CallOption) (*ListFlowsResponse, error)
+	// FlushFlows forgets conntrack entries: the connections' next packets are judged as new.
+	FlushFlows(ctx context.Context, in *FlushFlowsRequest, opts ...grpc.CallOption) (*FlushFlowsResponse, error)
 	// ListAddresses lists every address that IPAM has given out, with its owner.
 	ListAddresses(ctx context.Context, in *ListAddressesRequest, opts ...grpc.CallOption) (*ListAddressesResponse, error)
 	// ListEndpoints lists the node's pods; ListServices its services.
@@ -177,6 +180,16 @@ func (c *agentClient) ListFlows(ctx context.Context, in *ListFlowsRequest, opts 
 	return out, nil
 }
 
+func (c *agentClient) FlushFlows(ctx context.Context, in *FlushFlowsRequest, opts ...grpc.CallOption) (*FlushFlowsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FlushFlowsResponse)
+	err := c.cc.Invoke(ctx, Agent_FlushFlows_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *agentClient) ListAddresses(ctx context.Context, in *ListAddressesRequest, opts ...grpc.CallOption) (*ListAddressesResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListAddressesResponse)
@@ -256,6 +269,8 @@ type AgentServer interface {
 	ListMappings(context.Context, *ListMappingsRequest) (*ListMappingsResponse, error)
 	FlushMappings(context.Context, *FlushMappingsRequest) (*FlushMappingsResponse, error)
 	ListFlows(context.Context, *ListFlowsRequest) (*ListFlowsResponse, error)
+	// FlushFlows forgets conntrack entries: the connections' next packets are judged as new.
+	FlushFlows(context.Context, *FlushFlowsRequest) (*FlushFlowsResponse, error)
 	// ListAddresses lists every address that IPAM has given out, with its owner.
 	ListAddresses(context.Context, *ListAddressesRequest) (*ListAddressesResponse, error)
 	// ListEndpoints lists the node's pods; ListServices its services.
@@ -303,6 +318,9 @@ func (UnimplementedAgentServer) FlushMappings(context.Context, *FlushMappingsReq
 }
 func (UnimplementedAgentServer) ListFlows(context.Context, *ListFlowsRequest) (*ListFlowsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListFlows not implemented")
+}
+func (UnimplementedAgentServer) FlushFlows(context.Context, *FlushFlowsRequest) (*FlushFlowsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FlushFlows not implemented")
 }
 func (UnimplementedAgentServer) ListAddresses(context.Context, *ListAddressesRequest) (*ListAddressesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListAddresses not implemented")
@@ -498,6 +516,24 @@ func _Agent_ListFlows_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Agent_FlushFlows_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FlushFlowsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).FlushFlows(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_FlushFlows_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).FlushFlows(ctx, req.(*FlushFlowsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Agent_ListAddresses_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListAddressesRequest)
 	if err := dec(in); err != nil {
@@ -644,6 +680,10 @@ var Agent_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListFlows",
 			Handler:    _Agent_ListFlows_Handler,
+		},
+		{
+			MethodName: "FlushFlows",
+			Handler:    _Agent_FlushFlows_Handler,
 		},
 		{
 			MethodName: "ListAddresses",
