@@ -1,0 +1,354 @@
+package ipam
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+)
+
+func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+// at is a time some seconds after the tests' beginning.
+func at(seconds int) time.Time {
+	return time.Unix(1_000_000, 0).Add(time.Duration(seconds) * time.Second)
+}
+
+func newBook(t *testing.T, prefixes ...string) *Book {
+	t.Helper()
+	var parsed []netip.Prefix
+	for _, p := range prefixes {
+		parsed = append(parsed, prefix(p))
+	}
+	book, err := New(parsed...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return book
+}
+
+func allocate(t *testing.T, book *Book, owner string, seconds int) []netip.Addr {
+	t.Helper()
+	addrs, err := book.Allocate(owner, at(seconds))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return addrs
+}
+
+// list prints a book as `tendril ipam list` might.
+func list(book *Book) []string {
+	var lines []string
+	for _, a := range book.List() {
+		lines = append(lines, fmt.Sprintf("%s %s %s %s", a.Addr, a.Pool, a.State, a.Owner))
+	}
+	return lines
+}
+
+func wantList(t *testing.T, book *Book, want ...string) {
+	t.Helper()
+	if diff := cmp.Diff(want, list(book)); diff != "" {
+		t.Errorf("addresses (-want +got):\n%s", diff)
+	}
+}
+
+func wantAddrs(t *testing.T, got []netip.Addr, want ...string) {
+	t.Helper()
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("addresses are %v, want %v", got, want)
+	}
+}
+
+func TestRouterAndHealthComeFirst(t *testing.T) {
+	book := newBook(t, "fd01::/64", "10.1.0.0/24")
+	wantAddrs(t, book.Routers(), "10.1.0.1", "fd01::1")
+	wantAddrs(t, book.Healths(), "10.1.0.2", "fd01::2")
+	wantAddrs(t, allocate(t, book, "default/web", 0), "10.1.0.3", "fd01::3")
+	wantList(t, book,
+		"10.1.0.1 10.1.0.0/24 used router", "10.1.0.2 10.1.0.0/24 used health", "10.1.0.3 10.1.0.0/24 used default/web",
+		"fd01::1 fd01::/64 used router", "fd01::2 fd01::/64 used health", "fd01::3 fd01::/64 used default/web")
+}
+
+func TestReleasedAddressRestsFromItsCommit(t *testing.T) {
+	book := newBook(t, "10.1.0.0/29") // room for four pods
+	for i := range 4 {
+		allocate(t, book, fmt.Sprintf("default/p%d", i), 0)
+	}
+	book.Release(addr("10.1.0.4"), at(10))
+	for _, seconds := range []int{11, 100, 100_000} { // the store is away: however long, it is not given out
+		if _, err := book.Allocate("default/new", at(seconds)); err == nil {
+			t.Fatalf("after %d s an address was given out whose release nobody knows", seconds)
+		}
+	}
+	book.Committed(addr("10.1.0.4"), at(200))
+	if _, err := book.Allocate("default/new", at(259)); err == nil {
+		t.Error("an address was given out after 59 s of rest")
+	}
+	wantAddrs(t, allocate(t, book, "default/new", 260), "10.1.0.4")
+}
+
+func TestNeverUsedGoBeforeRestedAndThoseLongestAtRestFirst(t *testing.T) {
+	book := newBook(t, "10.1.0.0/29")
+	for i := range 3 {
+		allocate(t, book, fmt.Sprintf("default/p%d", i), 0)
+	}
+	for i, a := range []string{"10.1.0.5", "10.1.0.3", "10.1.0.4"} {
+		book.Release(addr(a), at(1))
+		book.Committed(addr(a), at(10+i))
+	}
+	for _, want := range []string{"10.1.0.6", "10.1.0.5", "10.1.0.3", "10.1.0.4"} {
+		wantAddrs(t, allocate(t, book, "default/new", 1000), want)
+	}
+}
+
+func TestExhaustionNamesThePoolItsUseAndTheRemedy(t *testing.T) {
+	book := newBook(t, "10.1.0.0/24", "fd01::/125")
+	for i := range 4 {
+		allocate(t, book, fmt.Sprintf("default/p%d", i), 0)
+	}
+	remedies := map[string]func(){
+		"pool fd01::/125 has no free address: 6 used, 0 released, 0 cooling; give the node a larger pod CIDR or fewer pods": func() {},
+		"pool fd01::/125 has no free address: 5 used, 1 released, 0 cooling; released ones cool only once the store has taken note": func() {
+			book.Release(addr("fd01::3"), at(1))
+		},
+		"pool fd01::/125 has no free address: 5 used, 0 released, 1 cooling; the next is free in 52s": func() {
+			book.Committed(addr("fd01::3"), at(2))
+		},
+	}
+	for _, want := range slices.SortedFunc(maps.Keys(remedies), func(a, b string) int { return strings.Compare(key(a), key(b)) }) {
+		remedies[want]()
+		before := list(book)
+		_, err := book.Allocate("default/new", at(10))
+		var exhausted *Exhausted
+		if !errors.As(err, &exhausted) || err.Error() != want {
+			t.Errorf("error is %v\nwant %s", err, want)
+		}
+		if diff := cmp.Diff(before, list(book)); diff != "" {
+			t.Errorf("a refused allocation changed the book:\n%s", diff)
+		}
+	}
+}
+
+// key orders the messages above as things happen: all used, one released, one cooling.
+func key(message string) string {
+	switch {
+	case strings.Contains(message, "1 released"):
+		return "1"
+	case strings.Contains(message, "1 cooling"):
+		return "2"
+	}
+	return "0"
+}
+
+func TestForgottenAddressIsGivenOutAtOnce(t *testing.T) {
+	book := newBook(t, "10.1.0.0/24")
+	allocate(t, book, "default/a", 0)
+	allocate(t, book, "default/b", 0)
+	book.Forget(addr("10.1.0.3"))
+	book.Forget(addr("10.1.0.1")) // the router's is not forgotten
+	wantAddrs(t, allocate(t, book, "default/c", 0), "10.1.0.3")
+	wantAddrs(t, book.Routers(), "10.1.0.1")
+}
+
+func TestReleasingWhatIsNotUsedDoesNothing(t *testing.T) {
+	book := newBook(t, "10.1.0.0/24")
+	before := list(book)
+	for _, a := range []string{"10.1.0.1", "10.1.0.2", "10.1.0.77", "192.0.2.1", "fd01::1"} {
+		book.Release(addr(a), at(0))
+		book.Committed(addr(a), at(0))
+	}
+	wantList(t, book, before...)
+}
+
+func TestRestoredBookGoesOnWhereItWas(t *testing.T) {
+	book := newBook(t, "10.1.0.0/24")
+	restore := []Address{
+		{Addr: addr("10.1.0.6"), Owner: "default/b", State: Used},
+		{Addr: addr("10.1.0.4"), Owner: "default/a", State: Released},
+		{Addr: addr("10.1.0.5"), Owner: "default/c", State: Cooling, Since: at(0)},
+	}
+	for _, a := range restore {
+		if err := book.Restore(a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantAddrs(t, allocate(t, book, "default/d", 1), "10.1.0.3") // jumped over, never used
+	wantAddrs(t, allocate(t, book, "default/e", 1), "10.1.0.7")
+	wantList(t, book,
+		"10.1.0.1 10.1.0.0/24 used router", "10.1.0.2 10.1.0.0/24 used health", "10.1.0.3 10.1.0.0/24 used default/d",
+		"10.1.0.4 10.1.0.0/24 released default/a", "10.1.0.5 10.1.0.0/24 cooling default/c",
+		"10.1.0.6 10.1.0.0/24 used default/b", "10.1.0.7 10.1.0.0/24 used default/e")
+}
+
+func TestWhatCannotBeRestored(t *testing.T) {
+	book := newBook(t, "10.1.0.0/24", "fd01::/64")
+	before := list(book)
+	for name, a := range map[string]Address{
+		"outside the node's pools": {Addr: addr("10.2.0.5"), State: Used},
+		"unknown state":            {Addr: addr("10.1.0.5"), State: "lost"},
+		"never given out":          {Addr: addr("10.1.0.255"), State: Used},
+		"used by router already":   {Addr: addr("10.1.0.1"), State: Used},
+		"too far from fd01::3":     {Addr: addr("fd01::1:0:0:0"), State: Used},
+	} {
+		a.Owner = "default/web"
+		if err := book.Restore(a); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("restore %s: %v, want %q", a.Addr, err, name)
+		}
+	}
+	wantList(t, book, before...)
+}
+
+func TestBadPoolsAreRefusedWithTheRemedy(t *testing.T) {
+	for want, prefixes := range map[string][]netip.Prefix{
+		"give the node at least one":  {},
+		"write it as 10.1.0.0/24":     {{}},
+		"write 10.1.0.0/24":           {prefix("10.1.0.5/24")},
+		"use /29 or /125 or larger":   {prefix("10.1.0.0/30")},
+		"already is a prefix":         {prefix("10.1.0.0/24"), prefix("10.2.0.0/24")},
+		"an IPv4-mapped prefix":       {prefix("::ffff:10.1.0.0/120")},
+		"/125 or larger":              {prefix("fd01::/126")},
+		"owner \"\" is empty":         nil,
+		"owner \"router\" is empty o": nil,
+	} {
+		_, err := New(prefixes...)
+		if prefixes == nil {
+			_, owner, _ := strings.Cut(want, `"`)
+			owner, _, _ = strings.Cut(owner, `"`)
+			_, err = newBook(t, "10.1.0.0/24").Allocate(owner, at(0))
+		}
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("pools %v: %v, want %q", prefixes, err, want)
+		}
+	}
+}
+
+// model is the obvious book: every address of the pool with its history, searched from end to end.
+type model struct {
+	owner     map[netip.Addr]string
+	committed map[netip.Addr]time.Time // since when it rests
+	used      map[netip.Addr]bool      // at any time
+	pool      []netip.Addr
+}
+
+func newModel(p netip.Prefix) *model {
+	m := &model{
+		owner: make(map[netip.Addr]string), committed: make(map[netip.Addr]time.Time), used: make(map[netip.Addr]bool),
+	}
+	for a := p.Addr().Next(); p.Contains(a.Next()); a = a.Next() {
+		m.pool = append(m.pool, a)
+	}
+	m.pool = m.pool[2:]
+	return m
+}
+
+// choose is the specification: the lowest never used, else the one longest at rest for 60 s and more.
+func (m *model) choose(now time.Time) (best netip.Addr) {
+	for _, a := range m.pool {
+		if !m.used[a] {
+			return a
+		}
+	}
+	for _, a := range m.pool {
+		since, rests := m.committed[a]
+		if rests && now.Sub(since) >= time.Minute && (!best.IsValid() || since.Before(m.committed[best])) {
+			best = a
+		}
+	}
+	return best
+}
+
+func TestBookAgreesWithItsModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		pool := prefix(rapid.SampledFrom([]string{"10.1.0.0/28", "fd01::/124"}).Draw(t, "pool"))
+		book, err := New(pool)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, now, count := newModel(pool), at(0), 0
+		some := func() netip.Addr { return rapid.SampledFrom(m.pool).Draw(t, "address") }
+		t.Repeat(map[string]func(*rapid.T){
+			"allocate": func(t *rapid.T) {
+				count++
+				owner, want := fmt.Sprint("pod-", count), m.choose(now)
+				got, err := book.Allocate(owner, now)
+				if want.IsValid() != (err == nil) || err == nil && got[0] != want {
+					t.Fatalf("allocated %v, %v; want %s", got, err, want)
+				}
+				if err == nil {
+					m.owner[want], m.used[want] = owner, true
+					delete(m.committed, want)
+				}
+			},
+			"release": func(*rapid.T) {
+				a := some()
+				book.Release(a, now)
+				if m.owner[a] != "" {
+					m.owner[a] = "released"
+				}
+			},
+			"commit": func(*rapid.T) {
+				a := some()
+				book.Committed(a, now)
+				if m.owner[a] == "released" {
+					m.committed[a] = now
+					delete(m.owner, a)
+				}
+			},
+			"forget": func(*rapid.T) {
+				a := some()
+				book.Forget(a)
+				if o := m.owner[a]; o != "" && o != "released" {
+					delete(m.owner, a)
+					delete(m.used, a)
+				}
+			},
+			"wait":    func(*rapid.T) { now = now.Add(time.Duration(rapid.IntRange(1, 90).Draw(t, "seconds")) * time.Second) },
+			"restart": func(t *rapid.T) { book = restarted(t, pool, book) },
+			"":        func(t *rapid.T) { compareWithModel(t, book, m) },
+		})
+	})
+}
+
+// restarted makes a book from what another one lists, in the reverse order.
+func restarted(t *rapid.T, pool netip.Prefix, old *Book) *Book {
+	book, err := New(pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range slices.Backward(old.List()) {
+		if reserved(a.Owner) {
+			continue
+		}
+		if err := book.Restore(a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return book
+}
+
+func compareWithModel(t *rapid.T, book *Book, m *model) {
+	for _, a := range m.pool {
+		got, taken := book.Lookup(a)
+		want := Address{}
+		_, rests := m.committed[a]
+		switch {
+		case m.owner[a] == "released":
+			want.State = Released
+		case m.owner[a] != "":
+			want.State, want.Owner = Used, m.owner[a]
+		case rests:
+			want.State = Cooling
+		}
+		if taken != (want.State != "") || got.State != want.State || want.Owner != "" && got.Owner != want.Owner {
+			t.Fatalf("%s is %+v, want %+v", a, got, want)
+		}
+	}
+}
