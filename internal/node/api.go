@@ -1,0 +1,175 @@
+package node
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	agentv1 "tendril.io/tendril/api/agent/v1"
+	"tendril.io/tendril/internal/datapath"
+	"tendril.io/tendril/internal/flow"
+	"tendril.io/tendril/internal/policy"
+	"tendril.io/tendril/internal/service"
+	"tendril.io/tendril/internal/table"
+)
+
+// api answers the command line.
+type api struct {
+	agentv1.UnimplementedAgentServer
+	a *Agent
+}
+
+// serveAPI answers on a listener until ctx ends. Streams end with it.
+func (a *Agent) serveAPI(ctx context.Context, listener net.Listener) error {
+	server := grpc.NewServer()
+	agentv1.RegisterAgentServer(server, &api{a: a})
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return server.Serve(listener) })
+	group.Go(func() error {
+		<-ctx.Done()
+		server.Stop()
+		return nil
+	})
+	return group.Wait()
+}
+
+// Status implements the API.
+func (s *api) Status(context.Context, *agentv1.StatusRequest) (*agentv1.StatusResponse, error) {
+	a := s.a
+	txn := a.tables.DB.ReadTxn()
+	kept := a.store.Status()
+	reply := &agentv1.StatusResponse{
+		Node: a.config.Node, Version: Version, StartedUnixNano: a.started.UnixNano(), Mode: string(a.config.Mode),
+		StoreConnected: kept.Connected, StoreAgeMs: kept.Age.Milliseconds(), StoreRevision: kept.Revision, StoreEpoch: kept.Epoch,
+		PolicyRevision: a.policies.inForce.Load(), PolicyRevisionWanted: a.policies.latest.Load(),
+		Endpoints: uint32(a.tables.Endpoints.NumObjects(txn)), Nodes: uint32(a.tables.Nodes.NumObjects(txn)),
+		DatapathVersion: a.datapath.Version(), VerdictEpoch: uint64(a.datapath.VerdictEpoch()),
+		Mtu: a.mtus.Route, Problems: s.problems(kept.Problems),
+	}
+	row := a.selfRow()
+	for _, addr := range row.Addresses {
+		reply.Addresses = append(reply.Addresses, addr.String())
+	}
+	for _, cidr := range row.PodCIDRs {
+		reply.PodCidrs = append(reply.PodCidrs, cidr.String())
+	}
+	uses, err := a.datapath.MapUse()
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	for _, use := range uses {
+		reply.Maps = append(reply.Maps, &agentv1.MapUse{Name: use.Name, Entries: use.Entries, Capacity: use.Capacity, Bytes: use.Bytes})
+	}
+	for _, feature := range datapath.Features() {
+		reply.Features = append(reply.Features, &agentv1.Feature{Name: feature.Name, Available: feature.Available, Detail: feature.Detail})
+	}
+	return reply, nil
+}
+
+// Observe implements the API.
+func (s *api) Observe(request *agentv1.ObserveRequest, stream grpc.ServerStreamingServer[agentv1.Flow]) error {
+	query, err := flow.ParseQuery(request)
+	if err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
+	return s.a.flows.Observe(stream.Context(), query, s.a.decoder(), stream.Send)
+}
+
+// Reload implements the API.
+func (s *api) Reload(ctx context.Context, _ *agentv1.ReloadRequest) (*agentv1.ReloadResponse, error) {
+	begun := time.Now()
+	version, err := s.a.datapath.Reload(ctx, s.a.nodeConfig())
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	return &agentv1.ReloadResponse{DatapathVersion: version, TookNs: time.Since(begun).Nanoseconds()}, nil
+}
+
+// ListAddresses implements the API.
+func (s *api) ListAddresses(context.Context, *agentv1.ListAddressesRequest) (*agentv1.ListAddressesResponse, error) {
+	reply := &agentv1.ListAddressesResponse{}
+	for _, address := range s.a.endpoints.Addresses() {
+		reply.Addresses = append(reply.Addresses, &agentv1.ListAddressesResponse_Address{
+			Ip: address.Addr.String(), Owner: address.Owner, State: string(address.State), Pool: s.pool(address.Addr.String()),
+		})
+	}
+	return reply, nil
+}
+
+// ListServices implements the API.
+func (s *api) ListServices(context.Context, *agentv1.ListServicesRequest) (*agentv1.ListServicesResponse, error) {
+	reply := &agentv1.ListServicesResponse{}
+	s.a.services.Read(func(brain *service.Brain) {
+		for _, view := range brain.Views() {
+			reply.Services = append(reply.Services, serviceMessage(view))
+		}
+	})
+	return reply, nil
+}
+
+func serviceMessage(view service.View) *agentv1.Service {
+	message := &agentv1.Service{Name: view.Namespace + "/" + view.Name, Type: view.Type}
+	if view.Frontend.IsValid() {
+		message.Frontend, message.Protocol = view.Frontend.String(), flow.ProtocolName(uint32(view.Proto))
+	}
+	for _, backend := range view.Backends {
+		message.Backends = append(message.Backends, backend.Addr.String())
+	}
+	for _, problem := range view.Problems {
+		message.Problem += problem.Message + ": " + problem.Remedy + "; "
+	}
+	return message
+}
+
+// ListPolicies implements the API.
+func (s *api) ListPolicies(context.Context, *agentv1.ListPoliciesRequest) (*agentv1.ListPoliciesResponse, error) {
+	refused := make(map[policy.Key]refusal)
+	for _, r := range s.a.policies.Refused() {
+		refused[r.Key] = r
+	}
+	reply := &agentv1.ListPoliciesResponse{}
+	txn := s.a.tables.DB.ReadTxn()
+	s.a.policies.Read(func(engine *policy.Engine) {
+		for row := range s.a.tables.Policies.All(txn) {
+			reply.Policies = append(reply.Policies, policyMessage(row, engine, refused))
+		}
+	})
+	return reply, nil
+}
+
+func policyMessage(row *table.Policy, engine *policy.Engine, refused map[policy.Key]refusal) *agentv1.Policy {
+	key := policy.Key{Kind: row.Kind, Namespace: row.Namespace, Name: row.Name}
+	message := &agentv1.Policy{
+		Kind: row.Kind, Namespace: row.Namespace, Name: row.Name, Revision: row.Revision, State: "in force",
+		Endpoints: uint32(engine.Selected(key)),
+	}
+	if r, ok := refused[key]; ok {
+		message.State, message.Message = "refused", r.Message
+	}
+	return message
+}
+
+// Counters implements the API.
+func (s *api) Counters(context.Context, *agentv1.CountersRequest) (*agentv1.CountersResponse, error) {
+	counters, err := s.a.datapath.Counters()
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	tallies, err := s.a.datapath.Tallies()
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	reply := &agentv1.CountersResponse{Tallies: make(map[string]uint64, len(tallies))}
+	for _, counter := range counters {
+		reply.Counters = append(reply.Counters, counterMessage(counter))
+	}
+	for tally, n := range tallies {
+		reply.Tallies[tally.String()] = n
+	}
+	return reply, nil
+}

@@ -1,0 +1,196 @@
+package node
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	agentv1 "tendril.io/tendril/api/agent/v1"
+	"tendril.io/tendril/bpf"
+	"tendril.io/tendril/internal/datapath"
+	"tendril.io/tendril/internal/policy"
+	"tendril.io/tendril/internal/service"
+	"tendril.io/tendril/internal/store"
+	"tendril.io/tendril/internal/table"
+)
+
+// problems collects what a person should act on, from every part that can have trouble of its own.
+func (s *api) problems(stored []store.Problem) []*agentv1.Problem {
+	var all []*agentv1.Problem
+	for _, p := range stored {
+		all = append(all, &agentv1.Problem{Object: p.Object, Message: p.Message, Remedy: p.Remedy})
+	}
+	for _, r := range s.a.policies.Refused() {
+		all = append(all, &agentv1.Problem{
+			Object: r.Key.String(), Message: r.Message, Remedy: "correct the object and apply it again; until then the version before it is in force",
+		})
+	}
+	s.a.services.Read(func(brain *service.Brain) {
+		for _, p := range brain.Problems() {
+			all = append(all, &agentv1.Problem{Object: p.Object, Message: p.Message, Remedy: p.Remedy})
+		}
+	})
+	return all
+}
+
+func counterMessage(counter datapath.Counter) *agentv1.CountersResponse_Counter {
+	return &agentv1.CountersResponse_Counter{
+		Reason: counter.Reason.String(), Hook: counter.Hook.String(), Packets: counter.Packets, Bytes: counter.Bytes,
+		Drop: counter.Reason >= bpf.DropFirst, About: counter.Reason.About(),
+	}
+}
+
+func (s *api) pool(ip string) string {
+	addr, err := netip.ParseAddr(ip)
+	if err != nil {
+		return ""
+	}
+	for _, pool := range s.a.config.PodCIDRs {
+		if pool.Contains(addr) {
+			return pool.String()
+		}
+	}
+	return ""
+}
+
+// ListTemplates implements the API.
+func (s *api) ListTemplates(context.Context, *agentv1.ListTemplatesRequest) (*agentv1.ListTemplatesResponse, error) {
+	reply := &agentv1.ListTemplatesResponse{}
+	for _, template := range s.a.datapath.Templates() {
+		message := &agentv1.ListTemplatesResponse_Template{
+			Name: template.Name, Instructions: uint32(template.Instructions), Entry: template.Entry.String(),
+			Constants: template.Constants, Digest: template.Digest,
+		}
+		for _, instance := range template.Instances {
+			message.Instances = append(message.Instances, &agentv1.ListTemplatesResponse_Instance{
+				Endpoint: instance.Endpoint, Name: s.instanceName(instance), ProgramId: instance.ProgramID,
+				LoadUs: uint32(instance.LoadTime.Microseconds()),
+			})
+		}
+		reply.Templates = append(reply.Templates, message)
+	}
+	return reply, nil
+}
+
+// instanceName is the pod, or the device of a stub that is no pod's.
+func (s *api) instanceName(instance datapath.TemplateInstance) string {
+	txn := s.a.tables.DB.ReadTxn()
+	if instance.Endpoint == 0 {
+		if device, _, ok := s.a.tables.Devices.Get(txn, table.DeviceByIndex(instance.IfIndex)); ok {
+			return device.Name
+		}
+		return ""
+	}
+	return s.podName(instance.Endpoint)
+}
+
+func (s *api) podName(endpoint uint32) string {
+	row, _, ok := s.a.tables.Endpoints.Get(s.a.tables.DB.ReadTxn(), table.EndpointByID(endpoint))
+	if !ok {
+		return ""
+	}
+	return row.Namespace + "/" + row.Pod
+}
+
+// ListMappings implements the API.
+func (s *api) ListMappings(context.Context, *agentv1.ListMappingsRequest) (*agentv1.ListMappingsResponse, error) {
+	mappings, err := s.a.datapath.Mappings()
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	reply := &agentv1.ListMappingsResponse{}
+	for _, m := range mappings {
+		reply.Mappings = append(reply.Mappings, &agentv1.Mapping{
+			Protocol: uint32(m.Protocol), PodIp: m.Pod.Addr().String(), PodPort: uint32(m.Pod.Port()),
+			NodeIp: m.Node.Addr().String(), NodePort: uint32(m.Node.Port()),
+			RemoteIp: m.Remote.Addr().String(), RemotePort: uint32(m.Remote.Port()),
+			AgeNs: m.Age.Nanoseconds(), Owner: s.podName(m.Endpoint),
+		})
+	}
+	return reply, nil
+}
+
+// FlushMappings implements the API.
+func (s *api) FlushMappings(_ context.Context, request *agentv1.FlushMappingsRequest) (*agentv1.FlushMappingsResponse, error) {
+	match := func(datapath.Mapping) bool { return true }
+	if request.GetPodIp() != "" {
+		addr, err := netip.ParseAddr(request.GetPodIp())
+		if err != nil {
+			return nil, status.Errorf(codes.InvalidArgument, "pod_ip: %v", err)
+		}
+		match = func(m datapath.Mapping) bool { return m.Pod.Addr() == addr.Unmap() }
+	}
+	removed, err := s.a.datapath.FlushMappings(match)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	return &agentv1.FlushMappingsResponse{Removed: uint32(removed)}, nil
+}
+
+// ListFlows implements the API.
+func (s *api) ListFlows(context.Context, *agentv1.ListFlowsRequest) (*agentv1.ListFlowsResponse, error) {
+	reply := &agentv1.ListFlowsResponse{}
+	decoder := s.a.decoder()
+	for entry, err := range s.a.datapath.Flows() {
+		if err != nil {
+			return nil, status.Error(codes.Internal, err.Error())
+		}
+		reply.Flows = append(reply.Flows, &agentv1.FlowEntry{
+			Flow: decoder.Flow(eventOf(&entry.Key, &entry.Flow)), State: entry.Flow.State.String(), ExpiresNs: entry.Expires.Nanoseconds(),
+		})
+	}
+	return reply, nil
+}
+
+// eventOf says of a connection in the table what its last event would say.
+func eventOf(key *bpf.FlowKey, entry *bpf.Flow) *bpf.Event {
+	event := &bpf.Event{
+		Time: entry.Created, Kind: bpf.EventFlowNew, Protocol: key.Protocol, State: entry.State,
+		Source: key.High, SourcePort: key.HighPort, Destination: key.Low, DestinationPort: key.LowPort,
+		Service: entry.Service, ServicePort: entry.ServicePort, NATPort: entry.NATPort,
+		Forward: entry.Forward, Reverse: entry.Reverse,
+		SourcePeer: entry.SourcePeer, DestinationPeer: entry.DestinationPeer,
+		SourceEndpoint: entry.SourceEndpoint, DestinationEndpoint: entry.DestinationEndpoint,
+		EgressRule: entry.Egress.Rule, EgressAction: entry.Egress.Action,
+		IngressRule: entry.Ingress.Rule, IngressAction: entry.Ingress.Action,
+		TCPFlags: entry.TCPForward | entry.TCPReverse,
+	}
+	if entry.Flags&bpf.FlowLowIsSource != 0 {
+		event.Source, event.SourcePort, event.Destination, event.DestinationPort = key.Low, key.LowPort, key.High, key.HighPort
+	}
+	return event
+}
+
+// ListEndpoints implements the API.
+func (s *api) ListEndpoints(context.Context, *agentv1.ListEndpointsRequest) (*agentv1.ListEndpointsResponse, error) {
+	reply := &agentv1.ListEndpointsResponse{}
+	for row := range s.a.tables.Endpoints.All(s.a.tables.DB.ReadTxn()) {
+		info := resolver{s.a}.pod(row.PodUID, row.Namespace, row.Pod, s.a.config.Node, row.ArgLabels)
+		message := &agentv1.Endpoint{
+			Id: row.ID, Namespace: row.Namespace, Pod: row.Pod, Identity: info.Identity, Labels: info.Labels,
+			State: string(row.State), Ifindex: row.IfIndex, Device: row.Device, Peer: row.Peer,
+			IngressProgram: row.Ingress, EgressProgram: row.Egress,
+			Ingress: s.enforced(row.ID, policy.Ingress), Egress: s.enforced(row.ID, policy.Egress),
+		}
+		for _, addr := range row.Addrs {
+			message.Ips = append(message.Ips, addr.String())
+		}
+		reply.Endpoints = append(reply.Endpoints, message)
+	}
+	slices.SortFunc(reply.Endpoints, func(a, b *agentv1.Endpoint) int { return int(a.Id) - int(b.Id) })
+	return reply, nil
+}
+
+// enforced says whether some policy isolates an endpoint in a direction.
+func (s *api) enforced(endpoint uint32, direction policy.Direction) string {
+	state := "open"
+	s.a.policies.Read(func(engine *policy.Engine) {
+		if len(engine.Isolators(endpoint, direction)) > 0 {
+			state = "enforced"
+		}
+	})
+	return state
+}

@@ -1,0 +1,119 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	agentv1 "tendril.io/tendril/api/agent/v1"
+	"tendril.io/tendril/internal/identity"
+	"tendril.io/tendril/internal/policy"
+	"tendril.io/tendril/internal/table"
+)
+
+// Explain implements the API.
+func (s *api) Explain(_ context.Context, request *agentv1.ExplainRequest) (*agentv1.ExplainResponse, error) {
+	if request.GetPort() > 65535 || request.GetProtocol() > 255 {
+		return nil, status.Errorf(codes.InvalidArgument, "port %d, protocol %d: out of range", request.GetPort(), request.GetProtocol())
+	}
+	from, err := s.party(request.GetFrom())
+	if err != nil {
+		return nil, status.Errorf(codes.NotFound, "from: %v", err)
+	}
+	to, err := s.party(request.GetTo())
+	if err != nil {
+		return nil, status.Errorf(codes.NotFound, "to: %v", err)
+	}
+	if from.Endpoint == 0 && to.Endpoint == 0 {
+		return nil, status.Errorf(codes.FailedPrecondition,
+			"neither %s nor %s is a pod of node %s: ask the agent of a node that has one of them", request.GetFrom(), request.GetTo(), s.a.config.Node)
+	}
+	var proofs []policy.Proof
+	s.a.policies.Read(func(engine *policy.Engine) {
+		proofs = engine.Explain(from, to, uint8(request.GetProtocol()), uint16(request.GetPort()))
+	})
+	reply := &agentv1.ExplainResponse{Verdict: "allowed"}
+	for _, proof := range proofs {
+		reply.Proofs = append(reply.Proofs, proofMessage(proof))
+		if proof.Judged && proof.Action == policy.Deny && reply.Verdict == "allowed" {
+			reply.Verdict = "denied"
+			reply.Summary = fmt.Sprintf("denied by the %s of %s: %s", proof.Direction.String(), proof.Endpoint, proof.Rule.Name)
+		}
+	}
+	if reply.Summary == "" {
+		reply.Summary = "allowed by every side that is a pod of this node"
+	}
+	return reply, nil
+}
+
+// party finds who is meant: namespace/pod, an address, or a reserved identity.
+func (s *api) party(text string) (policy.Party, error) {
+	if reserved, err := identity.ParseReserved(text); err == nil {
+		return policy.Party{Reserved: reserved, Name: text}, nil
+	}
+	if addr, err := netip.ParseAddr(text); err == nil {
+		return s.partyAt(addr.Unmap()), nil
+	}
+	namespace, name, ok := strings.Cut(text, "/")
+	if !ok || namespace == "" || name == "" {
+		return policy.Party{}, fmt.Errorf("%q is neither namespace/pod, an address, nor a reserved identity such as reserved:world", text)
+	}
+	txn := s.a.tables.DB.ReadTxn()
+	if row, _, ok := s.a.tables.Endpoints.Get(txn, table.EndpointByPod(namespace, name)); ok && len(row.Addrs) > 0 {
+		party := s.partyAt(row.Addrs[0])
+		party.Name = text
+		return party, nil
+	}
+	pod, _, ok := s.a.tables.Pods.Get(txn, table.PodByName(namespace, name))
+	if !ok {
+		return policy.Party{}, fmt.Errorf("no pod %q in the cluster: `tendril db show pods` lists them", text)
+	}
+	workload := s.a.policies.facts.workload(txn, pod.UID, namespace, name, nil)
+	party := policy.Party{Workload: &workload, Name: text}
+	if ip, _, ok := s.a.tables.IPs.Get(txn, table.IPByPodUID(pod.UID)); ok {
+		party.Address = ip.Addr
+	}
+	return party, nil
+}
+
+// partyAt describes the owner of an address.
+func (s *api) partyAt(addr netip.Addr) policy.Party {
+	var fact policy.AddressFact
+	var known bool
+	s.a.policies.Read(func(*policy.Engine) {
+		fact, known = s.a.policies.facts.address(s.a.tables.DB.ReadTxn(), exact(addr))
+	})
+	party := policy.Party{Address: addr, Name: addr.String()}
+	switch {
+	case !known:
+		party.Reserved = identity.World
+	case fact.Workload != nil:
+		party.Workload, party.Endpoint = fact.Workload, fact.Endpoint
+	default:
+		party.Reserved = fact.Reserved
+	}
+	return party
+}
+
+func proofMessage(proof policy.Proof) *agentv1.Proof {
+	message := &agentv1.Proof{
+		Direction: proof.Direction.String(), Endpoint: proof.Endpoint, Peer: proof.Peer, Nearest: proof.Nearest,
+		Verdict: &agentv1.Judgement{Action: "none"},
+	}
+	if proof.Judged {
+		message.Verdict = &agentv1.Judgement{
+			Action: proof.Action.String(), Rule: proof.Rule.Rule, RuleName: proof.Rule.Name, Place: proof.Rule.Place,
+		}
+	}
+	for _, step := range proof.Steps {
+		message.Steps = append(message.Steps, &agentv1.Step{
+			Rank: step.Rank, RuleName: step.Rule.Name, Place: step.Rule.Place, Selector: step.Selector,
+			Action: step.Action.String(), Matched: step.Matched, Why: step.Why,
+		})
+	}
+	return message
+}

@@ -1,0 +1,157 @@
+package node
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+)
+
+// Mode says how pods of other nodes are reached.
+type Mode string
+
+// The modes.
+const (
+	ModeNative Mode = "native" // by routes of the underlay
+	ModeVXLAN  Mode = "vxlan"  // through the overlay device
+)
+
+// Config is the agent's configuration, a JSON file. The zero value of a field is its default unless it says
+// "required".
+type Config struct {
+	// Node is this node's name, as other records know it. Required.
+	Node string `json:"node"`
+	// Cluster names the cluster; it is part of every identity. Default "default".
+	Cluster string `json:"cluster,omitempty"`
+	// Store lists etcd's client addresses, host:port. Required.
+	Store []string `json:"store"`
+	// Publish is the address of the Publish service, host:port. Required.
+	Publish string `json:"publish"`
+	// PodCIDRs are the prefixes that pods of this node get addresses from, at most one a family. Required.
+	PodCIDRs []netip.Prefix `json:"pod_cidrs"`
+	// Mode is native (default) or vxlan.
+	Mode Mode `json:"mode,omitempty"`
+	// Uplink is the outward device. Default: the device of the default route.
+	Uplink string `json:"uplink,omitempty"`
+	// Zone is the node's topology zone.
+	Zone string `json:"zone,omitempty"`
+	// BPFRoot is this node's folder in bpffs. Default /sys/fs/bpf/tendril.
+	BPFRoot string `json:"bpf_root,omitempty"`
+	// Cgroup is the cgroup v2 folder whose processes get socket-level services. Empty: none do.
+	Cgroup string `json:"cgroup,omitempty"`
+	// RunDir holds agent.sock and cni.sock. Default /run/tendril.
+	RunDir string `json:"run_dir,omitempty"`
+	// StateDir holds what must outlive a restart: endpoints, the journal, the last snapshot. Default /var/lib/tendril.
+	StateDir string `json:"state_dir,omitempty"`
+	// Masquerade gives what leaves the cluster this node's address.
+	Masquerade bool `json:"masquerade,omitempty"`
+	// NoMasquerade are destinations outside the cluster that keep the pod's address.
+	NoMasquerade []netip.Prefix `json:"no_masquerade,omitempty"`
+	// FlowRecords makes the datapath report connections, not only drops.
+	FlowRecords bool `json:"flow_records,omitempty"`
+	// FlowHistory is how many flow records are kept in memory. Default 16384.
+	FlowHistory int `json:"flow_history,omitempty"`
+	// DenyLocalHost removes the built-in rule that lets the node reach its own pods.
+	DenyLocalHost bool `json:"deny_local_host,omitempty"`
+	// HalfOpenLimit is how many half-open connections a pod may have. Default 8192.
+	HalfOpenLimit uint32 `json:"half_open_limit,omitempty"`
+	// VNI is the overlay's network identifier. Default 7471.
+	VNI uint32 `json:"vni,omitempty"`
+	// TunnelPort is the overlay's UDP port. Default 8472.
+	TunnelPort uint16 `json:"tunnel_port,omitempty"`
+	// MapSizes overrides how many entries a BPF map has, by the map's name.
+	MapSizes map[string]uint32 `json:"map_sizes,omitempty"`
+}
+
+// Load reads a configuration file, fills in defaults and validates.
+func Load(path string) (Config, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("read configuration: %w", err)
+	}
+	decoder := json.NewDecoder(bytes.NewReader(raw))
+	decoder.DisallowUnknownFields()
+	var config Config
+	if err := decoder.Decode(&config); err != nil {
+		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	config = config.withDefaults()
+	if err := config.Validate(); err != nil {
+		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return config, nil
+}
+
+func (c Config) withDefaults() Config {
+	setDefault(&c.Cluster, "default")
+	setDefault(&c.Mode, ModeNative)
+	setDefault(&c.BPFRoot, "/sys/fs/bpf/tendril")
+	setDefault(&c.RunDir, "/run/tendril")
+	setDefault(&c.StateDir, "/var/lib/tendril")
+	setDefault(&c.FlowHistory, 16384)
+	setDefault(&c.HalfOpenLimit, 8192)
+	setDefault(&c.VNI, 7471)
+	setDefault(&c.TunnelPort, 8472)
+	return c
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// Validate reports every mistake at once, by field.
+func (c Config) Validate() error {
+	var problems []error
+	bad := func(field, format string, args ...any) {
+		problems = append(problems, fmt.Errorf("%s: %s", field, fmt.Sprintf(format, args...)))
+	}
+	if c.Node == "" {
+		bad("node", "required: the name under which other nodes know this one")
+	}
+	if len(c.Store) == 0 {
+		bad("store", "required: at least one host:port of the cluster's etcd")
+	}
+	if c.Publish == "" {
+		bad("publish", "required: host:port of the Publish service")
+	}
+	if c.Mode != ModeNative && c.Mode != ModeVXLAN {
+		bad("mode", "%q is neither native nor vxlan", c.Mode)
+	}
+	for field, path := range map[string]string{"bpf_root": c.BPFRoot, "run_dir": c.RunDir, "state_dir": c.StateDir} {
+		if !filepath.IsAbs(path) {
+			bad(field, "%q is not an absolute path", path)
+		}
+	}
+	problems = append(problems, c.validatePodCIDRs()...)
+	return errors.Join(problems...)
+}
+
+func (c Config) validatePodCIDRs() []error {
+	var problems []error
+	if len(c.PodCIDRs) == 0 {
+		problems = append(problems, errors.New("pod_cidrs: required: the prefixes that pods get addresses from"))
+	}
+	var seen [2]bool
+	for i, prefix := range c.PodCIDRs {
+		family := 0
+		if prefix.Addr().Is6() {
+			family = 1
+		}
+		switch {
+		case prefix != prefix.Masked():
+			problems = append(problems, fmt.Errorf("pod_cidrs[%d]: %s has host bits set; write %s", i, prefix, prefix.Masked()))
+		case prefix.Addr().BitLen()-prefix.Bits() < 3:
+			problems = append(problems, fmt.Errorf("pod_cidrs[%d]: %s has no room for pods; use /29 or /125 or larger", i, prefix))
+		case seen[family]:
+			problems = append(problems, fmt.Errorf("pod_cidrs[%d]: %s is a second prefix of its family; one is supported", i, prefix))
+		}
+		seen[family] = true
+	}
+	return problems
+}

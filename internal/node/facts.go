@@ -1,0 +1,194 @@
+package node
+
+import (
+	"crypto/sha256"
+	"net/netip"
+
+	"github.com/cilium/statedb"
+
+	"tendril.io/tendril/bpf"
+	"tendril.io/tendril/internal/identity"
+	"tendril.io/tendril/internal/label"
+	"tendril.io/tendril/internal/policy"
+	"tendril.io/tendril/internal/table"
+)
+
+// facts answers, from a snapshot of the tables, what the policy engine must know of an address or an endpoint. It
+// keeps only what tables cannot be asked: which prefixes each node contributes.
+type facts struct {
+	tables  *table.Tables
+	self    string // this node's name
+	cluster string
+	tunnel  bool // pods of other nodes are reached through the overlay
+	fixed   map[netip.Prefix]policy.AddressFact
+
+	byNode map[string][]netip.Prefix    // prefixes that a node's row contributes
+	owner  map[netip.Prefix]nodeAddress // and the other way round
+	number func(node string) uint32
+}
+
+func newFacts(tables *table.Tables, config Config, number func(node string) uint32) *facts {
+	f := &facts{
+		tables: tables, self: config.Node, cluster: config.Cluster, tunnel: config.Mode == ModeVXLAN, number: number,
+		fixed:  make(map[netip.Prefix]policy.AddressFact),
+		byNode: make(map[string][]netip.Prefix), owner: make(map[netip.Prefix]nodeAddress),
+	}
+	for _, prefix := range config.NoMasquerade {
+		f.fixed[prefix] = policy.AddressFact{Reserved: identity.World, Flags: uint32(bpf.AddressFlagNoMasquerade)}
+	}
+	return f
+}
+
+// nodeAddress is a prefix of a node that is not a pod's.
+type nodeAddress struct {
+	node string
+	kind addressKind
+}
+
+type addressKind uint8
+
+const (
+	kindAddress addressKind = iota // the node's own
+	kindRouter                     // a gateway or health address out of its pod CIDR
+	kindPodCIDR
+)
+
+// setNode notes what a node's row contributes and returns the prefixes whose facts may have changed.
+func (f *facts) setNode(row *table.Node, deleted bool) []netip.Prefix {
+	dirty := f.byNode[row.Name]
+	for _, prefix := range dirty {
+		delete(f.owner, prefix)
+	}
+	delete(f.byNode, row.Name)
+	if deleted {
+		return dirty
+	}
+	var mine []netip.Prefix
+	add := func(prefix netip.Prefix, kind addressKind) {
+		f.owner[prefix] = nodeAddress{row.Name, kind}
+		mine = append(mine, prefix)
+	}
+	for _, cidr := range row.PodCIDRs {
+		add(cidr, kindPodCIDR)
+	}
+	for _, addr := range row.Routers {
+		add(exact(addr), kindRouter)
+	}
+	for _, addr := range row.Healths {
+		add(exact(addr), kindRouter)
+	}
+	for _, addr := range row.Addresses {
+		add(exact(addr), kindAddress)
+	}
+	f.byNode[row.Name] = mine
+	return append(dirty, mine...)
+}
+
+// address says what is known of a prefix; false: nothing.
+func (f *facts) address(txn statedb.ReadTxn, prefix netip.Prefix) (policy.AddressFact, bool) {
+	if prefix.IsSingleIP() {
+		if fact, ok := f.pod(txn, prefix.Addr()); ok {
+			return fact, true
+		}
+	}
+	if at, ok := f.owner[prefix]; ok {
+		return f.nodeFact(at), true
+	}
+	fact, ok := f.fixed[prefix]
+	return fact, ok
+}
+
+func (f *facts) nodeFact(at nodeAddress) policy.AddressFact {
+	fact := policy.AddressFact{Node: f.number(at.node), Flags: uint32(bpf.AddressFlagCluster)}
+	local := at.node == f.self
+	switch {
+	case at.kind == kindPodCIDR:
+		fact.Reserved = identity.Unknown
+		fact.Flags |= uint32(bpf.AddressFlagUnknown)
+	case local:
+		fact.Reserved = identity.Host
+		fact.Flags |= uint32(bpf.AddressFlagHost)
+	default:
+		fact.Reserved = identity.RemoteNode
+		fact.Flags |= uint32(bpf.AddressFlagRemoteNode)
+	}
+	if f.tunnel && !local { // a node's own address too: the underlay need not know pods' addresses
+		fact.Flags |= uint32(bpf.AddressFlagTunnel)
+	}
+	return fact
+}
+
+// pod says which pod an address is. The node's own endpoints are believed before the store, which hears of them later.
+func (f *facts) pod(txn statedb.ReadTxn, addr netip.Addr) (policy.AddressFact, bool) {
+	if row, _, ok := f.tables.Endpoints.Get(txn, table.EndpointByIP(addr)); ok && row.State != table.EndpointLeaving {
+		workload := f.endpoint(txn, row)
+		return policy.AddressFact{
+			Workload: &workload, Node: f.number(f.self), Endpoint: row.ID,
+			Flags: uint32(bpf.AddressFlagLocalPod | bpf.AddressFlagCluster),
+		}, true
+	}
+	row, _, ok := f.tables.IPs.Get(txn, table.IPByAddr(addr))
+	if !ok || row.Node == f.self { // our own address without an endpoint: a pod that has gone
+		return policy.AddressFact{}, false
+	}
+	workload := f.workload(txn, row.PodUID, row.Namespace, row.Pod, nil)
+	fact := policy.AddressFact{Workload: &workload, Node: f.number(row.Node), Flags: uint32(bpf.AddressFlagCluster)}
+	if f.tunnel {
+		fact.Flags |= uint32(bpf.AddressFlagTunnel)
+	}
+	return fact, true
+}
+
+// endpoint says what policies know of a pod of this node.
+func (f *facts) endpoint(txn statedb.ReadTxn, row *table.Endpoint) policy.Workload {
+	return f.workload(txn, row.PodUID, row.Namespace, row.Pod, row.ArgLabels)
+}
+
+// workload joins a pod with its labels. What the operator says counts; labels from the CNI arguments stand in where
+// it has said nothing; with neither the pod is reserved:init.
+func (f *facts) workload(txn statedb.ReadTxn, uid, namespace, name string, arg *table.LabelSet) policy.Workload {
+	pod, ok := f.findPod(txn, uid, namespace, name)
+	if ok {
+		if set, _, found := f.tables.LabelSets.Get(txn, table.LabelSetByHash(pod.Labels)); found {
+			return f.labelled(set, pod.NamedPorts)
+		}
+	}
+	if arg != nil {
+		return f.labelled(arg, nil)
+	}
+	return policy.Workload{Reserved: identity.Init}
+}
+
+// findPod finds the pod by uid, and by name only where no uid is given: a name may already belong to a successor.
+func (f *facts) findPod(txn statedb.ReadTxn, uid, namespace, name string) (*table.Pod, bool) {
+	if uid != "" {
+		pod, _, ok := f.tables.Pods.Get(txn, table.PodByUID(uid))
+		return pod, ok
+	}
+	pod, _, ok := f.tables.Pods.Get(txn, table.PodByName(namespace, name))
+	return pod, ok
+}
+
+func (f *facts) labelled(set *table.LabelSet, ports []table.NamedPort) policy.Workload {
+	cluster := set.Cluster
+	if cluster == "" {
+		cluster = f.cluster
+	}
+	workload := policy.Workload{
+		Identity: set.Hash, Cluster: cluster, Namespace: set.Namespace, ServiceAccount: set.ServiceAccount,
+		Labels: label.SetOf(set.Labels),
+	}
+	for _, port := range ports {
+		workload.NamedPorts = append(workload.NamedPorts, policy.NamedPort{Name: port.Name, Protocol: port.Protocol, Port: port.Port})
+	}
+	return workload
+}
+
+// exact is the prefix that holds one address.
+func exact(addr netip.Addr) netip.Prefix { return netip.PrefixFrom(addr, addr.BitLen()) }
+
+// nodeDigest names a node for the allocator of numbers.
+func nodeDigest(name string) policy.Digest {
+	sum := sha256.Sum256([]byte("node\x00" + name))
+	return policy.Digest(sum[:16])
+}

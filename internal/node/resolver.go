@@ -1,0 +1,92 @@
+package node
+
+import (
+	"net/netip"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tendril.io/tendril/internal/flow"
+	"tendril.io/tendril/internal/identity"
+	"tendril.io/tendril/internal/policy"
+	"tendril.io/tendril/internal/service"
+	"tendril.io/tendril/internal/table"
+)
+
+// resolver gives names to the datapath's numbers, from the tables and brains of the moment.
+type resolver struct{ a *Agent }
+
+// Party implements flow.Resolver.
+func (r resolver) Party(addr netip.Addr, peer, _ uint32) flow.PartyInfo {
+	txn := r.a.tables.DB.ReadTxn()
+	if peer < identity.FirstFree && identity.Reserved(peer) != identity.Init {
+		return flow.PartyInfo{Identity: identity.Reserved(peer).String(), Node: r.nodeOf(addr)}
+	}
+	if row, _, ok := r.a.tables.Endpoints.Get(txn, table.EndpointByIP(addr)); ok {
+		return r.pod(row.PodUID, row.Namespace, row.Pod, r.a.config.Node, row.ArgLabels)
+	}
+	if row, _, ok := r.a.tables.IPs.Get(txn, table.IPByAddr(addr)); ok {
+		return r.pod(row.PodUID, row.Namespace, row.Pod, row.Node, nil)
+	}
+	return flow.PartyInfo{Identity: identity.World.String()}
+}
+
+func (r resolver) pod(uid, namespace, name, node string, arg *table.LabelSet) flow.PartyInfo {
+	info := flow.PartyInfo{Namespace: namespace, Pod: name, Node: node, Identity: identity.Init.String()}
+	workload := r.a.policies.facts.workload(r.a.tables.DB.ReadTxn(), uid, namespace, name, arg)
+	if workload.Reserved == identity.Unknown { // a pod with labels has no reserved identity
+		info.Labels, info.Identity = workload.Labels.Strings(), workloadID(workload).String()
+	}
+	return info
+}
+
+// workloadID is the identity that the store gave, or the one that follows from the labels.
+func workloadID(w policy.Workload) identity.ID {
+	if !w.Identity.IsZero() {
+		return w.Identity
+	}
+	return identity.Of(w.Cluster, w.Namespace, w.ServiceAccount, w.Labels)
+}
+
+// nodeOf names the node that has an address of its own.
+func (r resolver) nodeOf(addr netip.Addr) string {
+	var name string
+	r.a.policies.Read(func(*policy.Engine) { name = r.a.policies.facts.owner[exact(addr)].node })
+	return name
+}
+
+// Rule implements flow.Resolver.
+func (r resolver) Rule(id uint32) flow.RuleInfo {
+	info, ok := r.a.policies.Rule(id)
+	if !ok {
+		return flow.RuleInfo{}
+	}
+	return flow.RuleInfo{Name: info.Name, Place: info.Place}
+}
+
+// Service implements flow.Resolver.
+func (r resolver) Service(frontend netip.AddrPort, protocol uint8) string {
+	var parts []string
+	r.a.services.Read(func(brain *service.Brain) {
+		key := service.FrontendKey{Addr: frontend.Addr(), Port: frontend.Port(), Proto: protocol}
+		if namespace, name, ok := brain.FrontendService(key); ok {
+			parts = []string{namespace, name}
+		}
+	})
+	return strings.Join(parts, "/")
+}
+
+// decoder turns events into records with this node's names.
+func (a *Agent) decoder() *flow.Decoder {
+	return &flow.Decoder{Resolver: resolver{a}, Node: a.config.Node, BootUnixNano: bootTime()}
+}
+
+// bootTime is the wall-clock time at which CLOCK_MONOTONIC was 0, in ns since 1970.
+func bootTime() int64 {
+	var monotonic unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &monotonic); err != nil {
+		return 0
+	}
+	return time.Now().UnixNano() - monotonic.Nano()
+}

@@ -1,0 +1,235 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cilium/statedb"
+	"google.golang.org/protobuf/proto"
+
+	storev1 "tendril.io/tendril/api/store/v1"
+	"tendril.io/tendril/bpf"
+	"tendril.io/tendril/internal/datapath"
+	"tendril.io/tendril/internal/netlink"
+	"tendril.io/tendril/internal/service"
+	"tendril.io/tendril/internal/store"
+	"tendril.io/tendril/internal/table"
+)
+
+// settled says which loops have brought the kernel to where the tables are, once each.
+type settled struct {
+	policies, services chan struct{}
+}
+
+func newSettled() *settled {
+	return &settled{make(chan struct{}), make(chan struct{})}
+}
+
+func (s *settled) policy()  { close(s.policies) }
+func (s *settled) service() { close(s.services) }
+
+// pruneOnce removes what an earlier agent left in the kernel and nobody wants any more. It waits until the tables are
+// complete and both loops have taken them to the kernel: nothing is removed before its replacement is there.
+func (a *Agent) pruneOnce(ctx context.Context, done *settled) error {
+	for _, wait := range []<-chan struct{}{a.store.Synced(), done.policies, done.services} {
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	// Synced may close between two rounds of a loop; the next round takes the rest.
+	if !sleep(ctx, time.Second) {
+		return nil
+	}
+	a.policies.mu.Lock()
+	a.services.mu.Lock()
+	removed, err := a.datapath.Prune(ctx, a.wanted())
+	a.services.mu.Unlock()
+	a.policies.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("prune the datapath: %w", err)
+	}
+	released := a.datapath.Numbers().PruneUnclaimed()
+	a.log.Info("kernel holds what the tables say and nothing else", "removed", removed, "numbers_released", released)
+	return nil
+}
+
+// wanted is all that the kernel should hold. Both loops stand still meanwhile.
+func (a *Agent) wanted() datapath.Wanted {
+	want := datapath.Wanted{
+		Addresses: a.policies.takeWritten(),
+		Frontends: make(map[service.FrontendKey]bool),
+		Nodes:     a.numbering.all(),
+		Endpoints: make(map[uint32]bool),
+		Uplinks:   map[uint32]bool{a.uplink.ifindex: true},
+	}
+	for _, row := range a.services.brain.Snapshot().Frontends {
+		want.Frontends[row.FrontendKey] = true
+	}
+	for row := range a.tables.Endpoints.All(a.tables.DB.ReadTxn()) {
+		want.Endpoints[row.ID] = true
+	}
+	return want
+}
+
+// introduce publishes this node and keeps its sign of life.
+func (a *Agent) introduce(ctx context.Context) error {
+	row := a.selfRow()
+	boot := bootID()
+	record := &storev1.Node{
+		Tunnel: row.Tunnel.AsSlice(), MinVersion: 1, MaxVersion: 1, BootId: boot, Zone: row.Zone,
+		Addresses: slicesOf(row.Addresses), RouterAddresses: slicesOf(row.Routers), HealthAddresses: slicesOf(row.Healths),
+	}
+	for _, cidr := range row.PodCIDRs {
+		record.PodCidrs = append(record.PodCidrs, cidr.String())
+	}
+	publisher := a.store.Publisher()
+	writes := []struct {
+		key    store.Key
+		record proto.Message
+	}{
+		{store.NodeKey(row.Name), record},
+		{store.AliveKey(row.Name), &storev1.Alive{BootId: boot, StartedUnix: a.started.Unix()}},
+	}
+	for _, write := range writes {
+		if err := publisher.Set(write.key, write.record); err != nil {
+			return fmt.Errorf("publish this node: %w", err)
+		}
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// bootID names this boot of the machine; a node that comes back with another one has lost its pods.
+func bootID() string {
+	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(raw))
+}
+
+func slicesOf(addrs []netip.Addr) [][]byte {
+	all := make([][]byte, 0, len(addrs))
+	for _, addr := range addrs {
+		all = append(all, addr.AsSlice())
+	}
+	return all
+}
+
+// acknowledgeEvery is multiplied by log2 of the number of nodes.
+const acknowledgeEvery = 10 * time.Second
+
+// acknowledge tells the store which policy revision the kernel enforces, when that has changed.
+func (a *Agent) acknowledge(ctx context.Context) error {
+	var last uint64
+	for {
+		nodes := a.tables.Nodes.NumObjects(a.tables.DB.ReadTxn())
+		if !sleep(ctx, store.Interval(acknowledgeEvery, nodes)) {
+			return nil
+		}
+		revision := a.policies.inForce.Load()
+		if revision == last {
+			continue
+		}
+		if err := a.store.Publisher().Set(store.AckKey(a.config.Node), &storev1.Ack{PolicyRevision: revision}); err != nil {
+			a.log.Warn("acknowledge policy revision; will try again", "revision", revision, "error", err)
+			continue
+		}
+		last = revision
+	}
+}
+
+// watchKernel keeps the tables of devices and routes.
+func (a *Agent) watchKernel(ctx context.Context) error {
+	return a.links.Watch(ctx, func(snapshot netlink.Snapshot) {
+		txn := a.tables.DB.WriteTxn(a.tables.Devices, a.tables.Routes)
+		defer txn.Commit()
+		if err := replace(txn, a.tables.Devices, snapshot.Devices); err != nil {
+			a.log.Error("note devices", "error", err)
+		}
+		if err := replace(txn, a.tables.Routes, snapshot.Routes); err != nil {
+			a.log.Error("note routes", "error", err)
+		}
+	})
+}
+
+// replace makes a table hold rows and nothing else.
+func replace[Row any](txn statedb.WriteTxn, into statedb.RWTable[*Row], rows []Row) error {
+	if err := into.DeleteAll(txn); err != nil {
+		return err
+	}
+	for i := range rows {
+		if _, _, err := into.Insert(txn, &rows[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recordFlows moves events from the kernel into the history.
+func (a *Agent) recordFlows(ctx context.Context) error {
+	return a.datapath.Events(ctx, func(batch []bpf.Event) { a.flows.Store(batch) })
+}
+
+// addressPublisher tells the store which pod has which address.
+type addressPublisher struct {
+	publisher *store.Publisher
+	node      string
+
+	mu      sync.Mutex
+	resting []resting
+}
+
+// resting is an address whose release the store has not taken note of yet.
+type resting struct {
+	key       store.Key
+	committed func(at time.Time)
+}
+
+// Publish implements endpoint.Publisher.
+func (p *addressPublisher) Publish(ip table.IP) error {
+	record := &storev1.IP{PodUid: ip.PodUID, Sandbox: ip.Sandbox, Namespace: ip.Namespace, Pod: ip.Pod}
+	return p.publisher.Set(store.IPKey(p.node, ip.Addr), record)
+}
+
+// Withdraw implements endpoint.Publisher.
+func (p *addressPublisher) Withdraw(addr netip.Addr, committed func(at time.Time)) error {
+	key := store.IPKey(p.node, addr)
+	if err := p.publisher.Delete(key); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.resting = append(p.resting, resting{key, committed})
+	return nil
+}
+
+// Run tells who withdrew an address when the store has taken note.
+func (p *addressPublisher) Run(ctx context.Context) error {
+	for sleep(ctx, time.Second) {
+		p.mu.Lock()
+		waiting := p.resting
+		p.resting = nil
+		p.mu.Unlock()
+		now := time.Now()
+		left := slices.DeleteFunc(waiting, func(r resting) bool {
+			settled := p.publisher.Settled(r.key)
+			if settled {
+				r.committed(now)
+			}
+			return settled
+		})
+		p.mu.Lock()
+		p.resting = append(p.resting, left...)
+		p.mu.Unlock()
+	}
+	return nil
+}

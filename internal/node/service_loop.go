@@ -1,0 +1,123 @@
+package node
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+
+	"github.com/cilium/statedb"
+
+	"tendril.io/tendril/internal/service"
+	"tendril.io/tendril/internal/table"
+)
+
+// serviceLoop is a service's journey on this node: rows -> brain -> delta -> kernel.
+type serviceLoop struct {
+	tables    *table.Tables
+	publisher servicePublisher
+	number    func(node string) uint32
+	log       *slog.Logger
+
+	mu    sync.RWMutex // guards brain: the loop writes, the API reads
+	brain *service.Brain
+
+	unpublished *service.Delta // computed, not yet in the kernel
+}
+
+// servicePublisher makes the kernel agree with a delta.
+type servicePublisher interface {
+	PublishServices(ctx context.Context, delta *service.Delta) error
+}
+
+// Run follows the tables until ctx ends. It starts once loaded is closed; first is called when the kernel first agrees
+// with the tables.
+func (l *serviceLoop) Run(ctx context.Context, loaded <-chan struct{}, first func()) error {
+	select {
+	case <-loaded:
+	case <-ctx.Done():
+		return nil
+	}
+	feeds, err := l.watch()
+	defer feeds.close()
+	if err != nil {
+		return err
+	}
+	watches := statedb.NewWatchSet()
+	done := first
+	for ctx.Err() == nil {
+		l.mu.Lock()
+		feeds.pull(l.tables.DB.ReadTxn(), watches)
+		err := l.step(ctx)
+		l.mu.Unlock()
+		if err != nil {
+			l.log.Error("publish services; will try again", "error", err)
+			if !sleep(ctx, jittered(reconcileBackoffMin*4)) {
+				return nil
+			}
+			continue
+		}
+		if done != nil {
+			done()
+			done = nil
+		}
+		if _, err := watches.Wait(ctx, 0); err != nil {
+			return nil
+		}
+	}
+	return nil
+}
+
+func (l *serviceLoop) watch() (feeds, error) {
+	t := l.tables
+	nodes, err1 := watch(t.DB, t.Nodes, func(row *table.Node, deleted bool) {
+		if deleted {
+			l.brain.DeleteNode(row.Name)
+			return
+		}
+		l.brain.SetNode(row.Name, l.number(row.Name), row.Zone)
+	})
+	services, err2 := watch(t.DB, t.Services, func(row *table.Service, deleted bool) {
+		if deleted {
+			l.brain.DeleteService(row.Namespace, row.Name)
+			return
+		}
+		l.brain.SetService(*row)
+	})
+	backends, err3 := watch(t.DB, t.Backends, func(row *table.Backends, deleted bool) {
+		if deleted {
+			l.brain.DeleteBackends(row.Namespace, row.Service, row.Slice)
+			return
+		}
+		l.brain.SetBackends(*row)
+	})
+	for _, err := range []error{err1, err2, err3} {
+		if err != nil {
+			return nil, err
+		}
+	}
+	return feeds{nodes, services, backends}, nil
+}
+
+// step takes what has changed to the kernel; a delta that could not be published is published again first.
+func (l *serviceLoop) step(ctx context.Context) error {
+	for {
+		if l.unpublished == nil {
+			delta := l.brain.Flush()
+			if delta.Empty() {
+				return nil
+			}
+			l.unpublished = &delta
+		}
+		if err := l.publisher.PublishServices(ctx, l.unpublished); err != nil {
+			return err
+		}
+		l.unpublished = nil
+	}
+}
+
+// Read calls do with the brain, which it may ask but not change.
+func (l *serviceLoop) Read(do func(brain *service.Brain)) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	do(l.brain)
+}
