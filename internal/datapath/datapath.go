@@ -32,6 +32,7 @@ type Datapath struct {
 	current   *version                   // in force
 	staged    *version                   // loaded, to be put in force by Prune
 	hooks     map[string]ebpf.AttachType // socket hooks by program name
+	pinned    []string                   // programs that no entry slot holds
 	fresh     bool                       // nothing published yet: the first publication always raises the verdict epoch
 	stubs     stubs
 	sweeper   sweeper
@@ -169,7 +170,6 @@ func (d *Datapath) Close() error {
 			v.close()
 		}
 	}
-	d.sweeper.close()
 	if d.grace != nil {
 		d.grace.close()
 	}

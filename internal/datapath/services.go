@@ -63,7 +63,7 @@ func (d *Datapath) writeBackends(rows []service.BackendRow) error {
 	for _, row := range rows {
 		value := bpf.Backend{
 			Address: bpf.AddressOf(row.Addr), Port: bpf.NetPort(row.Port), Protocol: row.Proto,
-			State: bpf.BackendState(row.State), Node: row.Node,
+			State: row.State, Node: row.Node,
 		}
 		if err := d.writeBackend(row.Index, &value); err != nil {
 			return err

@@ -18,8 +18,20 @@ import (
 // removing an entry, with its NAT mapping, counters and last event, is the sweep program's, which looks at the entry
 // again by itself.
 
-// sweepProgram is the name of the syscall program that removes an expired connection.
-const sweepProgram = "sweep"
+// sweepProgram is the syscall program that removes those of given connections that have expired.
+const sweepProgram = "sweep_keys"
+
+// sweepKeys is how many connections one run of it takes (SWEEP_KEYS).
+const sweepKeys = 64
+
+// sweepArgument is struct sweep, its argument.
+type sweepArgument struct {
+	Count   uint32
+	Force   uint32 // not 0: remove what has not expired either
+	Removed uint32 // out
+	Kept    uint32 // out
+	Keys    [sweepKeys]bpf.FlowKey
+}
 
 // sweepBatch is how many connections one step looks at.
 const sweepBatch = 256
@@ -36,6 +48,7 @@ type sweeper struct {
 	cursor ebpf.MapBatchCursor
 	keys   []bpf.FlowKey
 	values []bpf.Flow
+	due    sweepArgument // expired connections to be removed
 	begun  bool
 	rules  map[uint32]bool // in quarantine when the walk began, and not named by a connection so far
 	seen   int             // connections in this walk
@@ -46,8 +59,6 @@ func (s *sweeper) open(flows *ebpf.Map) {
 	s.flows = flows
 	s.keys, s.values = make([]bpf.FlowKey, sweepBatch), make([]bpf.Flow, sweepBatch)
 }
-
-func (s *sweeper) close() {}
 
 // pause is how long to wait between two batches, so that a walk takes as long as the table's fill asks for.
 func (s *sweeper) pause() time.Duration {
@@ -92,15 +103,8 @@ func (d *Datapath) sweepStep() error {
 		s.begun = false
 		return fmt.Errorf("read connections: %w", err)
 	}
-	now := monotonic()
-	for i := range n {
-		delete(s.rules, s.values[i].Egress.Rule)
-		delete(s.rules, s.values[i].Ingress.Rule)
-		if s.values[i].Expires <= now {
-			if err := d.expire(&s.keys[i]); err != nil {
-				return err
-			}
-		}
+	if err := d.expireBatch(n, monotonic()); err != nil {
+		return err
 	}
 	s.seen += n
 	if !last {
@@ -110,16 +114,42 @@ func (d *Datapath) sweepStep() error {
 	return d.numbers.releaseRules(s.rules)
 }
 
-// expire asks the sweep program to remove a connection if it has expired.
-func (d *Datapath) expire(key *bpf.FlowKey) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	v := d.current
-	if v == nil || v.programs[sweepProgram] == nil {
+// expireBatch has the expired among the first n connections of the batch removed, and notes the rules that live on.
+func (d *Datapath) expireBatch(n int, now uint64) error {
+	s := &d.sweeper
+	for i := range n {
+		delete(s.rules, s.values[i].Egress.Rule)
+		delete(s.rules, s.values[i].Ingress.Rule)
+		if s.values[i].Expires > now {
+			continue
+		}
+		s.due.Keys[s.due.Count] = s.keys[i]
+		if s.due.Count++; s.due.Count == sweepKeys {
+			if err := d.expire(&s.due); err != nil {
+				return err
+			}
+		}
+	}
+	return d.expire(&s.due)
+}
+
+// expire runs the sweep program on what is due.
+func (d *Datapath) expire(due *sweepArgument) error {
+	if due.Count == 0 {
 		return nil
 	}
-	if _, err := v.programs[sweepProgram].Run(&ebpf.RunOptions{Context: key}); err != nil {
-		return fmt.Errorf("sweep connection: %w", err)
+	defer func() { due.Count = 0 }()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.current == nil {
+		return nil // the first version is about to come into force
+	}
+	program := d.current.programs[sweepProgram]
+	if program == nil {
+		return fmt.Errorf("sweep connections: there is no program %s", sweepProgram)
+	}
+	if _, err := program.Run(&ebpf.RunOptions{Context: due}); err != nil {
+		return fmt.Errorf("sweep connections: %w", err)
 	}
 	return nil
 }

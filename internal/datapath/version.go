@@ -108,7 +108,7 @@ func (d *Datapath) openPrograms(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.hooks = socketHooks(specs)
+	d.hooks, d.pinned = socketHooks(specs), unslotted(specs)
 	if d.current, err = d.adoptVersion(digest); err != nil || d.current != nil {
 		return err
 	}
@@ -137,7 +137,7 @@ func (d *Datapath) adoptVersion(digest string) (*version, error) {
 		return nil, nil
 	}
 	v := &version{number: uint32(n), folder: filepath.Join(folder, target), programs: map[string]*ebpf.Program{}}
-	for _, name := range d.pinnedPrograms() {
+	for _, name := range d.pinned {
 		p, err := ebpf.LoadPinnedProgram(filepath.Join(v.folder, name), nil)
 		if err != nil {
 			v.close()
@@ -149,9 +149,19 @@ func (d *Datapath) adoptVersion(digest string) (*version, error) {
 	return v, nil
 }
 
-// pinnedPrograms are those that no entry slot holds: socket hooks and the sweeper.
-func (d *Datapath) pinnedPrograms() []string {
-	return append(slices.Sorted(maps.Keys(d.hooks)), sweepProgram)
+// unslotted lists the programs that no entry slot holds, and that are therefore pinned: socket hooks and sweepers.
+func unslotted(specs map[string]*ebpf.CollectionSpec) []string {
+	var names []string
+	for _, spec := range specs {
+		for name, program := range spec.Programs {
+			if program.Type == ebpf.Syscall {
+				names = append(names, name)
+			}
+		}
+	}
+	names = slices.AppendSeq(names, maps.Keys(socketHooks(specs)))
+	slices.Sort(names)
+	return names
 }
 
 // loadVersion loads all programs; nothing is in force until putInForce.
@@ -274,10 +284,7 @@ func (d *Datapath) pinVersion(v *version) error {
 			return fmt.Errorf("load programs: entry %s has no program", entry)
 		}
 	}
-	for _, name := range d.pinnedPrograms() {
-		if v.programs[name] == nil {
-			return fmt.Errorf("load programs: there is no program %s", name)
-		}
+	for _, name := range d.pinned {
 		if err := v.programs[name].Pin(filepath.Join(v.folder, name)); err != nil {
 			return fmt.Errorf("pin program %s: %w", name, err)
 		}
