@@ -104,7 +104,7 @@ func (a *applier) one(txn statedb.WriteTxn, e event, did applied) bool {
 		return a.remove(txn, shelf, key)
 	}
 	delete(a.stale, key)
-	changed, err := shelf.put(txn, key, e.value)
+	changed, err := shelf.put(txn, key, e.key, e.value)
 	if err != nil {
 		a.report(e, fmt.Errorf("key %q: %w", e.key, err))
 		return false

@@ -17,8 +17,8 @@ import (
 type shelf interface {
 	meta() statedb.TableMeta
 	// put turns a record into a row and says whether that changed the table. A record that cannot be a row is an
-	// error and leaves the row that was there.
-	put(txn statedb.WriteTxn, key Key, value []byte) (changed bool, err error)
+	// error and leaves the row that was there. text is the key as it was parsed.
+	put(txn statedb.WriteTxn, key Key, text string, value []byte) (changed bool, err error)
 	remove(txn statedb.WriteTxn, key Key) (removed bool)
 	keys(txn statedb.ReadTxn) iter.Seq[Key]
 }
@@ -28,13 +28,13 @@ type rows[Row any, Message proto.Message] struct {
 	table   statedb.RWTable[*Row]
 	scratch Message
 	row     func(Key, Message) (*Row, error)
-	query   func(Key) statedb.Query[*Row]
+	query   func(key Key, text string) statedb.Query[*Row]
 	key     func(*Row) Key
 }
 
 func (s *rows[Row, Message]) meta() statedb.TableMeta { return s.table }
 
-func (s *rows[Row, Message]) put(txn statedb.WriteTxn, key Key, value []byte) (bool, error) {
+func (s *rows[Row, Message]) put(txn statedb.WriteTxn, key Key, text string, value []byte) (bool, error) {
 	if err := proto.Unmarshal(value, s.scratch); err != nil {
 		return false, err
 	}
@@ -42,7 +42,7 @@ func (s *rows[Row, Message]) put(txn statedb.WriteTxn, key Key, value []byte) (b
 	if err != nil {
 		return false, err
 	}
-	if old, _, had := s.table.Get(txn, s.query(key)); had && reflect.DeepEqual(old, row) {
+	if old, _, had := s.table.Get(txn, s.query(key, text)); had && reflect.DeepEqual(old, row) {
 		return false, nil
 	}
 	if _, _, err := s.table.Insert(txn, row); err != nil {
@@ -52,7 +52,7 @@ func (s *rows[Row, Message]) put(txn statedb.WriteTxn, key Key, value []byte) (b
 }
 
 func (s *rows[Row, Message]) remove(txn statedb.WriteTxn, key Key) bool {
-	row, _, had := s.table.Get(txn, s.query(key))
+	row, _, had := s.table.Get(txn, s.query(key, key.String()))
 	if had {
 		_, had, _ = s.table.Delete(txn, row)
 	}
@@ -74,12 +74,12 @@ func shelves(t *table.Tables) map[Kind]shelf {
 	return map[Kind]shelf{
 		KindNode: &rows[table.Node, *storev1.Node]{
 			t.Nodes, &storev1.Node{}, nodeRow,
-			func(k Key) statedb.Query[*table.Node] { return table.NodeByName(k.First) },
+			func(k Key, _ string) statedb.Query[*table.Node] { return table.NodeByName(k.First) },
 			func(n *table.Node) Key { return NodeKey(n.Name) },
 		},
 		KindPod: &rows[table.Pod, *storev1.Pod]{
 			t.Pods, &storev1.Pod{}, podRow,
-			func(k Key) statedb.Query[*table.Pod] { return table.PodByKey(k.First, k.Second, k.Third) },
+			func(_ Key, text string) statedb.Query[*table.Pod] { return table.PodByKey(text[len(KindPod)+1:]) },
 			func(p *table.Pod) Key { return PodKey(p.Node, p.Namespace, p.Name) },
 		},
 		KindIP: &rows[table.IP, *storev1.IP]{t.IPs, &storev1.IP{}, ipRow, ipQuery, ipKeyOf},
@@ -89,36 +89,38 @@ func shelves(t *table.Tables) map[Kind]shelf {
 		},
 		KindNamespace: &rows[table.Namespace, *storev1.Namespace]{
 			t.Namespaces, &storev1.Namespace{}, namespaceRow,
-			func(k Key) statedb.Query[*table.Namespace] { return table.NamespaceByName(k.First) },
+			func(k Key, _ string) statedb.Query[*table.Namespace] { return table.NamespaceByName(k.First) },
 			func(n *table.Namespace) Key { return NamespaceKey(n.Name) },
 		},
 		KindService: &rows[table.Service, *storev1.Service]{
 			t.Services, &storev1.Service{}, serviceRow,
-			func(k Key) statedb.Query[*table.Service] { return table.ServiceByName(k.First, k.Second) },
+			func(k Key, _ string) statedb.Query[*table.Service] { return table.ServiceByName(k.First, k.Second) },
 			func(s *table.Service) Key { return ServiceKey(s.Namespace, s.Name) },
 		},
 		KindEndpoints: &rows[table.Backends, *storev1.Endpoints]{
 			t.Backends, &storev1.Endpoints{}, backendsRow,
-			func(k Key) statedb.Query[*table.Backends] { return table.BackendsByKey(k.First, k.Second, k.Third) },
+			func(k Key, _ string) statedb.Query[*table.Backends] {
+				return table.BackendsByKey(k.First, k.Second, k.Third)
+			},
 			func(b *table.Backends) Key { return EndpointsKey(b.Namespace, b.Service, b.Slice) },
 		},
 		KindPolicy: &rows[table.Policy, *storev1.Policy]{t.Policies, &storev1.Policy{}, policyRow, policyQuery, policyKeyOf},
 	}
 }
 
-func ipQuery(k Key) statedb.Query[*table.IP] {
+func ipQuery(k Key, _ string) statedb.Query[*table.IP] {
 	at, _ := netip.ParseAddr(k.Second) // checked when the key was parsed
 	return table.IPByKey(k.First, at)
 }
 
 func ipKeyOf(ip *table.IP) Key { return IPKey(ip.Node, ip.Addr) }
 
-func labelsQuery(k Key) statedb.Query[*table.LabelSet] {
+func labelsQuery(k Key, _ string) statedb.Query[*table.LabelSet] {
 	hash, _ := parseHash(k.First) // checked when the key was parsed
 	return table.LabelSetByHash(hash)
 }
 
-func policyQuery(k Key) statedb.Query[*table.Policy] {
+func policyQuery(k Key, _ string) statedb.Query[*table.Policy] {
 	namespace := k.Second
 	if namespace == noNamespace {
 		namespace = ""

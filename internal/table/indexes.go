@@ -10,12 +10,18 @@ import (
 
 // A composite key is its parts joined by a slash, which no part contains: the store refuses such names.
 
+// Names of the primary indexes whose queries are on the path of every event.
+const (
+	podKey = "key"
+	ipsKey = "key"
+)
+
 // NodeByName finds the node of a name.
 func NodeByName(name string) statedb.Query[*Node] { return nodeByName().Query(name) }
 
-// PodByKey finds a pod of a node.
-func PodByKey(node, namespace, name string) statedb.Query[*Pod] {
-	return podByKey().Query(joined(node, namespace, name))
+// PodByKey finds a pod by node/namespace/name, the end of its key in the store. It allocates nothing.
+func PodByKey(key string) statedb.Query[*Pod] {
+	return statedb.Index[*Pod, string]{Name: podKey}.QueryFromKey(index.String(key))
 }
 
 // PodByName finds the pods of a name: more than one only while a pod moves.
@@ -26,15 +32,15 @@ func PodByName(namespace, name string) statedb.Query[*Pod] {
 // PodByUID finds the pod of a Kubernetes uid.
 func PodByUID(uid string) statedb.Query[*Pod] { return podByUID().Query(uid) }
 
-// PodByNode finds the pods of a node.
-func PodByNode(node string) statedb.Query[*Pod] { return podByNode().Query(node) }
+// PodByNode finds the pods of a node; it is a query for Prefix, not for List.
+func PodByNode(node string) statedb.Query[*Pod] { return PodByKey(node + "/") }
 
 // PodByLabels finds the pods that have a label set.
 func PodByLabels(hash [16]byte) statedb.Query[*Pod] { return podByLabels().Query(hash) }
 
 // IPByKey finds an address as one node published it.
 func IPByKey(node string, addr netip.Addr) statedb.Query[*IP] {
-	return ipByKey().QueryFromKey(ipKey(node, addr))
+	return statedb.Index[*IP, string]{Name: ipsKey}.QueryFromKey(ipKey(node, addr))
 }
 
 // IPByAddr finds an address: more than one row only if nodes disagree.
@@ -43,8 +49,10 @@ func IPByAddr(addr netip.Addr) statedb.Query[*IP] { return ipByAddr().Query(addr
 // IPByPodUID finds the addresses of a pod.
 func IPByPodUID(uid string) statedb.Query[*IP] { return ipByPodUID().Query(uid) }
 
-// IPByNode finds the addresses that a node published.
-func IPByNode(node string) statedb.Query[*IP] { return ipByNode().Query(node) }
+// IPByNode finds the addresses that a node published; it is a query for Prefix, not for List.
+func IPByNode(node string) statedb.Query[*IP] {
+	return statedb.Index[*IP, string]{Name: ipsKey}.QueryFromKey(index.String(node + "/"))
+}
 
 // LabelSetByHash finds a label set.
 func LabelSetByHash(hash [16]byte) statedb.Query[*LabelSet] { return labelSetByHash().Query(hash) }
@@ -126,7 +134,7 @@ func nodeByName() statedb.Index[*Node, string] {
 }
 
 func podByKey() statedb.Index[*Pod, string] {
-	return text("key", true, func(p *Pod) string { return joined(p.Node, p.Namespace, p.Name) })
+	return text(podKey, true, func(p *Pod) string { return joined(p.Node, p.Namespace, p.Name) })
 }
 
 func podByName() statedb.Index[*Pod, string] {
@@ -135,10 +143,6 @@ func podByName() statedb.Index[*Pod, string] {
 
 func podByUID() statedb.Index[*Pod, string] {
 	return text("uid", false, func(p *Pod) string { return p.UID })
-}
-
-func podByNode() statedb.Index[*Pod, string] {
-	return text("node", false, func(p *Pod) string { return p.Node })
 }
 
 func podByLabels() statedb.Index[*Pod, [16]byte] {
@@ -152,7 +156,7 @@ func podByLabels() statedb.Index[*Pod, [16]byte] {
 
 func ipByKey() statedb.Index[*IP, string] {
 	return statedb.Index[*IP, string]{
-		Name:       "key",
+		Name:       ipsKey,
 		FromObject: func(ip *IP) index.KeySet { return index.NewKeySet(ipKey(ip.Node, ip.Addr)) },
 		FromKey:    index.String,
 		FromString: index.FromString,
@@ -180,10 +184,6 @@ func ipByAddr() statedb.Index[*IP, netip.Addr] {
 
 func ipByPodUID() statedb.Index[*IP, string] {
 	return text("pod-uid", false, func(ip *IP) string { return ip.PodUID })
-}
-
-func ipByNode() statedb.Index[*IP, string] {
-	return text("node", false, func(ip *IP) string { return ip.Node })
 }
 
 func labelSetByHash() statedb.Index[*LabelSet, [16]byte] {

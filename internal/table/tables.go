@@ -50,7 +50,7 @@ type known struct {
 
 // New makes a database with all tables, empty.
 func New() (*Tables, error) {
-	t := &Tables{DB: statedb.New()}
+	t := &Tables{DB: statedb.New(statedb.WithMetrics(&statedb.NopMetrics{}))}
 	steps := []func(*Tables) error{addStored, addLocal, addPolicy, addService}
 	for _, step := range steps {
 		if err := step(t); err != nil {
@@ -142,8 +142,8 @@ func addStored(t *Tables) error {
 	return first(
 		add(t, &t.Nodes, "nodes", "nodes of the cluster", nodeByName()),
 		add(t, &t.Pods, "pods", "pods of all nodes, as the operator knows them",
-			podByKey(), podByName(), podByUID(), podByNode(), podByLabels()),
-		add(t, &t.IPs, "ips", "addresses that nodes' agents gave to pods", ipByKey(), ipByAddr(), ipByPodUID(), ipByNode()),
+			podByKey(), podByName(), podByUID(), podByLabels()),
+		add(t, &t.IPs, "ips", "addresses that nodes' agents gave to pods", ipByKey(), ipByAddr(), ipByPodUID()),
 		add(t, &t.LabelSets, "labelsets", "label sets by content hash", labelSetByHash()),
 		add(t, &t.Namespaces, "namespaces", "labels of namespaces", namespaceByName()),
 		add(t, &t.Services, "services", "services as declared", serviceByName()),
