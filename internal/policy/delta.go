@@ -35,16 +35,17 @@ type Numbers interface {
 	Release(kind Kind, digest Digest)
 }
 
-// Delta is what the kernel must learn, in the order of its fields: content before what refers to it. Applying a
-// delta twice is harmless. Slices are sorted by number or address so that two equal deltas print alike.
+// Delta is what the kernel must learn, in the order of its fields: content before what refers to it. An address moves
+// to a peer that a new selector holds before the program that names the selector is in force. Applying a delta twice is
+// harmless. Slices are sorted by number or address so that two equal deltas print alike.
 type Delta struct {
-	Classes  []ClassRow     // selector bits of new or changed classes
+	Classes  []ClassRow     // selector bits of new classes
 	Peers    []PeerRow      // peers that are new or changed class
+	Set      []AddressRow   // addresses and prefixes to write
 	Contents []ContentRow   // policy content in fresh cells
 	Programs []ProgramRow   // descriptors: the instant at which a program changes
-	Set      []AddressRow   // addresses and prefixes to write
-	Unset    []netip.Prefix // addresses and prefixes to remove
 	Subjects []SubjectRow   // local endpoints whose peer or programs changed
+	Unset    []netip.Prefix // addresses and prefixes to remove
 	Changed  bool           // some verdict may differ from before: the verdict epoch must rise
 	Work     Work
 }
@@ -81,7 +82,8 @@ type AddressRow struct {
 	Flags    uint32 // enum address_flag
 }
 
-// SubjectRow says what a local endpoint is judged by.
+// SubjectRow says what a local endpoint is judged by. Peer is that of its labels and named ports alone: which ranges
+// hold an address is known only per address, so a source is judged by the peer of its address.
 type SubjectRow struct {
 	Endpoint        uint32
 	Peer            uint32

@@ -1,8 +1,14 @@
 package policy
 
 import (
-	"errors"
+	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
+
+	"tendril.io/tendril/bpf"
+	"tendril.io/tendril/internal/identity"
+	"tendril.io/tendril/internal/label"
 )
 
 // Engine turns facts and policies into what the kernel must hold. It is incremental and does not depend on the order
@@ -12,60 +18,267 @@ import (
 type Engine struct {
 	config  Config
 	numbers Numbers
+	staged  staged
+	refused map[Key]refusal
+	plan    *plan // only during Flush
+
+	started    bool // the reserved peers are in force
+	namespaces map[string]*namespace
+	policies   map[Key]*policyState
+	selectors  registry
+	idle       map[*selector]struct{} // that no program uses
+	reserved   map[identity.Reserved]*peer
+	peers      map[Digest]*peer
+	classes    map[string]*class // by bitset.key
+	places     tree[place]
+	views      map[viewKey]*view
+	groups     map[Digest]*group
+	emptied    map[*group]struct{} // that the last flush left without subjects
+	subjects   map[uint32]*subject
+	contents   map[Digest]*content
+	rules      map[Digest]*ruleState
+	ruleInfos  map[uint32]RuleInfo // also of rules that are gone, until their id is used again: flows may name them
+}
+
+// staged holds inputs until the next successful Flush. Where the value is nil, the thing is gone.
+type staged struct {
+	namespaces map[string]*label.Set
+	policies   map[Key]*Policy
+	addresses  map[netip.Prefix]*AddressFact
+	subjects   map[uint32]*Workload
+}
+
+func newStaged() staged {
+	return staged{map[string]*label.Set{}, map[Key]*Policy{}, map[netip.Prefix]*AddressFact{}, map[uint32]*Workload{}}
+}
+
+func (s staged) empty() bool {
+	return len(s.namespaces)+len(s.policies)+len(s.addresses)+len(s.subjects) == 0
+}
+
+// refusal is a policy that is not in force as given.
+type refusal struct {
+	policy  Policy
+	reason  error
+	invalid bool // never to be tried again; otherwise it may fit later
 }
 
 // New returns an engine that knows nothing yet. Its first Flush writes the reserved peers and the world.
 func New(config Config, numbers Numbers) *Engine {
-	return &Engine{config: config, numbers: numbers}
+	return &Engine{
+		config: config, numbers: numbers, staged: newStaged(), refused: map[Key]refusal{},
+		namespaces: map[string]*namespace{},
+		policies:   map[Key]*policyState{},
+		selectors:  newRegistry(),
+		idle:       map[*selector]struct{}{},
+		reserved:   map[identity.Reserved]*peer{},
+		peers:      map[Digest]*peer{},
+		classes:    map[string]*class{},
+		views:      map[viewKey]*view{},
+		groups:     map[Digest]*group{},
+		emptied:    map[*group]struct{}{},
+		subjects:   map[uint32]*subject{},
+		contents:   map[Digest]*content{},
+		rules:      map[Digest]*ruleState{},
+		ruleInfos:  builtinRules(),
+	}
+}
+
+// words is the number of words in a row of class_bits.
+func (e *Engine) words() int {
+	if e.config.ClassWords > 0 {
+		return e.config.ClassWords
+	}
+	return int(bpf.CapSelectors) / 64
 }
 
 // SetNamespace stages a namespace's labels.
-func (e *Engine) SetNamespace(name string, labels map[string]string) {}
+func (e *Engine) SetNamespace(name string, labels map[string]string) {
+	set := label.SetOf(labels)
+	e.staged.namespaces[name] = &set
+}
 
 // DeleteNamespace stages that a namespace has no labels.
-func (e *Engine) DeleteNamespace(name string) {}
+func (e *Engine) DeleteNamespace(name string) { e.staged.namespaces[name] = nil }
 
 // SetPolicy stages a policy. One that is not valid is refused at once, with an error that names object and field;
 // the version in force, if there is one, stays.
-func (e *Engine) SetPolicy(p Policy) error { return nil }
+func (e *Engine) SetPolicy(p Policy) error {
+	if err := p.Validate(); err != nil {
+		e.refused[p.Key] = refusal{policy: p, reason: err, invalid: true}
+		delete(e.staged.policies, p.Key)
+		return err
+	}
+	delete(e.refused, p.Key)
+	e.staged.policies[p.Key] = &p
+	return nil
+}
 
 // DeletePolicy stages that a policy is gone.
-func (e *Engine) DeletePolicy(key Key) {}
+func (e *Engine) DeletePolicy(key Key) {
+	delete(e.refused, key)
+	e.staged.policies[key] = nil
+}
 
 // SetAddress stages what is known of an address (a prefix of full length) or of a prefix.
-func (e *Engine) SetAddress(prefix netip.Prefix, fact AddressFact) {}
+func (e *Engine) SetAddress(prefix netip.Prefix, fact AddressFact) {
+	if fact.Workload != nil {
+		w := fact.Workload.canonical()
+		fact.Workload, fact.Reserved = &w, 0
+	}
+	e.staged.addresses[unmapped(prefix)] = &fact
+}
 
 // DeleteAddress stages that nothing is known of an address or prefix any more.
-func (e *Engine) DeleteAddress(prefix netip.Prefix) {}
+func (e *Engine) DeleteAddress(prefix netip.Prefix) { e.staged.addresses[unmapped(prefix)] = nil }
+
+// unmapped returns a prefix in the one form that keys use: masked, IPv4 not mapped.
+func unmapped(prefix netip.Prefix) netip.Prefix {
+	if a := prefix.Addr(); a.Is4In6() && prefix.Bits() >= 96 {
+		prefix = netip.PrefixFrom(a.Unmap(), prefix.Bits()-96)
+	}
+	return prefix.Masked()
+}
 
 // SetSubject stages a local endpoint, which is judged by the policies that select the workload.
-func (e *Engine) SetSubject(endpoint uint32, w Workload) {}
+func (e *Engine) SetSubject(endpoint uint32, w Workload) {
+	w = w.canonical()
+	e.staged.subjects[endpoint] = &w
+}
 
-// DeleteSubject stages that a local endpoint is gone.
-func (e *Engine) DeleteSubject(endpoint uint32) {}
+// DeleteSubject stages that a local endpoint is gone. Its record in the kernel is the caller's to remove, before the
+// Flush after the next: that one lets its programs go.
+func (e *Engine) DeleteSubject(endpoint uint32) { e.staged.subjects[endpoint] = nil }
 
-// Pending says whether Flush has something to do: staged inputs, or selectors that the last Flush left unused.
-func (e *Engine) Pending() bool { return false }
-
-// Flush takes in what is staged and returns what the kernel must learn. A policy that does not fit is refused (see
-// Refused) and the rest goes on; where the lack of room is nobody's policy, Flush fails, nothing has changed, and the
-// inputs stay staged.
-func (e *Engine) Flush() (Delta, error) { return Delta{}, errors.ErrUnsupported }
+// Pending says whether Flush has something to do: staged inputs, or selectors and programs that the last Flush left
+// unused. Call it until there is nothing, each time after the last delta is published.
+func (e *Engine) Pending() bool {
+	return !e.started || !e.staged.empty() || len(e.idle)+len(e.emptied) > 0
+}
 
 // Refused lists the policies that are not in force as last given, by key.
-func (e *Engine) Refused() []Refusal { return nil }
+func (e *Engine) Refused() []Refusal {
+	var out []Refusal
+	for _, key := range slices.SortedFunc(maps.Keys(e.refused), Key.Compare) {
+		r := e.refused[key]
+		out = append(out, Refusal{Key: key, Revision: r.policy.Revision, Reason: r.reason})
+	}
+	return out
+}
 
-// Rule says what a rule id stands for. It also knows the builtin rules.
-func (e *Engine) Rule(id uint32) (RuleInfo, bool) { return RuleInfo{}, false }
+// Rule says what a rule id stands for. It also knows the builtin rules, and rules that are gone until their id is
+// given to another.
+func (e *Engine) Rule(id uint32) (RuleInfo, bool) {
+	info, ok := e.ruleInfos[id]
+	return info, ok
+}
 
-// Isolators lists the policies that make an endpoint's default a deny.
-func (e *Engine) Isolators(endpoint uint32, direction Direction) []Key { return nil }
+// builtinRules describes the rules with fixed ids.
+func builtinRules() map[uint32]RuleInfo {
+	out := map[uint32]RuleInfo{}
+	for _, r := range []bpf.BuiltinRule{bpf.RuleDefaultAllow, bpf.RuleLocalHost, bpf.RuleSelf, bpf.RuleReply, bpf.RuleICMPRelated} {
+		out[uint32(r)] = RuleInfo{Rule: uint32(r), Name: "builtin/" + r.String(), Action: Allow}
+	}
+	for _, r := range []bpf.BuiltinRule{bpf.RuleDefaultDeny, bpf.RuleInitDeny} {
+		out[uint32(r)] = RuleInfo{Rule: uint32(r), Name: "builtin/" + r.String(), Action: Deny}
+	}
+	return out
+}
+
+// Isolators lists the policies that make an endpoint's default a deny, by key.
+func (e *Engine) Isolators(endpoint uint32, direction Direction) []Key {
+	s := e.subjects[endpoint]
+	if s == nil {
+		return nil
+	}
+	return slices.Clone(s.group.programs[direction].isolators)
+}
 
 // Selected says how many local endpoints a policy selects.
-func (e *Engine) Selected(key Key) int { return 0 }
+func (e *Engine) Selected(key Key) int {
+	count := 0
+	for _, g := range e.groups {
+		if slices.ContainsFunc(g.specs, func(s *specState) bool { return s.policy.policy.Key == key }) {
+			count += len(g.subjects)
+		}
+	}
+	return count
+}
 
-// Party describes the owner of an address as Explain wants it.
-func (e *Engine) Party(addr netip.Addr) Party { return Party{} }
+// Validate checks what every dialect must have checked already, and the engine relies on.
+func (p *Policy) Validate() error {
+	for i := range p.Specs {
+		s := &p.Specs[i]
+		if s.Tier == TierBuiltin || s.Tier > TierBaseline {
+			return fmt.Errorf("policy %s: %s: tier %d is not for policies: use admin, normal or baseline", p.Key, s.Place, s.Tier)
+		}
+		for j := range s.Rules {
+			if err := s.Rules[j].validate(); err != nil {
+				return fmt.Errorf("policy %s: %s: %w", p.Key, s.Rules[j].Place, err)
+			}
+		}
+	}
+	return nil
+}
 
-// Explain proves the verdicts on a packet: the source's egress first, then the destination's ingress.
-func (e *Engine) Explain(from, to Party, protocol uint8, port uint16) []Proof { return nil }
+func (r *Rule) validate() error {
+	if r.Direction > Egress || r.Action > Pass {
+		return fmt.Errorf("no such direction %d or action %d", r.Direction, r.Action)
+	}
+	if r.Action == Redirect && r.ProxyPort == 0 {
+		return fmt.Errorf("a redirect needs a proxy port")
+	}
+	for i, peer := range r.Peers {
+		if err := peer.validate(); err != nil {
+			return fmt.Errorf("peer %d: %w", i, err)
+		}
+	}
+	for i, port := range r.Ports {
+		if err := port.validate(); err != nil {
+			return fmt.Errorf("port %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
+func (p *Peer) validate() error {
+	kinds := 0
+	for _, has := range []bool{p.Any, p.Selector != nil, p.Entity != EntityNone, p.CIDR != nil} {
+		if has {
+			kinds++
+		}
+	}
+	switch {
+	case kinds != 1:
+		return fmt.Errorf("give exactly one of any, selector, entity and CIDR, not %d of them", kinds)
+	case p.Entity != EntityNone && !p.Entity.valid():
+		return fmt.Errorf("no such entity %q", p.Entity)
+	case p.CIDR != nil:
+		return p.CIDR.validate()
+	}
+	return nil
+}
+
+func (c *CIDR) validate() error {
+	for _, p := range append([]netip.Prefix{c.Prefix}, c.Except...) {
+		if !p.IsValid() || p.Addr().Is4In6() || p.Addr().Zone() != "" {
+			return fmt.Errorf("range %s: want an IPv4 or IPv6 prefix such as 10.0.0.0/8 or fd00::/8", p)
+		}
+	}
+	for _, x := range c.Except {
+		if !c.Prefix.Overlaps(x) || x.Bits() < c.Prefix.Bits() {
+			return fmt.Errorf("range %s: except %s does not lie inside it", c.Prefix, x)
+		}
+	}
+	return nil
+}
+
+func (p *Port) validate() error {
+	switch {
+	case p.Name != "" && (p.First != 0 || p.Last != 0):
+		return fmt.Errorf("port %q: give a name or numbers, not both", p.Name)
+	case p.First > p.Last:
+		return fmt.Errorf("ports %d-%d: the last is below the first", p.First, p.Last)
+	}
+	return nil
+}

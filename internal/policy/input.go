@@ -68,6 +68,7 @@ type Party struct {
 	Endpoint uint32            // number of the local endpoint; 0: not a pod of this node
 	Workload *Workload         // nil: Reserved says who it is
 	Reserved identity.Reserved // only without Workload
+	Flags    uint32            // enum address_flag; only ADDRESS_CLUSTER of an API server counts
 	Name     string            // how to call it; empty: the engine describes it
 }
 

@@ -112,8 +112,8 @@ type CIDR struct {
 
 // Port is a range of ports of one protocol, or a named port.
 type Port struct {
-	Protocol uint8  // IP protocol number; 0: any protocol
+	Protocol uint8  // IP protocol number; 0: any protocol, or with a port range TCP, UDP and SCTP
 	First    uint16 // ICMP: the type
 	Last     uint16 // inclusive; First 0 and Last 65535: any port
-	Name     string // resolved on the destination's pod; First and Last are then 0
+	Name     string // resolved on the destination's pod, in the rule's protocol; First and Last are then 0
 }

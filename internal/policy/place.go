@@ -1,0 +1,220 @@
+package policy
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	"tendril.io/tendril/bpf"
+	"tendril.io/tendril/internal/identity"
+)
+
+const addressCluster = uint32(bpf.AddressFlagCluster)
+
+// place is a prefix that something is said about: a fact, a border of a range that some selector names, or both. It
+// is a row of addresses (full length) or prefixes, except where nobody's address stays nobody's.
+type place struct {
+	prefix   netip.Prefix
+	fact     *AddressFact // nil: what the next wider place with a fact says
+	includes []*selector  // ranges that begin here
+	excepts  []*selector  // ranges that leave this out
+	row      AddressRow   // as published
+	shown    bool         // a row is published
+	peer     *peer        // of the row
+}
+
+// worldFacts are what holds where nobody said anything: the outside, for each family.
+func worldPrefixes() []netip.Prefix {
+	return []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
+}
+
+func worldFact() *AddressFact { return &AddressFact{Reserved: identity.World} }
+
+// placeAt returns the place of a prefix, which is made when somebody first asks, and marks it.
+func (e *Engine) placeAt(prefix netip.Prefix) *place {
+	p := e.places.get(prefix)
+	if p == nil {
+		p = &place{prefix: prefix}
+		e.places.put(prefix, p)
+		e.plan.undo = append(e.plan.undo, func() { e.places.remove(prefix) })
+	}
+	e.plan.rows[p] = struct{}{}
+	return p
+}
+
+// setFact says what is known of a prefix; nil: nothing any more.
+func (e *Engine) setFact(prefix netip.Prefix, fact *AddressFact) {
+	if fact == nil && prefix.Bits() == 0 {
+		fact = worldFact()
+	}
+	p := e.places.get(prefix)
+	if p == nil && fact == nil || p != nil && p.fact.equal(fact) {
+		return
+	}
+	p = e.placeAt(prefix)
+	set(e.plan, &p.fact, fact)
+	e.plan.delta.Changed = true
+	if !prefix.IsSingleIP() {
+		e.markWithin(prefix)
+	}
+}
+
+// equal says whether two facts say the same. Workloads are canonical.
+func (f *AddressFact) equal(other *AddressFact) bool {
+	if f == nil || other == nil {
+		return f == other
+	}
+	same := f.Reserved == other.Reserved && f.Node == other.Node && f.Endpoint == other.Endpoint && f.Flags == other.Flags
+	if f.Workload == nil || other.Workload == nil {
+		return same && f.Workload == other.Workload
+	}
+	return same && f.Workload.equal(other.Workload)
+}
+
+func (w *Workload) equal(other *Workload) bool {
+	return w.Reserved == other.Reserved && w.Identity == other.Identity && w.Namespace == other.Namespace &&
+		slices.Equal(w.NamedPorts, other.NamedPorts)
+}
+
+// markWithin marks every place inside a prefix.
+func (e *Engine) markWithin(prefix netip.Prefix) {
+	for p := range e.places.within(prefix) {
+		e.plan.rows[p] = struct{}{}
+	}
+}
+
+// addRange puts the borders of a selector's range into the tree and marks what lies inside.
+func (e *Engine) addRange(s *selector) {
+	p := e.placeAt(s.cidr.Prefix)
+	set(e.plan, &p.includes, append(slices.Clip(p.includes), s))
+	for _, except := range s.cidr.Except {
+		p := e.placeAt(except)
+		set(e.plan, &p.excepts, append(slices.Clip(p.excepts), s))
+	}
+	e.markWithin(s.cidr.Prefix)
+}
+
+// removeRange is the opposite.
+func (e *Engine) removeRange(s *selector) {
+	without := func(list []*selector) []*selector {
+		return slices.DeleteFunc(slices.Clone(list), func(x *selector) bool { return x == s })
+	}
+	p := e.placeAt(s.cidr.Prefix)
+	set(e.plan, &p.includes, without(p.includes))
+	for _, except := range s.cidr.Except {
+		p := e.placeAt(except)
+		set(e.plan, &p.excepts, without(p.excepts))
+	}
+	e.markWithin(s.cidr.Prefix)
+}
+
+// settleRows computes the marked rows again, in the order of their prefixes so that a lack of room always shows at
+// the same place.
+func (e *Engine) settleRows() error {
+	marked := slices.SortedFunc(maps.Keys(e.plan.rows), func(a, b *place) int { return a.prefix.Compare(b.prefix) })
+	clear(e.plan.rows)
+	for _, p := range marked {
+		if err := e.settleRow(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (e *Engine) settleRow(p *place) error {
+	if p.fact == nil && len(p.includes) == 0 && len(p.excepts) == 0 {
+		e.hideRow(p)
+		if e.places.get(p.prefix) == p {
+			e.places.remove(p.prefix)
+			e.plan.undo = append(e.plan.undo, func() { e.places.put(p.prefix, p) })
+		}
+		return nil
+	}
+	fact, cidrs := e.surroundings(p.prefix)
+	if p.fact == nil && fact.isUnknown() {
+		e.hideRow(p) // the wider row says all there is to say
+		return nil
+	}
+	next, err := e.peerOf(fact, cidrs)
+	if err != nil {
+		return err
+	}
+	if p.peer != nil {
+		e.releasePeer(p.peer)
+	}
+	set(e.plan, &p.peer, next)
+	e.showRow(p, AddressRow{Prefix: p.prefix, Peer: next.number, Node: fact.Node, Endpoint: fact.Endpoint, Flags: fact.Flags})
+	return nil
+}
+
+// surroundings returns what is known of a prefix and the ranges that hold it.
+func (e *Engine) surroundings(prefix netip.Prefix) (*AddressFact, []*selector) {
+	var fact *AddressFact
+	var in, out []*selector
+	for p := range e.places.covering(prefix) {
+		if p.fact != nil {
+			fact = p.fact
+		}
+		in = append(in, p.includes...)
+		out = append(out, p.excepts...)
+	}
+	outside := newPeer(fact).outside
+	in = slices.DeleteFunc(in, func(s *selector) bool {
+		return s.cidr.OutsideOnly && !outside || slices.Contains(out, s)
+	})
+	if fact.isUnknown() {
+		return fact, nil
+	}
+	slices.SortFunc(in, func(a, b *selector) int { return compareDigests(a.digest, b.digest) })
+	return fact, in
+}
+
+func (f *AddressFact) isUnknown() bool { return f.Workload == nil && f.Reserved == identity.Unknown }
+
+func (e *Engine) showRow(p *place, row AddressRow) {
+	if p.shown && p.row == row {
+		return
+	}
+	if _, was := e.plan.before[p.prefix]; !was {
+		e.plan.before[p.prefix] = published{p.row, p.shown}
+	}
+	set(e.plan, &p.row, row)
+	set(e.plan, &p.shown, true)
+	e.plan.after[p.prefix] = published{row, true}
+}
+
+func (e *Engine) hideRow(p *place) {
+	if p.peer != nil {
+		e.releasePeer(p.peer)
+		set(e.plan, &p.peer, nil)
+	}
+	if !p.shown {
+		return
+	}
+	if _, was := e.plan.before[p.prefix]; !was {
+		e.plan.before[p.prefix] = published{p.row, true}
+	}
+	set(e.plan, &p.row, AddressRow{})
+	set(e.plan, &p.shown, false)
+	e.plan.after[p.prefix] = published{}
+}
+
+// published is what the kernel holds for a prefix.
+type published struct {
+	row   AddressRow
+	shown bool
+}
+
+// collectRows puts the rows that differ from what is published into the delta.
+func (e *Engine) collectRows() {
+	for prefix, now := range e.plan.after {
+		before := e.plan.before[prefix]
+		switch {
+		case now == before:
+		case now.shown:
+			e.plan.delta.Set = append(e.plan.delta.Set, now.row)
+		default:
+			e.plan.delta.Unset = append(e.plan.delta.Unset, prefix)
+		}
+	}
+}

@@ -1,0 +1,120 @@
+// Package policytest holds what the proofs of internal/policy share: a slow reference written from the semantics alone,
+// a generator of random policies, workloads and packets, a model of the kernel's tables that applies deltas and judges
+// packets by the compiled cells, and numbers with limits. The kernel's own differential test uses the same.
+//
+// It is for tests only; nothing that ships imports it.
+package policytest
+
+import (
+	"fmt"
+
+	"tendril.io/tendril/bpf"
+	"tendril.io/tendril/internal/policy"
+)
+
+// Numbers gives out numbers in memory. A released number is reused only after Complete, and its digest finds it again
+// until then.
+type Numbers struct {
+	Room     map[policy.Kind]uint32 // numbers of a kind there may be; absent: plenty
+	held     map[name]span
+	released map[name]struct{}
+	used     map[policy.Kind]map[uint32]bool
+}
+
+type name struct {
+	kind   policy.Kind
+	digest policy.Digest
+}
+
+type span struct {
+	first, count uint32
+}
+
+// NewNumbers returns numbers of which none is taken.
+func NewNumbers() *Numbers {
+	return &Numbers{
+		Room: map[policy.Kind]uint32{}, held: map[name]span{}, released: map[name]struct{}{},
+		used: map[policy.Kind]map[uint32]bool{},
+	}
+}
+
+// first is the lowest number of a kind that means nothing else.
+func first(kind policy.Kind) uint32 {
+	switch kind {
+	case policy.KindPeer:
+		return uint32(bpf.PeerFirstFree)
+	case policy.KindRule:
+		return uint32(bpf.RuleFirstFree)
+	case policy.KindSelector:
+		return 0
+	}
+	return 1
+}
+
+// Assign implements policy.Numbers.
+func (n *Numbers) Assign(kind policy.Kind, digest policy.Digest, count uint32) (uint32, error) {
+	key := name{kind, digest}
+	if s, ok := n.held[key]; ok {
+		if s.count != count {
+			return 0, fmt.Errorf("assign kind %d: digest %x has %d numbers, asked for %d", kind, digest, s.count, count)
+		}
+		delete(n.released, key)
+		return s.first, nil
+	}
+	room, limited := n.Room[kind]
+	if !limited {
+		room = 1 << 20
+	}
+	if n.used[kind] == nil {
+		n.used[kind] = map[uint32]bool{}
+	}
+	at := n.gap(kind, count)
+	if at+count > first(kind)+room {
+		return 0, fmt.Errorf("assign kind %d: need %d, room for %d", kind, count, room)
+	}
+	for i := range count {
+		n.used[kind][at+i] = true
+	}
+	n.held[key] = span{at, count}
+	return at, nil
+}
+
+// gap finds count free numbers in a row.
+func (n *Numbers) gap(kind policy.Kind, count uint32) uint32 {
+	at := first(kind)
+	for i := uint32(0); i < count; i++ {
+		if n.used[kind][at+i] {
+			at += i + 1
+			i = ^uint32(0) // begin again
+		}
+	}
+	return at
+}
+
+// Release implements policy.Numbers.
+func (n *Numbers) Release(kind policy.Kind, digest policy.Digest) {
+	n.released[name{kind, digest}] = struct{}{}
+}
+
+// Complete says that the current publication is complete: what was released is free.
+func (n *Numbers) Complete() {
+	for key := range n.released {
+		s := n.held[key]
+		for i := range s.count {
+			delete(n.used[key.kind], s.first+i)
+		}
+		delete(n.held, key)
+	}
+	clear(n.released)
+}
+
+// Held counts the assignments of a kind.
+func (n *Numbers) Held(kind policy.Kind) int {
+	count := 0
+	for key := range n.held {
+		if key.kind == kind {
+			count++
+		}
+	}
+	return count
+}

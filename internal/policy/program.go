@@ -1,0 +1,444 @@
+package policy
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+
+	"tendril.io/tendril/bpf"
+	"tendril.io/tendril/internal/identity"
+	"tendril.io/tendril/internal/label"
+)
+
+// group is what policies can tell apart among local endpoints: subjects of one identity and equal named ports share
+// an ingress and an egress program.
+type group struct {
+	digest   Digest
+	workload Workload
+	space    *namespace // nil for reserved identities
+	subjects map[uint32]*subject
+	specs    []*specState // that select it, in the order of policies and places
+	programs [2]*program
+}
+
+// subject is a local endpoint.
+type subject struct {
+	endpoint uint32
+	workload Workload
+	group    *group
+	peer     *peer
+	row      SubjectRow // as published; zero: not yet
+}
+
+// policyState is a policy in force.
+type policyState struct {
+	policy Policy
+	specs  []*specState
+}
+
+// specState is one spec of a policy in force.
+type specState struct {
+	policy *policyState
+	index  int
+	spec   *Spec
+}
+
+// program is one direction of a group: a row of policy_programs, with all that it keeps alive.
+type program struct {
+	digest    Digest
+	number    uint32
+	content   *content
+	selectors []*selector
+	views     []*view
+	rules     []*ruleState
+	isolators []Key
+}
+
+// content is what cells hold. Programs of equal content share it. It is never changed in place.
+type content struct {
+	digest   Digest
+	first    uint32
+	cells    [][16]byte
+	segments int
+	refs     int // programs
+}
+
+// ruleState is a rule that some program names.
+type ruleState struct {
+	digest Digest
+	id     uint32
+	refs   int // programs
+}
+
+func (g *group) isReserved() bool { return g.workload.Reserved != 0 }
+
+// Attribute answers label selectors.
+func (g *group) Attribute(key label.Key) (string, bool) { return attribute(&g.workload, g.space, key) }
+
+// line is a rule that applies to a group in a direction; lines stand in the order in which rules are looked at.
+type line struct {
+	spec *specState
+	rule *Rule
+	at   int // index of the rule in its spec
+}
+
+// linesOf returns the rules that apply, the policies that isolate, and whether the default is a deny. Isolation ends
+// the tier that it stands in: later tiers are not reached, not even by a pass.
+func (g *group) linesOf(d Direction) (lines []line, isolators []Key) {
+	last := TierBaseline
+	for _, s := range g.specs {
+		if s.spec.Isolates[d] {
+			last = min(last, s.spec.Tier)
+		}
+	}
+	for _, s := range g.specs {
+		if s.spec.Isolates[d] && s.spec.Tier == last && !slices.Contains(isolators, s.policy.policy.Key) {
+			isolators = append(isolators, s.policy.policy.Key)
+		}
+		if s.spec.Tier > last {
+			continue
+		}
+		for i := range s.spec.Rules {
+			if r := &s.spec.Rules[i]; r.Direction == d {
+				lines = append(lines, line{s, r, i})
+			}
+		}
+	}
+	slices.SortStableFunc(lines, compareLines)
+	return lines, isolators
+}
+
+// compareLines is the order of precedence; between equals, the order of keys and places, so that every node agrees.
+func compareLines(a, b line) int {
+	return cmp.Or(
+		cmp.Compare(a.spec.spec.Tier, b.spec.spec.Tier),
+		cmp.Compare(a.spec.spec.Priority, b.spec.spec.Priority),
+		cmp.Compare(a.rule.Action, b.rule.Action),
+		compareSpecs(a.spec, b.spec),
+		cmp.Compare(a.at, b.at),
+	)
+}
+
+func compareSpecs(a, b *specState) int {
+	return cmp.Or(a.policy.policy.Key.Compare(b.policy.policy.Key), cmp.Compare(a.index, b.index))
+}
+
+// Compare orders keys by kind, namespace and name.
+func (k Key) Compare(other Key) int {
+	return cmp.Or(cmp.Compare(k.Kind, other.Kind), cmp.Compare(k.Namespace, other.Namespace), cmp.Compare(k.Name, other.Name))
+}
+
+// String prints a key as Kind/namespace/name, or Kind/name for cluster-wide kinds.
+func (k Key) String() string {
+	if k.Namespace == "" {
+		return k.Kind + "/" + k.Name
+	}
+	return k.Kind + "/" + k.Namespace + "/" + k.Name
+}
+
+// defaultOf says what happens when no rule matches, and the builtin rule that says so.
+func (g *group) defaultOf(isolators []Key) (bpf.Action, bpf.BuiltinRule) {
+	switch {
+	case len(isolators) > 0:
+		return bpf.ActionDeny, bpf.RuleDefaultDeny
+	case g.workload.Reserved == identity.Init:
+		return bpf.ActionDeny, bpf.RuleInitDeny
+	}
+	return bpf.ActionAllow, bpf.RuleDefaultAllow
+}
+
+// alternative is a set of peers with the ports at which a rule speaks of them.
+type alternative struct {
+	selector *selector // not interned
+	ranges   []portRange
+	view     Port // egress only: a named port still to be resolved among the selector's peers; ranges is then empty
+}
+
+// alternativesOf resolves a rule for a group. Named ports of ingress rules are the group's own.
+func (g *group) alternativesOf(r *Rule) []alternative {
+	var ranges []portRange
+	var views []Port
+	for _, p := range r.Ports {
+		switch {
+		case p.Name == "":
+			ranges = append(ranges, rangesOf(p)...)
+		case r.Direction == Egress:
+			views = append(views, p)
+		default:
+			ranges = append(ranges, g.resolve(p)...)
+		}
+	}
+	if len(r.Ports) == 0 {
+		ranges = []portRange{{0, 0, math.MaxUint16}}
+	}
+	ranges = mergeRanges(ranges)
+	var out []alternative
+	for _, s := range selectorsOf(r.Peers) {
+		if len(ranges) > 0 {
+			out = append(out, alternative{selector: s, ranges: ranges})
+		}
+		for _, v := range views {
+			out = append(out, alternative{selector: s, view: v})
+		}
+	}
+	return out
+}
+
+// resolve returns the numbers that the group's pods give to a named port.
+func (g *group) resolve(p Port) []portRange {
+	var out []portRange
+	for _, own := range g.workload.NamedPorts {
+		if own.Name == p.Name && (p.Protocol == 0 || p.Protocol == own.Protocol) {
+			out = append(out, portRange{own.Protocol, own.Port, own.Port})
+		}
+	}
+	return out
+}
+
+// selectorsOf returns the distinct selectors of a rule's peers; if one of them is everybody, only that.
+func selectorsOf(peers []Peer) []*selector {
+	var out []*selector
+	for _, p := range peers {
+		s := selectorOf(p)
+		switch {
+		case s == nil:
+		case s.any:
+			return []*selector{s}
+		case !slices.ContainsFunc(out, func(x *selector) bool { return x.digest == s.digest }):
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// compile makes the program of a group and direction anew, with references to all it uses.
+func (e *Engine) compile(g *group, d Direction) (*program, error) {
+	lines, isolators := g.linesOf(d)
+	p := &program{digest: digestOf("policy.program/1", string(g.digest[:]), fmt.Sprint(d)), isolators: isolators}
+	b := &builder{}
+	action, rule := g.defaultOf(isolators)
+	b.header = bpf.PolicyHeader{DefaultAction: action, DefaultRule: uint32(rule)}
+	if d == Ingress && !e.config.DenyLocalHost {
+		if err := e.compileLocalHost(p, b); err != nil {
+			return nil, err
+		}
+	}
+	for _, l := range lines {
+		if err := e.compileLine(g, p, b, l); err != nil {
+			return nil, err
+		}
+	}
+	cells, err := b.layout()
+	if err != nil {
+		return nil, err
+	}
+	if p.content, err = e.contentOf(cells, int(b.header.Segments)); err != nil {
+		return nil, err
+	}
+	if old := g.programs[d]; old != nil {
+		p.number = old.number
+		return p, nil
+	}
+	p.number, err = e.number(KindProgram, p.digest, 1)
+	return p, err
+}
+
+// compileLocalHost adds builtin/local-host: the node's probes reach its own pods, ahead of every policy.
+func (e *Engine) compileLocalHost(p *program, b *builder) error {
+	s, err := e.use(p, selectorOf(Peer{Entity: EntityHost}))
+	if err != nil {
+		return err
+	}
+	entry := bpf.PolicyEntry{Selector: uint16(s.bit), Action: bpf.ActionAllow, Rule: uint32(bpf.RuleLocalHost)}
+	b.add(entry, TierBuiltin, []portRange{{0, 0, math.MaxUint16}})
+	return nil
+}
+
+// compileLine adds the entries of one rule.
+func (e *Engine) compileLine(g *group, p *program, b *builder, l line) error {
+	alternatives := g.alternativesOf(l.rule)
+	if len(alternatives) == 0 {
+		return nil
+	}
+	id, err := e.useRule(p, l)
+	if err != nil {
+		return err
+	}
+	entry := bpf.PolicyEntry{Action: cellAction(l.rule.Action), Rule: id}
+	if l.rule.Action == Redirect {
+		entry.Argument = uint32(l.rule.ProxyPort)
+	}
+	for _, a := range alternatives {
+		s, err := e.use(p, a.selector)
+		if err != nil {
+			return err
+		}
+		if a.view.Name == "" {
+			entry.Selector = uint16(s.bit)
+			b.add(entry, l.spec.spec.Tier, a.ranges)
+			continue
+		}
+		v := e.viewOf(s, a.view, g)
+		p.views = append(p.views, v)
+		for _, port := range v.numbers() {
+			narrow, err := e.use(p, withPort(s, port))
+			if err != nil {
+				return err
+			}
+			entry.Selector = uint16(narrow.bit)
+			b.add(entry, l.spec.spec.Tier, []portRange{{port.Protocol, port.Port, port.Port}})
+		}
+	}
+	return nil
+}
+
+// use interns a selector on behalf of a program.
+func (e *Engine) use(p *program, s *selector) (*selector, error) {
+	known, err := e.intern(s)
+	if err == nil {
+		p.selectors = append(p.selectors, known)
+	}
+	return known, err
+}
+
+// useRule returns the id of a rule on behalf of a program. Rules at one place of a policy are one rule.
+func (e *Engine) useRule(p *program, l line) (uint32, error) {
+	digest := ruleDigest(l.spec.policy.policy.Key, l.rule.Place)
+	r := e.rules[digest]
+	if r == nil {
+		id, err := e.number(KindRule, digest, 1)
+		if err != nil {
+			return 0, err
+		}
+		r = &ruleState{digest: digest, id: id}
+		put(e.plan, e.rules, digest, r)
+	}
+	set(e.plan, &r.refs, r.refs+1)
+	put(e.plan, e.ruleInfos, r.id, infoOf(r.id, l))
+	p.rules = append(p.rules, r)
+	return r.id, nil
+}
+
+func ruleDigest(key Key, place string) Digest {
+	return digestOf("policy.rule/1", key.Kind, key.Namespace, key.Name, place)
+}
+
+// infoOf describes a rule to people.
+func infoOf(id uint32, l line) RuleInfo {
+	name := l.rule.Name
+	if name == "" {
+		name = l.rule.Place
+	}
+	key := l.spec.policy.policy.Key
+	return RuleInfo{
+		Rule: id, Key: key, Place: l.rule.Place, Name: key.String() + " " + name,
+		Action: l.rule.Action, Source: l.spec.policy.policy.Source,
+	}
+}
+
+// contentOf returns cells that hold the content, with one more reference.
+func (e *Engine) contentOf(cells [][16]byte, segments int) (*content, error) {
+	digest := contentDigest(cells)
+	c := e.contents[digest]
+	if c == nil {
+		first, err := e.number(KindCells, digest, uint32(len(cells)))
+		if err != nil {
+			return nil, err
+		}
+		c = &content{digest: digest, first: first, cells: cells, segments: segments}
+		put(e.plan, e.contents, digest, c)
+		e.plan.fresh[digest] = c
+	}
+	set(e.plan, &c.refs, c.refs+1)
+	e.plan.contents[c] = struct{}{}
+	return c, nil
+}
+
+// letGo gives up what a program uses. Its number stays with the group.
+func (e *Engine) letGo(g *group, p *program) {
+	for _, s := range p.selectors {
+		e.unref(s)
+	}
+	for _, v := range p.views {
+		e.leaveView(v, g)
+	}
+	for _, r := range p.rules {
+		set(e.plan, &r.refs, r.refs-1)
+		e.plan.rules[r] = struct{}{}
+	}
+	set(e.plan, &p.content.refs, p.content.refs-1)
+	e.plan.contents[p.content] = struct{}{}
+}
+
+// settleGroups compiles the marked groups, in a fixed order so that a lack of room always shows at the same place.
+func (e *Engine) settleGroups() error {
+	marked := slices.SortedFunc(maps.Keys(e.plan.groups), func(a, b *group) int { return compareDigests(a.digest, b.digest) })
+	clear(e.plan.groups)
+	for _, g := range marked {
+		if len(g.subjects) == 0 {
+			continue // nobody is judged by it any more
+		}
+		e.plan.recomputed[g] = struct{}{}
+		for _, d := range []Direction{Ingress, Egress} {
+			next, err := e.compile(g, d)
+			if err != nil {
+				return e.blame(g, err)
+			}
+			e.plan.delta.Work.ProgramsCompiled++
+			old := g.programs[d]
+			if old != nil {
+				e.letGo(g, old)
+			}
+			set(e.plan, &g.programs[d], next)
+			if old == nil || old.content != next.content {
+				e.plan.programs[next.number] = next
+			}
+		}
+	}
+	return nil
+}
+
+// removeGroup lets a group go that was left by its last subject in an earlier flush.
+func (e *Engine) removeGroup(g *group) {
+	drop(e.plan, e.groups, g.digest)
+	if g.space != nil {
+		drop(e.plan, g.space.groups, g)
+		e.plan.spaces[g.space.name] = g.space
+	}
+	for d, p := range g.programs {
+		if p == nil {
+			continue
+		}
+		e.letGo(g, p)
+		e.release(KindProgram, p.digest)
+		e.plan.programs[p.number] = nil
+		set(e.plan, &g.programs[d], nil)
+	}
+}
+
+// sweepContents gives up cells and rules that no program uses any more.
+func (e *Engine) sweepContents() {
+	for c := range e.plan.contents {
+		if c.refs == 0 {
+			drop(e.plan, e.contents, c.digest)
+			delete(e.plan.fresh, c.digest)
+			e.release(KindCells, c.digest)
+		}
+	}
+	for r := range e.plan.rules {
+		if r.refs == 0 {
+			drop(e.plan, e.rules, r.digest)
+			e.release(KindRule, r.digest)
+		}
+	}
+}
+
+// descriptor is the word of policy_programs that puts a program in force.
+func (p *program) descriptor() uint64 {
+	if p == nil {
+		return 0
+	}
+	return 1<<63 | uint64(p.content.segments)<<32 | uint64(p.content.first)
+}

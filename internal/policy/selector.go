@@ -1,0 +1,364 @@
+package policy
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"tendril.io/tendril/internal/label"
+)
+
+// selector is a set of peers that some program names, and so a bit of class_bits. Equal sets, written alike in
+// canonical form, are one selector. What it means never changes; only whether somebody uses it.
+type selector struct {
+	digest Digest
+	text   string // canonical and printable
+	bit    uint32
+	refs   int // programs, port selectors and views that use it
+
+	// Exactly one of these says which peers match.
+	any    bool
+	labels *label.Selector
+	entity Entity
+	cidr   *CIDR
+	port   *portSelector
+}
+
+// portSelector narrows another selector to peers that call a port by a name: how a named port of an egress rule finds
+// its number, which every peer may choose differently.
+type portSelector struct {
+	base *selector
+	port NamedPort
+}
+
+var reservedKey = label.Key{Scope: label.ScopeFact, Name: label.FactReserved}
+
+// selectorOf returns the selector of a rule's peer, not yet interned, or nil if it matches nothing.
+func selectorOf(p Peer) *selector {
+	switch {
+	case p.Any:
+		return named(&selector{any: true, text: "any peer"})
+	case p.Selector != nil:
+		return named(&selector{labels: p.Selector, text: "pods " + p.Selector.String()})
+	case p.CIDR != nil:
+		c := p.CIDR.canonical()
+		return named(&selector{cidr: &c, text: c.String()})
+	}
+	switch p.Entity {
+	case EntityNone, EntityNobody:
+		return nil
+	case EntityWorldIPv4:
+		return selectorOf(Peer{CIDR: &CIDR{Prefix: netip.PrefixFrom(netip.IPv4Unspecified(), 0), OutsideOnly: true}})
+	case EntityWorldIPv6:
+		return selectorOf(Peer{CIDR: &CIDR{Prefix: netip.PrefixFrom(netip.IPv6Unspecified(), 0), OutsideOnly: true}})
+	}
+	return named(&selector{entity: p.Entity, text: "entity " + string(p.Entity)})
+}
+
+func withPort(base *selector, port NamedPort) *selector {
+	text := fmt.Sprintf("%s, with port %s=%d/%s", base.text, port.Name, port.Port, protocolName(port.Protocol))
+	return named(&selector{port: &portSelector{base, port}, text: text})
+}
+
+// named gives a selector the digest of its text, which is injective: kinds begin differently.
+func named(s *selector) *selector {
+	s.digest = digestOf("policy.selector/1", s.text)
+	return s
+}
+
+// canonical returns the range with its prefixes masked, sorted and without repetition.
+func (c CIDR) canonical() CIDR {
+	except := make([]netip.Prefix, 0, len(c.Except))
+	for _, x := range c.Except {
+		except = append(except, x.Masked())
+	}
+	slices.SortFunc(except, netip.Prefix.Compare)
+	return CIDR{Prefix: c.Prefix.Masked(), Except: slices.Compact(except), OutsideOnly: c.OutsideOnly}
+}
+
+// Contains says whether the range holds an address. It does not say whether OutsideOnly lets it count.
+func (c *CIDR) Contains(a netip.Addr) bool {
+	holds := func(p netip.Prefix) bool { return p.Contains(a) }
+	return holds(c.Prefix) && !slices.ContainsFunc(c.Except, holds)
+}
+
+// String prints the range, for example "10.0.0.0/8 except 10.1.0.0/16, outside the cluster".
+func (c CIDR) String() string {
+	var b strings.Builder
+	b.WriteString(c.Prefix.String())
+	for i, x := range c.Except {
+		b.WriteString([]string{" except ", " and "}[min(i, 1)] + x.String())
+	}
+	if c.OutsideOnly {
+		b.WriteString(", outside the cluster")
+	}
+	return b.String()
+}
+
+// matches says whether the selector holds a peer. It does not allocate.
+func (s *selector) matches(p *peer) bool {
+	switch {
+	case p.isUnknown():
+		return false // nobody's address is nobody's peer
+	case s.any:
+		return true
+	case s.labels != nil:
+		return selects(s.labels, p)
+	case s.cidr != nil && p.address.IsValid():
+		return (p.outside || !s.cidr.OutsideOnly) && s.cidr.Contains(p.address)
+	case s.cidr != nil:
+		return slices.Contains(p.cidrs, s)
+	case s.port != nil:
+		return s.port.base.matches(p) && slices.Contains(p.ports, s.port.port)
+	}
+	return s.entity.holds(p)
+}
+
+// selects is a label selector's answer on workloads: it means pods only, unless it asks for reserved identities.
+func selects(s *label.Selector, w facts) bool {
+	if w.isReserved() && !s.Mentions(reservedKey) {
+		return false
+	}
+	return s.Matches(w)
+}
+
+// facts is what a label selector can ask of a peer or a subject.
+type facts interface {
+	label.Attributes
+	isReserved() bool
+}
+
+// holds says whether a peer belongs to an entity.
+func (t Entity) holds(p *peer) bool {
+	switch t {
+	case EntityWorld:
+		return p.outside
+	case EntityCluster:
+		return !p.outside
+	}
+	return p.isReserved() && p.workload.Reserved.Name() == string(t)
+}
+
+// valid says whether a policy may name the entity.
+func (t Entity) valid() bool {
+	switch t {
+	case EntityWorld, EntityWorldIPv4, EntityWorldIPv6, EntityCluster, EntityHost, EntityRemoteNode, EntityKubeAPIServer,
+		EntityHealth, EntityInit, EntityUnmanaged, EntityIngress, EntityNobody:
+		return true
+	}
+	return false
+}
+
+// registry holds the selectors in use. Label selectors are found by one value that a peer must have, so that a new
+// peer is compared with the few that may match it and not with all.
+type registry struct {
+	byDigest map[Digest]*selector
+	plain    map[*selector]struct{}                          // must be tried on every peer
+	byValue  map[label.Key]map[string]map[*selector]struct{} // by one requirement's key and value
+}
+
+func newRegistry() registry {
+	return registry{
+		byDigest: map[Digest]*selector{},
+		plain:    map[*selector]struct{}{},
+		byValue:  map[label.Key]map[string]map[*selector]struct{}{},
+	}
+}
+
+// handle returns the requirement by which a selector is found: an In of few values, of the pod rather than of its
+// namespace.
+func (s *selector) handle() *label.Requirement {
+	if s.labels == nil {
+		return nil
+	}
+	var best *label.Requirement
+	requirements := s.labels.Requirements()
+	for i := range requirements {
+		r := &requirements[i]
+		if r.Operator == label.In && (best == nil || len(r.Values) < len(best.Values)) {
+			best = r
+		}
+	}
+	return best
+}
+
+func (r *registry) add(s *selector) {
+	r.byDigest[s.digest] = s
+	h := s.handle()
+	if h == nil {
+		r.plain[s] = struct{}{}
+		return
+	}
+	values := r.byValue[h.Key]
+	if values == nil {
+		values = map[string]map[*selector]struct{}{}
+		r.byValue[h.Key] = values
+	}
+	for _, v := range h.Values {
+		if values[v] == nil {
+			values[v] = map[*selector]struct{}{}
+		}
+		values[v][s] = struct{}{}
+	}
+}
+
+func (r *registry) remove(s *selector) {
+	delete(r.byDigest, s.digest)
+	delete(r.plain, s)
+	h := s.handle()
+	if h == nil {
+		return
+	}
+	for _, v := range h.Values {
+		if delete(r.byValue[h.Key][v], s); len(r.byValue[h.Key][v]) == 0 {
+			delete(r.byValue[h.Key], v)
+		}
+	}
+	if len(r.byValue[h.Key]) == 0 {
+		delete(r.byValue, h.Key)
+	}
+}
+
+// matching returns the bits of all selectors that hold a peer, and how many were tried.
+func (r *registry) matching(p *peer) (found bitset, tried int) {
+	try := func(some map[*selector]struct{}) {
+		for s := range some {
+			if tried++; s.matches(p) {
+				found.add(s.bit)
+			}
+		}
+	}
+	try(r.plain)
+	for key, values := range r.byValue {
+		if value, ok := p.Attribute(key); ok {
+			try(values[value])
+		}
+	}
+	return found, tried
+}
+
+// intern returns the selector that means the same as s, with one more reference.
+func (e *Engine) intern(s *selector) (*selector, error) {
+	if known := e.selectors.byDigest[s.digest]; known != nil {
+		set(e.plan, &known.refs, known.refs+1)
+		return known, nil
+	}
+	if s.port != nil {
+		base, err := e.intern(s.port.base)
+		if err != nil {
+			return nil, err
+		}
+		s.port.base = base
+	}
+	bit, err := e.number(KindSelector, s.digest, 1)
+	if err != nil {
+		return nil, err
+	}
+	if room := uint32(e.words()) * 64; bit >= room {
+		return nil, fmt.Errorf("assign selector numbers: bit %d, room for %d: enlarge class_words", bit, room)
+	}
+	s.bit, s.refs = bit, 1
+	e.selectors.add(s)
+	e.plan.undo = append(e.plan.undo, func() { e.selectors.remove(s) })
+	e.plan.selectors = append(e.plan.selectors, s)
+	return s, nil
+}
+
+// unref takes a reference away. The bit stays until the Flush after the one that left the selector unused: programs
+// that still name it are judging packets until that one is published.
+func (e *Engine) unref(s *selector) {
+	set(e.plan, &s.refs, s.refs-1)
+	if s.refs == 0 {
+		put(e.plan, e.idle, s, struct{}{})
+	}
+}
+
+// evaluateSelectors sets the bits of new selectors on the peers that match, and marks places that a new range touches.
+func (e *Engine) evaluateSelectors() {
+	fresh := e.plan.selectors
+	e.plan.selectors = nil
+	var search []*selector
+	for _, s := range fresh {
+		if s.cidr != nil {
+			e.addRange(s)
+		} else {
+			search = append(search, s)
+		}
+	}
+	if len(search) == 0 {
+		return
+	}
+	for p := range maps.Values(e.peers) {
+		for _, s := range search {
+			e.plan.delta.Work.SelectorsEvaluated++
+			if s.matches(p) && !p.bits.has(s.bit) {
+				e.setBits(p, p.bits.with(s.bit))
+			}
+		}
+	}
+}
+
+// retire takes back the bits of selectors that no published program names.
+func (e *Engine) retire(before []*selector) {
+	var gone []*selector
+	for _, s := range before {
+		if s.refs == 0 {
+			gone = append(gone, s)
+		}
+	}
+	if len(gone) == 0 {
+		return
+	}
+	for _, s := range gone {
+		drop(e.plan, e.idle, s)
+		e.selectors.remove(s)
+		e.plan.undo = append(e.plan.undo, func() { e.selectors.add(s) })
+		e.release(KindSelector, s.digest)
+		if s.cidr != nil {
+			e.removeRange(s)
+		}
+		if s.port != nil {
+			e.unref(s.port.base)
+		}
+	}
+	for p := range maps.Values(e.peers) {
+		bits := p.bits
+		for _, s := range gone {
+			bits = bits.without(s.bit)
+		}
+		if !bits.equal(p.bits) {
+			e.setBits(p, bits)
+		}
+	}
+}
+
+// digestOf hashes strings so that no two lists of them give one input.
+func digestOf(parts ...string) Digest {
+	h := sha256.New()
+	for _, part := range parts {
+		fmt.Fprintf(h, "%d:%s", len(part), part)
+	}
+	return Digest(h.Sum(nil)[:16])
+}
+
+// protocolName is the name of an IP protocol as policies write it, or its number.
+func protocolName(protocol uint8) string {
+	switch protocol {
+	case 0:
+		return "any"
+	case 1:
+		return "ICMP"
+	case 6:
+		return "TCP"
+	case 17:
+		return "UDP"
+	case 58:
+		return "ICMPv6"
+	case 132:
+		return "SCTP"
+	}
+	return fmt.Sprint(protocol)
+}
