@@ -38,7 +38,7 @@ func TestGoStructsAreAsLargeAsTheirMapsSay(t *testing.T) {
 		name := typ.TypeName()
 		goType, ok := types[name]
 		if !ok {
-			if _, composite := typ.(*btf.Struct); composite {
+			if _, composite := typ.(*btf.Struct); composite && name != "packet" { // private to the programs
 				t.Errorf("map %s: struct %s has no Go form in this test", m.Name, name)
 			}
 			return

@@ -1,14 +1,172 @@
 //go:build ignore
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-#include <linux/pkt_cls.h>
-#include "lib/maps.h"
-const volatile struct node_config config;
-SEC("tc") int net_in(struct __sk_buff *ctx)
-{
-	return config.vni ? TC_ACT_SHOT : TC_ACT_SHOT;
-}
-SEC("tc") int net_out(struct __sk_buff *ctx)
-{
-	return config.vni ? TC_ACT_SHOT : TC_ACT_SHOT;
-}
+/*
+ * The outward devices.
+ *
+ *   net_in    what comes from the wire: to a pod of this node, to the node itself, or to a masqueraded pod
+ *   net_out   what the node's own stack sends; what other hooks send out is marked and passes
+ *
+ * JOURNEY.md numbers the steps.
+ */
+#include "lib/address.h"
+#include "lib/conntrack.h"
+#include "lib/deliver.h"
+#include "lib/finish.h"
+#include "lib/fragment.h"
+#include "lib/icmp.h"
+#include "lib/neighbour.h"
+#include "lib/packet.h"
+#include "lib/parse.h"
+
 char module_license[] SEC("license") = "Dual BSD/GPL";
+
+/* net_in_source refuses senders that cannot be where the packet came from. */
+static __always_inline int net_in_source(struct packet *p)
+{
+	address_find(&p->source, &p->from);
+	if (p->from.flags & (ADDRESS_LOCAL_POD | ADDRESS_HOST))
+		return DROP_SPOOFED_SOURCE;
+	if (feature_on(FEATURE_TUNNEL) && p->from.flags & ADDRESS_TUNNEL)
+		return DROP_SPOOFED_SOURCE; /* its packets come through the overlay device */
+	return GO_ON;
+}
+
+/* net_in_destination finds the pod that a packet is for, whatever the address it was sent to; the rest is the stack's. */
+static __always_inline int net_in_destination(struct __sk_buff *ctx, struct packet *p)
+{
+	int reason;
+
+	address_find(&p->destination, &p->to);
+	if (p->to.flags & ADDRESS_UNKNOWN)
+		return DROP_UNKNOWN_DESTINATION;
+	if (p->to.flags & ADDRESS_LOCAL_POD)
+		return GO_ON;
+	if (!(p->to.flags & ADDRESS_HOST) || !feature_on(FEATURE_MASQUERADE))
+		return REASON_TO_STACK;
+	reason = p->flags & PACKET_ICMP_ERROR ? icmp_follow(ctx, p, true) : nat_restore(ctx, p);
+	if (reason != GO_ON)
+		return reason == DROP_INVALID_PACKET ? REASON_TO_STACK : reason;
+	address_find(&p->destination, &p->to);
+	if (p->to.flags & ADDRESS_HOST) { /* the node's own, moved to another port by net_out */
+		reason = deliver_rename(ctx, p);
+		return reason == GO_ON ? REASON_TO_STACK : reason;
+	}
+	return p->to.flags & ADDRESS_LOCAL_POD ? GO_ON : DROP_UNKNOWN_DESTINATION;
+}
+
+/* net_in_ip is the journey of an IP packet from the wire. */
+static __always_inline int net_in_ip(struct __sk_buff *ctx, struct packet *p)
+{
+	__u64 now = flow_now();
+	struct flow_key key;
+	struct flow *flow;
+	int reason = GO_ON;
+
+	if (packet_multicast(p) || nd_message(p))
+		return REASON_TO_STACK;
+	if (packet_is_fragment(p))
+		reason = fragment_follow(ctx, p);
+	if (reason != GO_ON)
+		return reason;
+	flow = flow_find(p, &key, now);
+	if (!flow || flow->flags & FLOW_TUNNEL || flow->backend ||
+	    !(p->flags & PACKET_REPLY ? flow->source_endpoint : flow->destination_endpoint)) {
+		reason = net_in_destination(ctx, p);
+		if (reason == GO_ON)
+			reason = net_in_source(p);
+		if (reason != GO_ON)
+			return reason;
+		if (p->flags & PACKET_ICMP_ERROR && !(p->flags & PACKET_RELATED))
+			reason = icmp_follow(ctx, p, false);
+		if (reason != GO_ON || p->flags & PACKET_RELATED)
+			return reason == GO_ON ? deliver(ctx, p, &key) : reason;
+		flow = flow_find(p, &key, now);
+	}
+	reason = flow_track(p, &key, flow, now);
+	return reason == GO_ON ? deliver(ctx, p, &key) : reason;
+}
+
+SEC("tc")
+int net_in(struct __sk_buff *ctx)
+{
+	struct packet *p = packet_begin(HOOK_NET_IN);
+	int reason;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	reason = packet_parse(ctx, p);
+	if (reason == GO_ON)
+		reason = packet_is_ip(p) ? net_in_ip(ctx, p) : REASON_TO_STACK;
+	return finish(ctx, p, reason);
+}
+
+/* net_out_own tells whether a packet carries the address under which pods are masqueraded on this device. */
+static __always_inline bool net_out_own(const struct __sk_buff *ctx, const struct packet *p)
+{
+	__u32 ifindex = ctx->ifindex;
+	struct uplink *uplink = bpf_map_lookup_elem(&uplinks, &ifindex);
+
+	return uplink && address_equal(&p->source, p->flags & PACKET_IPV4 ? &uplink->address4 : &uplink->address6);
+}
+
+/* net_out_collides tells whether the packet's tuple is that of a mapping: its replies would go to the mapping's pod. */
+static __always_inline bool net_out_collides(const struct packet *p)
+{
+	struct nat_key key = {
+		.remote = p->destination,
+		.node = p->source,
+		.remote_port = nat_by_id(p) ? 0 : p->destination_port,
+		.node_port = p->source_port,
+		.protocol = p->protocol,
+	};
+	struct nat_mapping *mapping = bpf_map_lookup_elem(&nat, &key);
+
+	return mapping && !address_equal(&mapping->pod, &p->source);
+}
+
+/*
+ * net_out_ip leaves the node's own packets alone, unless a pod was given their tuple before: then the node's connection
+ * is moved to another port, by a flow and a mapping like a pod's.
+ */
+static __always_inline int net_out_ip(struct __sk_buff *ctx, struct packet *p)
+{
+	__u64 now = flow_now();
+	struct flow_key key;
+	struct flow *flow;
+	int reason = GO_ON;
+
+	if (packet_multicast(p) || nd_message(p) || p->flags & PACKET_ICMP_ERROR || !net_out_own(ctx, p))
+		return REASON_PASSED;
+	if (packet_is_fragment(p))
+		reason = fragment_follow(ctx, p);
+	if (reason != GO_ON)
+		return reason;
+	flow = flow_find(p, &key, now);
+	if (!flow && !net_out_collides(p))
+		return REASON_PASSED;
+	reason = flow_track(p, &key, flow, now);
+	if (reason == GO_ON && !flow)
+		reason = nat_open(ctx, p, &key, ctx->ifindex);
+	if (reason == GO_ON)
+		reason = deliver_rename(ctx, p);
+	return reason == GO_ON ? REASON_PASSED : reason;
+}
+
+SEC("tc")
+int net_out(struct __sk_buff *ctx)
+{
+	struct packet *p = packet_begin(HOOK_NET_OUT);
+	int reason = REASON_PASSED;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	p->length = ctx->len - ETH_HLEN;
+	if (ctx->mark != MARK_FORWARDED && feature_on(FEATURE_MASQUERADE)) {
+		reason = packet_parse(ctx, p);
+		if (reason == GO_ON && packet_is_ip(p))
+			reason = net_out_ip(ctx, p);
+		else if (reason != DROP_MAPPED_ADDRESS)
+			reason = REASON_PASSED; /* not ours to judge */
+	}
+	return finish(ctx, p, reason);
+}

@@ -95,19 +95,22 @@ SEC("tc")
 int from_pod(struct __sk_buff *ctx)
 {
 	struct endpoint *endpoint = endpoint_of_stub(ctx);
-	struct packet p = {.hook = HOOK_FROM_POD};
-	int reason = packet_parse(ctx, &p);
+	struct packet *p = packet_begin(HOOK_FROM_POD);
+	int reason, answered = 0;
 
+	if (!p)
+		return TC_ACT_SHOT;
+	reason = packet_parse(ctx, p);
 	if (!endpoint)
-		return finish(ctx, &p, DROP_STALE_ENDPOINT);
-	if (reason == GO_ON && packet_is_ip(&p))
-		reason = from_pod_ip(ctx, &p, endpoint);
+		reason = DROP_STALE_ENDPOINT;
+	else if (reason == GO_ON && packet_is_ip(p))
+		reason = from_pod_ip(ctx, p, endpoint);
 	else if (reason == GO_ON)
-		reason = p.ethertype == bpf_htons(ETH_P_ARP) ? arp_follow(ctx, endpoint) : DROP_UNSUPPORTED_PROTOCOL;
-	if ((reason == DROP_FRAG_NEEDED || reason == DROP_TTL_EXPIRED) &&
-	    icmp_answer(ctx, &p, ctx->cb[STUB_ENDPOINT], reason))
-		return finish_answered(ctx, &p, reason);
-	return finish(ctx, &p, reason);
+		reason = p->ethertype == bpf_htons(ETH_P_ARP) ? arp_follow(ctx, endpoint) : DROP_UNSUPPORTED_PROTOCOL;
+	if (reason == DROP_FRAG_NEEDED || reason == DROP_TTL_EXPIRED)
+		answered = icmp_answer(ctx, p, ctx->cb[STUB_ENDPOINT], reason);
+	reason = finish(ctx, p, reason);
+	return answered ? TC_ACT_REDIRECT : reason; /* the packet is lost, what it has become goes back */
 }
 
 /* to_pod_ip is the journey of an IP packet that the stack sends to a pod. */
@@ -147,14 +150,17 @@ SEC("tc")
 int to_pod(struct __sk_buff *ctx)
 {
 	struct endpoint *endpoint = endpoint_of_stub(ctx);
-	struct packet p = {.hook = HOOK_TO_POD};
-	int reason = packet_parse(ctx, &p);
+	struct packet *p = packet_begin(HOOK_TO_POD);
+	int reason;
 
+	if (!p)
+		return TC_ACT_SHOT;
+	reason = packet_parse(ctx, p);
 	if (!endpoint)
-		return finish(ctx, &p, DROP_STALE_ENDPOINT);
-	if (reason == GO_ON && packet_is_ip(&p))
-		reason = to_pod_ip(ctx, &p, endpoint);
+		reason = DROP_STALE_ENDPOINT;
+	else if (reason == GO_ON && packet_is_ip(p))
+		reason = to_pod_ip(ctx, p, endpoint);
 	else if (reason == GO_ON)
-		reason = p.ethertype == bpf_htons(ETH_P_ARP) ? REASON_PASSED : DROP_UNSUPPORTED_PROTOCOL;
-	return finish(ctx, &p, reason);
+		reason = p->ethertype == bpf_htons(ETH_P_ARP) ? REASON_PASSED : DROP_UNSUPPORTED_PROTOCOL;
+	return finish(ctx, p, reason);
 }

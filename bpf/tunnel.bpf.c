@@ -1,14 +1,147 @@
 //go:build ignore
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-#include <linux/pkt_cls.h>
-#include "lib/maps.h"
-const volatile struct node_config config;
-SEC("tc") int tunnel_in(struct __sk_buff *ctx)
-{
-	return config.vni ? TC_ACT_SHOT : TC_ACT_SHOT;
-}
-SEC("tc") int tunnel_out(struct __sk_buff *ctx)
-{
-	return config.vni ? TC_ACT_SHOT : TC_ACT_SHOT;
-}
+/*
+ * The overlay device.
+ *
+ *   tunnel_in    what another node sent to a pod of this node, or to this node itself, after decapsulation
+ *   tunnel_out   what this node's own stack sends to pods of other nodes; what from_pod sends is marked and passes
+ *
+ * JOURNEY.md numbers the steps.
+ */
+#include "lib/address.h"
+#include "lib/conntrack.h"
+#include "lib/deliver.h"
+#include "lib/finish.h"
+#include "lib/fragment.h"
+#include "lib/icmp.h"
+#include "lib/neighbour.h"
+#include "lib/packet.h"
+#include "lib/parse.h"
+
 char module_license[] SEC("license") = "Dual BSD/GPL";
+
+/* tunnel_sender reads the outer source and checks the overlay's number. */
+static __always_inline int tunnel_sender(struct __sk_buff *ctx, union address *outer)
+{
+	struct bpf_tunnel_key key = {};
+
+	if (!bpf_skb_get_tunnel_key(ctx, &key, sizeof(key), 0)) {
+		address_from4(outer, bpf_htonl(key.remote_ipv4));
+	} else if (!bpf_skb_get_tunnel_key(ctx, &key, sizeof(key), BPF_F_TUNINFO_IPV6)) {
+		__builtin_memcpy(outer, key.remote_ipv6, sizeof(*outer));
+	} else {
+		return DROP_TUNNEL_KEY;
+	}
+	return key.tunnel_id == config.vni ? GO_ON : DROP_TUNNEL_KEY;
+}
+
+/* tunnel_in_source checks that the inner source is of the node that the outer header names. node: as a flow remembers it, or 0. */
+__noinline int tunnel_in_source(struct __sk_buff *ctx, struct packet *p, __u32 index)
+{
+	struct peer_info sender;
+	union address outer;
+	struct node *node;
+	int reason = tunnel_sender(ctx, &outer);
+
+	if (reason != GO_ON || !p)
+		return reason == GO_ON ? DROP_TUNNEL_KEY : reason;
+	if (!index) {
+		address_find(&p->source, &p->from);
+		index = p->from.node;
+	}
+	node = bpf_map_lookup_elem(&nodes, &index);
+	if (index && node && address_equal(&node->tunnel, &outer))
+		return GO_ON;
+	address_find(&outer, &sender);
+	if (!(sender.flags & ADDRESS_REMOTE_NODE))
+		return DROP_UNKNOWN_NODE;
+	return p->from.flags & ADDRESS_UNKNOWN ? DROP_UNKNOWN_SOURCE : DROP_SPOOFED_SOURCE;
+}
+
+/* tunnel_in_ip is the journey of an IP packet out of the tunnel. */
+static __always_inline int tunnel_in_ip(struct __sk_buff *ctx, struct packet *p)
+{
+	__u64 now = flow_now();
+	struct flow_key key;
+	struct flow *flow;
+	int reason;
+
+	flow = p->flags & (PACKET_ICMP_ERROR | PACKET_LATER_FRAGMENT) ? NULL : flow_find(p, &key, now);
+	reason = tunnel_in_source(ctx, p, flow ? flow->node : 0);
+	if (reason != GO_ON)
+		return reason;
+	if (packet_multicast(p))
+		return DROP_MULTICAST;
+	if (packet_is_fragment(p))
+		reason = fragment_follow(ctx, p);
+	if (reason == GO_ON && p->flags & PACKET_ICMP_ERROR)
+		reason = icmp_follow(ctx, p, false);
+	if (reason != GO_ON)
+		return reason;
+	if (!flow) {
+		if (!p->to.flags)
+			address_find(&p->destination, &p->to);
+		if (p->to.flags & ADDRESS_HOST)
+			return REASON_TO_STACK;
+		if (!(p->to.flags & ADDRESS_LOCAL_POD))
+			return DROP_UNKNOWN_DESTINATION;
+		if (p->flags & PACKET_RELATED)
+			return deliver(ctx, p, &key);
+		flow = flow_find(p, &key, now);
+	}
+	reason = flow_track(p, &key, flow, now);
+	return reason == GO_ON ? deliver(ctx, p, &key) : reason;
+}
+
+SEC("tc")
+int tunnel_in(struct __sk_buff *ctx)
+{
+	struct packet *p = packet_begin(HOOK_TUNNEL_IN);
+	int reason;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	reason = packet_parse(ctx, p);
+	if (reason == GO_ON)
+		reason = packet_is_ip(p) ? tunnel_in_ip(ctx, p) : DROP_UNSUPPORTED_PROTOCOL;
+	if (reason == REASON_TO_STACK && ctx->pkt_type != 0 /* PACKET_HOST */)
+		bpf_skb_change_type(ctx, 0); /* the inner frame bears the sending node's link addresses */
+	return finish(ctx, p, reason);
+}
+
+/* tunnel_out_ip finds the node of a packet's destination and names it in the outer header. */
+static __always_inline int tunnel_out_ip(struct __sk_buff *ctx, struct packet *p)
+{
+	struct node *node;
+	int reason;
+
+	if (packet_multicast(p) || nd_message(p))
+		return DROP_MULTICAST;
+	address_find(&p->destination, &p->to);
+	if (p->to.flags & ADDRESS_UNKNOWN || !p->to.node)
+		return DROP_UNKNOWN_DESTINATION;
+	node = bpf_map_lookup_elem(&nodes, &p->to.node);
+	if (!node || !address_set(&node->tunnel))
+		return DROP_UNKNOWN_NODE;
+	reason = tunnel_key_set(ctx, &node->tunnel);
+	if (reason == GO_ON)
+		ctx->mark = MARK_FORWARDED;
+	return reason == GO_ON ? REASON_PASSED : reason;
+}
+
+SEC("tc")
+int tunnel_out(struct __sk_buff *ctx)
+{
+	struct packet *p = packet_begin(HOOK_TUNNEL_OUT);
+	int reason = REASON_PASSED;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	p->length = ctx->len - ETH_HLEN;
+	if (ctx->mark != MARK_FORWARDED) {
+		reason = packet_parse(ctx, p);
+		if (reason == GO_ON)
+			reason = packet_is_ip(p) ? tunnel_out_ip(ctx, p) : DROP_MULTICAST;
+	}
+	return finish(ctx, p, reason);
+}

@@ -8,11 +8,14 @@
 #include "packet.h"
 
 /* address_find tells what is known of an address. Written as one copy, so that a reader never holds a map's memory. */
-static __always_inline void address_find(const union address *address, struct peer_info *found)
+__noinline int address_find(const union address *address, struct peer_info *found)
 {
-	struct peer_info *info = bpf_map_lookup_elem(&addresses, address);
+	struct peer_info *info;
 	struct prefix prefix;
 
+	if (!address || !found)
+		return 0;
+	info = bpf_map_lookup_elem(&addresses, address);
 	if (!info) {
 		prefix.length = 128;
 		__builtin_memcpy(prefix.address, address, sizeof(prefix.address));
@@ -20,9 +23,10 @@ static __always_inline void address_find(const union address *address, struct pe
 	}
 	if (info) {
 		*found = *info;
-		return;
+		return 0;
 	}
 	*found = (struct peer_info){.peer = PEER_WORLD};
+	return 0;
 }
 
 /* address_from_endpoint is the same for a sender whose endpoint is known by its device. */

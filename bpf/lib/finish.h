@@ -34,10 +34,3 @@ static __always_inline int finish(struct __sk_buff *ctx, struct packet *p, int r
 		event_drop(p, reason);
 	return TC_ACT_SHOT;
 }
-
-/* finish_answered ends a journey of which the sender was told: the packet is lost, what it has become goes back. */
-static __always_inline int finish_answered(struct __sk_buff *ctx, struct packet *p, int reason)
-{
-	finish(ctx, p, reason);
-	return TC_ACT_REDIRECT;
-}

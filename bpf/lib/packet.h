@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The packet in hand: what its journey has learnt of it so far. It lies on the stack of the entry program and
- * is passed to every step. A step returns GO_ON, or the reason for which the journey ends (enum reason).
+ * The packet in hand: what its journey has learnt of it so far. It lies in memory of the CPU, because it would
+ * take a third of the stack, and is passed to every step. A step returns GO_ON, or the reason for which the journey ends (enum reason).
  */
 #pragma once
 
@@ -58,6 +58,27 @@ struct packet {
 	__u8 egress_action;         /* enum action */
 	__u8 ingress_action;
 };
+
+/* 0 -> the packet in hand; private to each version of the datapath, one per CPU: programs of a CPU do not interrupt each other. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct packet);
+} packet_slot SEC(".maps");
+
+/* packet_begin is an empty packet. */
+static __always_inline struct packet *packet_begin(__u8 hook)
+{
+	__u32 zero = 0;
+	struct packet *p = bpf_map_lookup_elem(&packet_slot, &zero);
+
+	if (!p)
+		return NULL;
+	__builtin_memset(p, 0, sizeof(*p));
+	p->hook = hook;
+	return p;
+}
 
 /* address_equal tells whether two addresses are one. */
 static __always_inline bool address_equal(const union address *a, const union address *b)

@@ -37,25 +37,25 @@ static long policy_scan(__u64 index, void *context)
 {
 	struct judgement *j = context;
 	union policy_cell *cell = policy_cell_at(j->next++);
-	struct policy_entry entry;
+	struct policy_entry *entry;
 	__u32 word;
 	__u64 *bits;
 
 	if (!cell)
 		return 1;
-	entry = cell->entry;
-	if (entry.rank >= j->rank)
+	entry = &cell->entry;
+	if (entry->rank >= j->rank)
 		return 1;
-	if (entry.rank < j->floor)
+	if (entry->rank < j->floor)
 		return 0;
-	word = j->row + entry.selector / 64;
+	word = j->row + entry->selector / 64;
 	bits = bpf_map_lookup_elem(&class_bits, &word);
-	if (!bits || !(*bits >> (entry.selector & 63) & 1))
+	if (!bits || !(*bits >> (entry->selector & 63) & 1))
 		return 0;
-	j->rank = entry.rank;
-	j->rule = entry.rule;
-	j->argument = entry.argument;
-	j->action = entry.action;
+	j->rank = entry->rank;
+	j->rule = entry->rule;
+	j->argument = entry->argument;
+	j->action = entry->action;
 	return 1;
 }
 
@@ -79,18 +79,18 @@ static __always_inline void policy_find(struct judgement *j, int list, __u32 low
 	for (int i = 0; i < 17 && low < high; i++) {
 		__u32 middle = (low + high) / 2;
 		union policy_cell *cell = policy_cell_at(j->base + middle);
-		struct policy_segment segment;
+		struct policy_segment *segment;
 
 		if (!cell)
 			return;
-		segment = cell->segment;
-		if (wanted < ((__u32)segment.protocol << 16 | segment.first_port)) {
+		segment = &cell->segment;
+		if (wanted < ((__u32)segment->protocol << 16 | segment->first_port)) {
 			high = middle;
-		} else if (wanted > ((__u32)segment.protocol << 16 | segment.last_port)) {
+		} else if (wanted > ((__u32)segment->protocol << 16 | segment->last_port)) {
 			low = middle + 1;
 		} else {
-			j->first[list] = segment.entries_first;
-			j->count[list] = segment.entries_count;
+			j->first[list] = segment->entries_first;
+			j->count[list] = segment->entries_count;
 			return;
 		}
 	}
@@ -105,7 +105,7 @@ __noinline int policy_judge(__u32 program, __u32 peer, __u32 wanted, struct verd
 	struct judgement j = {};
 	__u64 *descriptor = bpf_map_lookup_elem(&policy_programs, &program);
 	__u32 *class = bpf_map_lookup_elem(&peer_class, &peer);
-	struct policy_header header;
+	struct policy_header *header;
 	union policy_cell *cell;
 	__u64 word;
 
@@ -122,12 +122,12 @@ __noinline int policy_judge(__u32 program, __u32 peer, __u32 wanted, struct verd
 	cell = policy_cell_at(j.base);
 	if (!(word >> 63) || !cell)
 		return 0;
-	header = cell->header;
+	header = &cell->header;
 	j.row = *(volatile __u32 *)class * config.class_words;
-	policy_find(&j, 0, 1, header.segments, wanted);
-	policy_find(&j, 1, 1 + header.segments, header.protocols, wanted);
-	j.first[2] = header.any_first;
-	j.count[2] = header.any_count;
+	policy_find(&j, 0, 1, header->segments, wanted);
+	policy_find(&j, 1, 1 + header->segments, header->protocols, wanted);
+	j.first[2] = header->any_first;
+	j.count[2] = header->any_count;
 	for (int i = 0; i < PASS_ROUNDS; i++) {
 		policy_round(&j);
 		if (j.action != ACTION_PASS)
@@ -136,8 +136,8 @@ __noinline int policy_judge(__u32 program, __u32 peer, __u32 wanted, struct verd
 	}
 	if (j.action == ACTION_PASS) /* passed on too often: a program that nobody should have written */
 		return 0;
-	out->rule = j.action == ACTION_NONE ? header.default_rule : j.rule;
-	out->action = j.action == ACTION_NONE ? header.default_action : j.action;
+	out->rule = j.action == ACTION_NONE ? header->default_rule : j.rule;
+	out->action = j.action == ACTION_NONE ? header->default_action : j.action;
 	out->argument = j.action == ACTION_REDIRECT ? j.argument : 0;
 	return 0;
 }
