@@ -1,0 +1,52 @@
+package node
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestConfigurationNamesEveryMistakeAtOnce(t *testing.T) {
+	for _, test := range []struct {
+		name, file string
+		want       []string // nil: it is valid
+	}{
+		{"complete", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.0/24","fd00::/64"]}`, nil},
+		{"empty", `{}`, []string{"node: required", "store: required", "publish: required", "pod_cidrs: required"}},
+		{"unknown field", `{"nodes":"n"}`, []string{`unknown field "nodes"`}},
+		{"not JSON", `node: n`, []string{"invalid character"}},
+		{"host bits", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.7/24"]}`,
+			[]string{"pod_cidrs[0]: 10.0.0.7/24 has host bits set; write 10.0.0.0/24"}},
+		{"two of a family", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.0/24","10.0.1.0/24"]}`,
+			[]string{"pod_cidrs[1]: 10.0.1.0/24 is a second prefix of its family"}},
+		{"no room", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.0/30"]}`, []string{"has no room for pods"}},
+		{"mode", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.0/24"],"mode":"gre"}`,
+			[]string{`mode: "gre" is neither native nor vxlan`}},
+		{"relative path", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.0/24"],"run_dir":"run"}`,
+			[]string{`run_dir: "run" is not an absolute path`}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "agent.json")
+			if err := os.WriteFile(path, []byte(test.file), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err := Load(path)
+			if len(test.want) == 0 && err != nil {
+				t.Fatalf("got %v, want no error", err)
+			}
+			for _, want := range test.want {
+				if err == nil || !strings.Contains(err.Error(), want) {
+					t.Errorf("got %v, want it to contain %q", err, want)
+				}
+			}
+		})
+	}
+}
+
+func TestDefaultsFillWhatTheFileLeavesOut(t *testing.T) {
+	got := Config{}.withDefaults()
+	if got.Mode != ModeNative || got.BPFRoot != "/sys/fs/bpf/tendril" || got.VNI != 7471 || got.TunnelPort != 8472 || got.HalfOpenLimit == 0 {
+		t.Errorf("unexpected defaults: %+v", got)
+	}
+}
