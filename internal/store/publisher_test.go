@@ -1,0 +1,280 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	storev1 "tendril.io/tendril/api/store/v1"
+)
+
+func (p *Publisher) mustSet(t *testing.T, key Key, pod string) {
+	t.Helper()
+	if err := p.Set(key, ip(pod)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (p *Publisher) mustDelete(t *testing.T, key Key) {
+	t.Helper()
+	if err := p.Delete(key); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func addrKey(i int) Key { return ipKey("n1", fmt.Sprintf("10.1.0.%d", i)) }
+
+func TestAKeySetTwiceIsSentOnceInItsLastPlace(t *testing.T) {
+	fake := newFake()
+	p := testPublisher(t, filepath.Join(t.TempDir(), "journal"), fake)
+	defer p.close()
+	p.mustSet(t, addrKey(1), "a")
+	p.mustSet(t, addrKey(2), "b")
+	p.mustSet(t, addrKey(1), "c")
+	p.mustSet(t, addrKey(3), "d")
+	p.mustDelete(t, addrKey(3))
+	p.mustSet(t, addrKey(1), "c") // no change
+	if p.Settled(addrKey(1)) {
+		t.Error("settled before it was sent")
+	}
+	if err := p.drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"+ips/n1/10.1.0.2", "+ips/n1/10.1.0.1", "-ips/n1/10.1.0.3"}
+	if diff := cmp.Diff(want, fake.keys()); diff != "" {
+		t.Errorf("sent (-want +got):\n%s", diff)
+	}
+	if !p.Settled(addrKey(1)) || !p.Settled(addrKey(3)) {
+		t.Error("not settled after it was sent")
+	}
+	if err := p.drain(t.Context()); err != nil || len(fake.puts) != 1 {
+		t.Errorf("sent again: %d requests, %v", len(fake.puts), err)
+	}
+}
+
+func TestATransactionHoldsNoMoreThanTheStoreTakes(t *testing.T) {
+	fake := newFake()
+	p := testPublisher(t, filepath.Join(t.TempDir(), "journal"), fake)
+	defer p.close()
+	var want []string
+	for i := range 300 {
+		key := ipKey("n1", fmt.Sprintf("10.1.%d.%d", i/100, i%100))
+		p.mustSet(t, key, "a")
+		want = append(want, "+"+key.String())
+	}
+	if err := p.drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range fake.puts {
+		if n := len(r.GetWrites()); n > maxWrites {
+			t.Errorf("%d writes in one transaction", n)
+		}
+	}
+	if diff := cmp.Diff(want, fake.keys()); diff != "" {
+		t.Errorf("sent (-want +got):\n%s", diff)
+	}
+}
+
+func TestANewEpochGetsAllKeysAgainAndThenTheMarker(t *testing.T) {
+	fake := newFake()
+	path := filepath.Join(t.TempDir(), "journal")
+	p := testPublisher(t, path, fake)
+	p.mustSet(t, addrKey(1), "a")
+	if !p.republish("e1", false) {
+		t.Error("a first epoch was not news")
+	}
+	if err := p.drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"+ips/n1/10.1.0.1"}, fake.keys()); diff != "" {
+		t.Errorf("before the node has introduced itself (-want +got):\n%s", diff)
+	}
+	if err := p.Set(NodeKey("n1"), node("192.0.2.1")); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"+ips/n1/10.1.0.1", "+nodes/n1", "+synced/e1/ips/n1"}
+	if diff := cmp.Diff(want, fake.keys()); diff != "" {
+		t.Errorf("once it has (-want +got):\n%s", diff)
+	}
+	if p.republish("e1", false) {
+		t.Error("the same epoch was news")
+	}
+	if err := p.close(); err != nil {
+		t.Fatal(err)
+	}
+
+	fake.puts = nil
+	p = testPublisher(t, path, fake) // restarted: it knows what it has published
+	defer p.close()
+	if p.republish("e1", false) {
+		t.Error("after a restart the same epoch was news")
+	}
+	p.republish("e2", false)
+	if err := p.drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want = []string{"+ips/n1/10.1.0.1", "+nodes/n1", "+synced/e2/ips/n1"}
+	if diff := cmp.Diff(want, fake.keys()); diff != "" {
+		t.Errorf("in the next epoch (-want +got):\n%s", diff)
+	}
+}
+
+func TestAnAgentKilledWhilePublishingAnewStartsOver(t *testing.T) {
+	fake := newFake()
+	path := filepath.Join(t.TempDir(), "journal")
+	p := testPublisher(t, path, fake)
+	p.mustSet(t, addrKey(1), "a")
+	if err := p.Set(NodeKey("n1"), node("192.0.2.1")); err != nil {
+		t.Fatal(err)
+	}
+	fake.answer = func(r *storev1.PutRequest) error {
+		if r.GetWrites()[0].GetKey() == "synced/e1/ips/n1" {
+			return status.Error(codes.Unavailable, "killed here")
+		}
+		return nil
+	}
+	p.republish("e1", false)
+	if err := p.drain(t.Context()); err == nil {
+		t.Fatal("the fault did not happen")
+	}
+	p.close()
+	p = testPublisher(t, path, fake)
+	defer p.close()
+	if !p.republish("e1", false) {
+		t.Error("the epoch counts as published")
+	}
+}
+
+func TestAMarkerOfAnEpochThatIsOverIsGivenUp(t *testing.T) {
+	fake := newFake()
+	p := testPublisher(t, filepath.Join(t.TempDir(), "journal"), fake)
+	defer p.close()
+	if err := p.Set(NodeKey("n1"), node("192.0.2.1")); err != nil {
+		t.Fatal(err)
+	}
+	fake.answer = func(r *storev1.PutRequest) error {
+		if r.GetWrites()[0].GetKey() == "synced/e1/ips/n1" {
+			return status.Error(codes.FailedPrecondition, "another epoch")
+		}
+		return nil
+	}
+	p.republish("e1", false)
+	if err := p.drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !p.republish("e2", false) {
+		t.Error("the next epoch was not news")
+	}
+}
+
+func TestAWriteThatTheServerNeverTakesDoesNotHoldUpOthers(t *testing.T) {
+	fake := newFake()
+	p := testPublisher(t, filepath.Join(t.TempDir(), "journal"), fake)
+	defer p.close()
+	bad := addrKey(2).String()
+	fake.answer = func(r *storev1.PutRequest) error {
+		if slices.ContainsFunc(r.GetWrites(), func(w *storev1.Write) bool { return w.GetKey() == bad }) {
+			return status.Error(codes.InvalidArgument, "no")
+		}
+		return nil
+	}
+	for i := range 4 {
+		p.mustSet(t, addrKey(i), "a")
+	}
+	if err := p.drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"+ips/n1/10.1.0.0", "+ips/n1/10.1.0.1", "+ips/n1/10.1.0.3"}
+	if diff := cmp.Diff(want, fake.keys()); diff != "" {
+		t.Errorf("sent (-want +got):\n%s", diff)
+	}
+	if pending, problems := p.describe(); pending != 0 || len(problems) != 1 || problems[0].Object != bad {
+		t.Errorf("pending %d, problems %v", pending, problems)
+	}
+}
+
+// The journal is cut at a random byte, as by a machine's crash, after random changes, some of them sent. What the store
+// holds in the end must be what was set last before the cut, never a mix.
+func TestAJournalCutAtAnyByteReplaysAStateThatOnceWas(t *testing.T) {
+	for seed := range uint64(60) {
+		random := rand.New(rand.NewPCG(seed, 7))
+		path := filepath.Join(t.TempDir(), fmt.Sprint(seed))
+		fake := newFake()
+		p := testPublisher(t, path, fake)
+		states := map[string]bool{"[]": true}
+		for range 30 {
+			key := addrKey(random.IntN(4))
+			switch random.IntN(4) {
+			case 0:
+				p.mustDelete(t, key)
+			case 1:
+				if err := p.drain(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			default:
+				p.mustSet(t, key, fmt.Sprint(random.IntN(100)))
+			}
+			states[ownState(p)] = true
+		}
+		if err := p.close(); err != nil {
+			t.Fatal(err)
+		}
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cut := len(logMagic) + random.IntN(len(raw)-len(logMagic)+1)
+		if err := os.WriteFile(path, raw[:cut], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p = testPublisher(t, path, fake)
+		if !states[ownState(p)] {
+			t.Fatalf("seed %d, cut at %d of %d: %s never was", seed, cut, len(raw), ownState(p))
+		}
+		if err := p.drain(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		p.close()
+	}
+}
+
+// ownState prints what the node's keys are, sent or not.
+func ownState(p *Publisher) string {
+	var lines []string
+	for _, key := range p.Own() {
+		lines = append(lines, fmt.Sprintf("%s=%x", key, p.own[key].value))
+	}
+	return fmt.Sprint(lines)
+}
+
+func TestTheJournalStaysSmallHoweverOftenKeysChange(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal")
+	p := testPublisher(t, path, newFake())
+	defer p.close()
+	for i := range 60000 {
+		p.mustSet(t, addrKey(i%10), fmt.Sprint(i))
+		if i%1000 == 0 {
+			if err := p.drain(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Size() > 3*logSlack {
+		t.Errorf("the journal has %d bytes (%v)", info.Size(), err)
+	}
+	if len(p.Own()) != 10 {
+		t.Errorf("own keys: %v", p.Own())
+	}
+}
