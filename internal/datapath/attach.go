@@ -59,7 +59,7 @@ func (d *Datapath) attachTCX(ifIndex uint32, entry bpf.Entry, at ebpf.AttachType
 		if kept || err != nil {
 			return err
 		}
-		if err := removePin(pin); err != nil {
+		if err := removeLink(pin); err != nil {
 			return err
 		}
 	}
@@ -118,7 +118,7 @@ func (d *Datapath) Detach(ifIndex uint32) error {
 	defer d.mu.Unlock()
 	var errs []error
 	for _, entry := range []bpf.Entry{bpf.EntryNetIn, bpf.EntryNetOut, bpf.EntryTunnelIn, bpf.EntryTunnelOut} {
-		errs = append(errs, removePin(d.linkPin(fmt.Sprintf("%d-%s", ifIndex, entry))))
+		errs = append(errs, removeLink(d.linkPin(fmt.Sprintf("%d-%s", ifIndex, entry))))
 		d.stubs.mu.Lock()
 		delete(d.stubs.instances, stubKey{entry, ifIndex})
 		d.stubs.mu.Unlock()
@@ -140,6 +140,20 @@ func openLink(pin string) (link.Link, error) {
 		return nil, fmt.Errorf("open link %s: %w", pin, err)
 	}
 	return l, nil
+}
+
+// removeLink detaches a pinned link at once, where removing the pin alone would leave that to a kernel worker. One that
+// is gone is fine; so is one whose device is.
+func removeLink(pin string) error {
+	l, err := openLink(pin)
+	if err != nil || l == nil {
+		return err
+	}
+	defer l.Close()
+	if err := l.Detach(); err != nil {
+		return fmt.Errorf("detach link %s: %w", pin, err)
+	}
+	return removePin(pin)
 }
 
 // socketHooks lists the programs of the cgroup hooks with their attach types.
@@ -195,7 +209,7 @@ func (d *Datapath) linkSocket(name string, at ebpf.AttachType) error {
 		if same {
 			return pinned.Update(program)
 		}
-		if err := removePin(pin); err != nil {
+		if err := removeLink(pin); err != nil {
 			return err
 		}
 	}

@@ -197,6 +197,15 @@ func Teardown(root string) error {
 	}
 	defer lock.Close()
 	// Links first: what is left must never be attached programs without their maps' names.
+	links, err := listFolder(filepath.Join(root, linksFolder))
+	if err != nil {
+		return fmt.Errorf("tear down %s: %w", root, err)
+	}
+	for _, name := range links {
+		if err := removeLink(filepath.Join(root, linksFolder, name)); err != nil {
+			return fmt.Errorf("tear down %s: %w", root, err)
+		}
+	}
 	for _, folder := range []string{linksFolder, versionsFolder, mapsFolder} {
 		if err := os.RemoveAll(filepath.Join(root, folder)); err != nil {
 			return fmt.Errorf("tear down %s: %w", root, err)
