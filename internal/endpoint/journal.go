@@ -56,8 +56,8 @@ type contents struct {
 }
 
 // journal is a file of JSON lines that only grows, until it is rewritten with what still holds. A line counts once its
-// newline is written. Lines are not forced to disk one by one: what they describe, namespaces and devices, does not
-// outlive the kernel either.
+// newline is written. Nothing is forced to disk: what the lines describe, namespaces and devices, does not outlive the
+// kernel either, and a pod must not wait for a disk.
 type journal struct {
 	path string
 
@@ -200,7 +200,7 @@ func replaceFile(path string, text []byte) (*os.File, error) {
 		return nil, err
 	}
 	_, err = file.Write(text)
-	if err = errors.Join(err, file.Sync()); err == nil {
+	if err == nil {
 		err = os.Rename(path+".new", path)
 	}
 	if err != nil {
