@@ -80,27 +80,33 @@ func readBody(conn io.Reader, header [headerSize]byte, have int, value any) erro
 	return json.Unmarshal(body, value)
 }
 
-// receivedFile takes the one descriptor out of a control message. More than one is refused, and none is leaked.
+// receivedFile takes the one descriptor out of a control message. More than one is refused; those that the kernel has
+// handed over all the same are closed.
 func receivedFile(control []byte, flags int) (*os.File, error) {
-	if flags&unix.MSG_CTRUNC != 0 {
-		return nil, errors.New("more than one descriptor came with a message")
-	}
 	messages, err := unix.ParseSocketControlMessage(control)
 	if err != nil {
 		return nil, err
 	}
-	var file *os.File
+	var files []*os.File
 	for i := range messages {
 		fds, err := unix.ParseUnixRights(&messages[i])
 		if err != nil {
-			continue
+			continue // not descriptors
 		}
 		for _, fd := range fds {
-			closeFile(file)
-			file = os.NewFile(uintptr(fd), "netns")
+			files = append(files, os.NewFile(uintptr(fd), "netns"))
 		}
 	}
-	return file, nil
+	if flags&unix.MSG_CTRUNC != 0 || len(files) > 1 {
+		for _, file := range files {
+			file.Close()
+		}
+		return nil, errors.New("more than one descriptor came with a message")
+	}
+	if len(files) == 0 {
+		return nil, nil
+	}
+	return files[0], nil
 }
 
 func closeFile(file *os.File) {
