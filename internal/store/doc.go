@@ -1,2 +1,31 @@
-// Package store is the one client of the cluster's store, an etcd whose keys DESIGN section 3 lists.
+// Package store is the one client of the cluster's store: an etcd whose keys lie under /tendril/v1/<cluster>/ and whose
+// values are the records of api/store/v1.
+//
+// Reading (feed.go, applier.go, shelf.go, record.go): a Client keeps the tables equal to the store by one watch over the
+// whole cluster. The store may be away for days, come back empty, be filled anew or lose its last writes. Then:
+//
+//   - a watch is resumed by revision only from a store of the same cluster id and epoch that is not behind us; all else
+//     is read whole and applied as a difference
+//   - no row is removed before the store says that its kind is complete (synced/<epoch>/<kind>), or its node's agent that
+//     all its own keys are (synced/<epoch>/ips/<node>)
+//   - a record that cannot be a row is kept out and reported; the last good row stays
+//   - what was last known is on disk and in the tables before the store answers
+//
+// Writing by agents (publisher.go, send.go, publish.go): a Publisher takes the node's own keys, writes them to a journal
+// and sends them in order to the Publish server, which checks that they are the node's own. When the store has a new epoch,
+// all of them are sent again, and then the marker.
+//
+// alive/<node> is the one leased key. Agents hold no lease, because they may only read: the Publish server grants one for
+// the key and renews it at each heartbeat. It finds the lease at the key, so that any replica can.
+//
+// Writing by the operator, the lab and `tendril apply` (writer.go): a Writer writes what differs and nothing else.
+//
+// Both files, snapshot and journal, are a log (log.go) that may be torn at any byte.
+//
+// The pace of everything is here and not at the callers: a limit on the rate of requests, back-off that doubles, intervals
+// that grow with the logarithm of the cluster, jitter in all of them (pace.go, calls.go).
+//
+// Traps: etcd says nothing to a watch that asks for a revision from the future, so feed speaks the Watch protocol itself
+// and asks who the store is before each; the header of a watch that catches up is newer than its events; a server that was
+// wiped can have the same cluster id as before, only the epoch tells.
 package store

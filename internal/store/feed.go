@@ -61,10 +61,8 @@ const (
 	progressEvery = 30 * time.Second // an idle watch is asked for its revision, x log2(nodes)
 )
 
-var (
-	errEpochChanged = errors.New("the store was filled anew")
-	errOtherStore   = errors.New("the store is not the one that answered before")
-)
+// errEpochChanged ends a session that is followed at once by another.
+var errEpochChanged = errors.New("the store was filled anew")
 
 // run goes from session to session until the context ends.
 func (f *feed) run(ctx context.Context) error {
@@ -349,7 +347,7 @@ func (f *feed) response(r *pb.WatchResponse) error {
 	f.mu.Unlock()
 	switch {
 	case other:
-		return errOtherStore
+		return errors.New("watch: the store is not the one that answered before")
 	case r.Canceled && r.CompactRevision > 0:
 		f.mu.Lock()
 		f.revision = 0 // what we missed is gone: read everything

@@ -36,12 +36,9 @@ func (s *publishServer) Put(ctx context.Context, r *storev1.PutRequest) (*storev
 	if err := s.authenticate(ctx, r.GetNode()); err != nil {
 		return nil, status.Error(codes.PermissionDenied, err.Error())
 	}
-	keys, err := checkWrites(r)
-	switch {
-	case errors.Is(err, errForeign):
-		return nil, status.Error(codes.PermissionDenied, err.Error())
-	case err != nil:
-		return nil, status.Error(codes.InvalidArgument, err.Error())
+	keys, code, err := checkWrites(r)
+	if err != nil {
+		return nil, status.Error(code, err.Error())
 	}
 	revision, err := s.commit(ctx, r, keys)
 	if err != nil {
@@ -70,31 +67,29 @@ func (s *publishServer) authenticate(ctx context.Context, node string) error {
 	return nil
 }
 
-var errForeign = errors.New("not the node's own key")
-
-// checkWrites refuses a request as a whole, naming the first key at fault.
-func checkWrites(r *storev1.PutRequest) ([]Key, error) {
+// checkWrites refuses a request as a whole, naming the first key at fault, with the code to answer.
+func checkWrites(r *storev1.PutRequest) ([]Key, codes.Code, error) {
 	if n := len(r.GetWrites()); n == 0 || n > maxWrites {
-		return nil, fmt.Errorf("node %q: %d writes, want 1 to %d", r.GetNode(), n, maxWrites)
+		return nil, codes.InvalidArgument, fmt.Errorf("node %q: %d writes, want 1 to %d", r.GetNode(), n, maxWrites)
 	}
 	keys := make([]Key, 0, len(r.GetWrites()))
 	for _, w := range r.GetWrites() {
 		key, err := ParseKey(w.GetKey())
 		if err != nil {
-			return nil, err
+			return nil, codes.InvalidArgument, err
 		}
 		if err := checkOwn(key, r.GetNode()); err != nil {
-			return nil, fmt.Errorf("%w: %w", errForeign, err)
+			return nil, codes.PermissionDenied, err
 		}
 		if slices.Contains(keys, key) {
-			return nil, fmt.Errorf("key %q: written twice in one transaction", key)
+			return nil, codes.InvalidArgument, fmt.Errorf("key %q: written twice in one transaction", key)
 		}
 		if err := checkValue(key, w); err != nil {
-			return nil, err
+			return nil, codes.InvalidArgument, err
 		}
 		keys = append(keys, key)
 	}
-	return keys, nil
+	return keys, codes.OK, nil
 }
 
 // checkValue refuses what readers could not read.

@@ -35,7 +35,7 @@ func (*Pod) TableHeader() []string {
 
 // TableRow prints the row.
 func (p *Pod) TableRow() []string {
-	flags := flagged(flag{"host-network", p.HostNetwork}, flag{"ready", p.Ready})
+	flags := flagged(word{"host-network", p.HostNetwork}, word{"ready", p.Ready})
 	return []string{p.Node, p.Namespace, p.Name, some(p.UID), hash(p.Labels), list(p.NamedPorts), flags}
 }
 
@@ -83,7 +83,7 @@ func (s *Service) TableRow() []string {
 
 // options prints what differs from a service with defaults.
 func (s *Service) options() string {
-	flags := []flag{
+	flags := []word{
 		{"internal-local", s.InternalLocal},
 		{"external-local", s.ExternalLocal},
 		{"publish-not-ready", s.PublishNotReady},
@@ -337,18 +337,18 @@ func named(namespace, name string) string {
 // count prints a 32-bit number.
 func count(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
 
-// flag is a word that is printed when it holds.
-type flag struct {
-	word  string
+// word is one that is printed when it holds.
+type word struct {
+	text  string
 	holds bool
 }
 
 // flagged prints the words that hold.
-func flagged(flags ...flag) string {
+func flagged(flags ...word) string {
 	var words []string
 	for _, f := range flags {
 		if f.holds {
-			words = append(words, f.word)
+			words = append(words, f.text)
 		}
 	}
 	return some(strings.Join(words, ","))
