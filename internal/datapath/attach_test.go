@@ -62,7 +62,7 @@ func onDevice(t *testing.T, ifIndex uint32, at ebpf.AttachType) []string {
 func TestUplinkKeepsItsStubsAcrossRestart(t *testing.T) {
 	root := rootFolder(t)
 	ifIndex := testDevice(t)
-	d := open(t, testConfig(root))
+	d := bare(t, testConfig(root))
 	for range 2 { // the second time changes nothing
 		if err := d.AttachUplink(ifIndex); err != nil {
 			t.Fatal(err)
@@ -79,7 +79,7 @@ func TestUplinkKeepsItsStubsAcrossRestart(t *testing.T) {
 	if diff := cmp.Diff(in, onDevice(t, ifIndex, ebpf.AttachTCXIngress)); diff != "" {
 		t.Errorf("without an agent (-want +got):\n%s", diff)
 	}
-	again := open(t, testConfig(root))
+	again := bare(t, testConfig(root))
 	if err := again.AttachUplink(ifIndex); err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +97,7 @@ func TestUplinkKeepsItsStubsAcrossRestart(t *testing.T) {
 }
 
 func TestUplinkCarryingAnotherStubIsUpdatedInPlace(t *testing.T) {
-	d := open(t, testConfig(rootFolder(t)))
+	d := bare(t, testConfig(rootFolder(t)))
 	ifIndex := testDevice(t)
 	if err := d.AttachUplink(ifIndex); err != nil {
 		t.Fatal(err)
@@ -130,7 +130,7 @@ func firstPin(t *testing.T, d *Datapath) string {
 }
 
 func TestDeviceThatIsGoneIsNamed(t *testing.T) {
-	d := open(t, testConfig(rootFolder(t)))
+	d := bare(t, testConfig(rootFolder(t)))
 	err := d.AttachOverlay(1 << 30)
 	want := "attach tunnel-in to device 1073741824: attach tcx link: no such device"
 	if err == nil || err.Error() != want {
@@ -179,7 +179,7 @@ func TestSocketHooksFollowAReload(t *testing.T) {
 }
 
 func TestSocketHooksWithoutCgroupAreRefused(t *testing.T) {
-	if err := open(t, testConfig(rootFolder(t))).AttachSockets(); err == nil {
+	if err := bare(t, testConfig(rootFolder(t))).AttachSockets(); err == nil {
 		t.Error("attached to no cgroup")
 	}
 }

@@ -54,7 +54,19 @@ func (e *LockedError) Error() string {
 
 // Open takes over a node's datapath, or makes it: afterwards all maps exist, and a version of the programs is in force
 // or, if a map had to be made anew beside one of another layout, waits for [Datapath.Prune].
-func Open(ctx context.Context, cfg Config) (_ *Datapath, err error) {
+func Open(ctx context.Context, cfg Config) (*Datapath, error) {
+	d, err := openBare(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.openPrograms(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("open datapath %s: %w", cfg.Root, err), d.Close())
+	}
+	return d, nil
+}
+
+// openBare opens everything but programs.
+func openBare(cfg Config) (_ *Datapath, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -74,9 +86,6 @@ func Open(ctx context.Context, cfg Config) (_ *Datapath, err error) {
 		return nil, err
 	}
 	if err := d.openState(); err != nil {
-		return nil, fmt.Errorf("open datapath %s: %w", cfg.Root, err)
-	}
-	if err := d.openPrograms(ctx); err != nil {
 		return nil, fmt.Errorf("open datapath %s: %w", cfg.Root, err)
 	}
 	return d, nil

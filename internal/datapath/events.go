@@ -73,6 +73,11 @@ func (r *ring) read(out []bpf.Event) int {
 			break
 		}
 		length := int(header &^ (ringBusy | ringDiscard))
+		if uint64(ringHeader+length) > end-at { // never by the kernel; nothing beyond can be told from noise
+			r.strange++
+			at = end
+			break
+		}
 		if header&ringDiscard == 0 {
 			if decodeEvent(record[ringHeader:ringHeader+length], &out[n]) {
 				n++
@@ -80,7 +85,7 @@ func (r *ring) read(out []bpf.Event) int {
 				r.strange++
 			}
 		}
-		at += uint64(ringHeader+length+7) &^ 7
+		at = min(at+uint64(ringHeader+length+7)&^7, end)
 	}
 	atomic.StoreUint64(consumed, at)
 	return n

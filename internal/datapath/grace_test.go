@@ -66,7 +66,7 @@ func hammer(t *testing.T, limit time.Duration, untilTorn bool, finish func(*Data
 	t.Helper()
 	cfg := testConfig(rootFolder(t))
 	cfg.Sizes["policy_cells"] = 3*hammerCells + 1
-	d := open(t, cfg)
+	d := bare(t, cfg)
 	counts, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 2})
 	if err != nil {
 		t.Fatal(err)
@@ -157,7 +157,7 @@ func TestWithoutGracePeriodVerdictsAreTorn(t *testing.T) {
 }
 
 func TestRunFreesWhatPublicationsRetire(t *testing.T) {
-	d := open(t, testConfig(rootFolder(t)))
+	d := bare(t, testConfig(rootFolder(t)))
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- d.Run(ctx) }()
@@ -181,7 +181,7 @@ func TestRunFreesWhatPublicationsRetire(t *testing.T) {
 }
 
 func TestFailedGracePeriodFreesNothing(t *testing.T) {
-	d := open(t, testConfig(rootFolder(t)))
+	d := bare(t, testConfig(rootFolder(t)))
 	must(d.numbers.Assign(policy.KindClass, digest(1), 1))
 	d.numbers.Release(policy.KindClass, digest(1))
 	publish(t, d, &policy.Delta{})

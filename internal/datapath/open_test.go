@@ -88,8 +88,19 @@ func open(t testing.TB, cfg Config) *Datapath {
 	return d
 }
 
+// bare opens maps and numbers without programs, for tests that run none: loading them is what takes long.
+func bare(t testing.TB, cfg Config) *Datapath {
+	t.Helper()
+	d, err := openBare(cfg)
+	if err != nil {
+		t.Fatalf("open: %v", err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
 // openBench opens a small node for a benchmark.
-func openBench(b *testing.B) *Datapath { return open(b, testConfig(rootFolder(b))) }
+func openBench(b *testing.B) *Datapath { return bare(b, testConfig(rootFolder(b))) }
 
 func TestFirstOpenPutsAVersionInForce(t *testing.T) {
 	d := open(t, testConfig(rootFolder(t)))

@@ -92,7 +92,7 @@ func publish(t testing.TB, d *Datapath, delta *policy.Delta) {
 }
 
 func TestPublishWritesEveryPart(t *testing.T) {
-	d := open(t, testConfig(rootFolder(t)))
+	d := bare(t, testConfig(rootFolder(t)))
 	publish(t, d, smallDelta())
 	got := readState(t, d)
 	pod := bpf.PeerInfo{Peer: 16, Endpoint: 3, Flags: bpf.AddressFlagLocalPod}
@@ -123,7 +123,7 @@ func TestPublishWritesEveryPart(t *testing.T) {
 }
 
 func TestKernelSeesWhatWasStoredThroughMemory(t *testing.T) {
-	d := open(t, testConfig(rootFolder(t)))
+	d := bare(t, testConfig(rootFolder(t)))
 	publish(t, d, smallDelta())
 	var class uint32
 	if err := d.set.maps["peer_class"].Lookup(uint32(17), &class); err != nil || class != 2 {
@@ -140,7 +140,7 @@ func TestKernelSeesWhatWasStoredThroughMemory(t *testing.T) {
 }
 
 func TestPublishingTheSameTwiceWritesNothingButAddresses(t *testing.T) {
-	d := open(t, testConfig(rootFolder(t)))
+	d := bare(t, testConfig(rootFolder(t)))
 	publish(t, d, smallDelta())
 	before := d.Writes()
 	again := smallDelta()
@@ -152,7 +152,7 @@ func TestPublishingTheSameTwiceWritesNothingButAddresses(t *testing.T) {
 }
 
 func TestManyAddressesAreWrittenOnlyWhereTheyDiffer(t *testing.T) {
-	d := open(t, testConfig(rootFolder(t)))
+	d := bare(t, testConfig(rootFolder(t)))
 	delta := &policy.Delta{}
 	for i := range diffFrom + 10 {
 		addr := netip.AddrFrom4([4]byte{10, 2, byte(i >> 8), byte(i)})
@@ -168,7 +168,7 @@ func TestManyAddressesAreWrittenOnlyWhereTheyDiffer(t *testing.T) {
 }
 
 func TestAnIdentityThatAppearsCostsConstantWrites(t *testing.T) {
-	d := open(t, testConfig(rootFolder(t)))
+	d := bare(t, testConfig(rootFolder(t)))
 	publish(t, d, smallDelta())
 	for _, endpoints := range []int{1, 50} {
 		subjects := &policy.Delta{}
@@ -192,7 +192,7 @@ func TestAnIdentityThatAppearsCostsConstantWrites(t *testing.T) {
 }
 
 func TestImpossibleDeltaIsRefusedWhole(t *testing.T) {
-	d := open(t, testConfig(rootFolder(t)))
+	d := bare(t, testConfig(rootFolder(t)))
 	publish(t, d, &policy.Delta{})
 	for name, spoil := range map[string]func(*policy.Delta){
 		"class 256 with 1 words of selectors: there is room for 256 classes of 4 words": func(delta *policy.Delta) {
@@ -239,7 +239,7 @@ func TestImpossibleDeltaIsRefusedWhole(t *testing.T) {
 func TestFullAddressMapIsNamed(t *testing.T) {
 	cfg := testConfig(rootFolder(t))
 	cfg.Sizes["addresses"] = 4
-	d := open(t, cfg)
+	d := bare(t, cfg)
 	var err error
 	for i := byte(0); err == nil && i < 100; i++ {
 		prefix := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 0, i}), 32)
@@ -254,7 +254,7 @@ func TestFullAddressMapIsNamed(t *testing.T) {
 func TestEpochRisesWithTheFirstPublicationAndWithChangesOnly(t *testing.T) {
 	root := rootFolder(t)
 	for range 2 {
-		d := open(t, testConfig(root))
+		d := bare(t, testConfig(root))
 		before := d.VerdictEpoch()
 		for i, c := range []struct {
 			changed bool
@@ -273,7 +273,7 @@ func TestEpochRisesWithTheFirstPublicationAndWithChangesOnly(t *testing.T) {
 }
 
 func TestReleasedNumbersLeadNowhere(t *testing.T) {
-	d := open(t, testConfig(rootFolder(t)))
+	d := bare(t, testConfig(rootFolder(t)))
 	n := d.Numbers()
 	program := must(n.Assign(policy.KindProgram, digest(1), 1))
 	peer := must(n.Assign(policy.KindPeer, digest(1), 1))
@@ -374,7 +374,7 @@ func TestAgentMayDieBetweenAnyTwoWrites(t *testing.T) {
 	folder := filepath.Dir(rootFolder(t))
 	cfg := testConfig(filepath.Join(folder, "reference"))
 	cfg.Sizes["policy_cells"], cfg.Sizes["peer_class"] = 64, 64
-	d := open(t, cfg)
+	d := bare(t, cfg)
 	if err := errors.Join(life(d, false), life(d, true)); err != nil {
 		t.Fatal(err)
 	}
@@ -384,7 +384,7 @@ func TestAgentMayDieBetweenAnyTwoWrites(t *testing.T) {
 		for n := 0; died; n++ {
 			cfg.Root = filepath.Join(folder, fmt.Sprintf("node-%v-%d", secondRules, n))
 			died = dieAndGoOn(t, cfg, secondRules, n)
-			d := open(t, cfg)
+			d := bare(t, cfg)
 			if err := life(d, true); err != nil {
 				t.Fatalf("the agent after the one that died after %d writes: %v", n, err)
 			}
@@ -399,7 +399,7 @@ func TestAgentMayDieBetweenAnyTwoWrites(t *testing.T) {
 // dieAndGoOn lets an agent die after n writes of its first life or of its second rules; false: n were enough.
 func dieAndGoOn(t *testing.T, cfg Config, secondRules bool, n int) bool {
 	t.Helper()
-	d := open(t, cfg)
+	d := bare(t, cfg)
 	defer d.Close()
 	if secondRules {
 		if err := life(d, false); err != nil {

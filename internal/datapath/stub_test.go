@@ -28,7 +28,7 @@ func BenchmarkLoadStub(b *testing.B) {
 }
 
 func TestStubsAreListedByTemplate(t *testing.T) {
-	d := open(t, testConfig(rootFolder(t)))
+	d := bare(t, testConfig(rootFolder(t)))
 	for _, endpoint := range []uint32{3, 1, 2} {
 		stub, err := d.LoadStub(endpoint, 1, bpf.EntryFromPod)
 		if err != nil {
@@ -55,15 +55,12 @@ func TestStubsAreListedByTemplate(t *testing.T) {
 }
 
 func TestStubWhoseEntryIsEmptyDropsAndCounts(t *testing.T) {
-	d := open(t, testConfig(rootFolder(t)))
+	d := bare(t, testConfig(rootFolder(t)))
 	stub, err := d.LoadStub(1, 1, bpf.EntryToPod)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer stub.Close()
-	if err := d.set.maps["entries"].Delete(uint32(bpf.EntryToPod)); err != nil {
-		t.Fatal(err)
-	}
 	packet := make([]byte, 100)
 	verdict, _, err := stub.program.Test(packet)
 	if err != nil {
@@ -83,7 +80,7 @@ func TestStubWhoseEntryIsEmptyDropsAndCounts(t *testing.T) {
 }
 
 func TestStubReachesItsEntryWithItsConstants(t *testing.T) {
-	d := open(t, testConfig(rootFolder(t)))
+	d := bare(t, testConfig(rootFolder(t)))
 	probe := loadProbe(t, "report stub words", reportStubWords())
 	if err := d.set.maps["entries"].Put(uint32(bpf.EntryFromPod), probe); err != nil {
 		t.Fatal(err)
@@ -106,7 +103,7 @@ func TestStubReachesItsEntryWithItsConstants(t *testing.T) {
 
 func TestStubIsKnownAgainByAnotherAgent(t *testing.T) {
 	root := rootFolder(t)
-	first := open(t, testConfig(root))
+	first := bare(t, testConfig(root))
 	stub, err := first.LoadStub(5, 9, bpf.EntryFromPod)
 	if err != nil {
 		t.Fatal(err)
@@ -115,7 +112,7 @@ func TestStubIsKnownAgainByAnotherAgent(t *testing.T) {
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
-	second := open(t, testConfig(root))
+	second := bare(t, testConfig(root))
 	for _, c := range []struct {
 		name                          string
 		program, endpoint, generation uint32

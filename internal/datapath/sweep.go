@@ -21,18 +21,6 @@ import (
 // sweepProgram is the syscall program that removes those of given connections that have expired.
 const sweepProgram = "sweep_keys"
 
-// sweepKeys is how many connections one run of it takes (SWEEP_KEYS).
-const sweepKeys = 64
-
-// sweepArgument is struct sweep, its argument.
-type sweepArgument struct {
-	Count   uint32
-	Force   uint32 // not 0: remove what has not expired either
-	Removed uint32 // out
-	Kept    uint32 // out
-	Keys    [sweepKeys]bpf.FlowKey
-}
-
 // sweepBatch is how many connections one step looks at.
 const sweepBatch = 256
 
@@ -48,7 +36,7 @@ type sweeper struct {
 	cursor ebpf.MapBatchCursor
 	keys   []bpf.FlowKey
 	values []bpf.Flow
-	due    sweepArgument // expired connections to be removed
+	due    bpf.Sweep // expired connections to be removed
 	begun  bool
 	rules  map[uint32]bool // in quarantine when the walk began, and not named by a connection so far
 	seen   int             // connections in this walk
@@ -124,7 +112,7 @@ func (d *Datapath) expireBatch(n int, now uint64) error {
 			continue
 		}
 		s.due.Keys[s.due.Count] = s.keys[i]
-		if s.due.Count++; s.due.Count == sweepKeys {
+		if s.due.Count++; int(s.due.Count) == len(s.due.Keys) {
 			if err := d.expire(&s.due); err != nil {
 				return err
 			}
@@ -134,7 +122,7 @@ func (d *Datapath) expireBatch(n int, now uint64) error {
 }
 
 // expire runs the sweep program on what is due.
-func (d *Datapath) expire(due *sweepArgument) error {
+func (d *Datapath) expire(due *bpf.Sweep) error {
 	if due.Count == 0 {
 		return nil
 	}
