@@ -1,0 +1,250 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	agentv1 "tendril.io/tendril/api/agent/v1"
+	"tendril.io/tendril/internal/flow"
+)
+
+// newBPFCommand shows what is in the kernel.
+func newBPFCommand(a *app) *cobra.Command {
+	return group("bpf", "Look into the datapath: templates, NAT, connections, counters",
+		holder("template", "The program templates of pods", newTemplateListCommand(a), newTemplateDescribeCommand(a)),
+		holder("nat", "SNAT mappings", newNATListCommand(a), newNATFlushCommand(a)),
+		holder("ct", "Tracked connections", newCTListCommand(a), newCTFlushCommand(a)),
+		newCountersCommand(a),
+	)
+}
+
+func listTemplates(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListTemplatesResponse, error) {
+	return agent.ListTemplates(ctx, &agentv1.ListTemplatesRequest{})
+}
+
+func newTemplateListCommand(a *app) *cobra.Command {
+	return answer(a, &cobra.Command{
+		Use:     "list",
+		Short:   "List the templates and how often each is instantiated",
+		Example: `  tendril --node node1 bpf template list`,
+	}, listTemplates, func(v *view, r *agentv1.ListTemplatesResponse) {
+		v.header("TEMPLATE", "ENTRY", "INSTRUCTIONS", "PATCHED IN", "INSTANCES", "LOAD MEDIAN", "DIGEST")
+		for _, t := range r.GetTemplates() {
+			v.row(t.GetName(), t.GetEntry(), number(t.GetInstructions()), strings.Join(t.GetConstants(), ","),
+				fmt.Sprint(len(t.GetInstances())), loadMedian(t.GetInstances()), shortIdentity(t.GetDigest()))
+		}
+	})
+}
+
+// loadMedian is the median time that the kernel took to load an instance.
+func loadMedian(instances []*agentv1.ListTemplatesResponse_Instance) string {
+	var times []uint32
+	for _, i := range instances {
+		if i.GetLoadUs() > 0 {
+			times = append(times, i.GetLoadUs())
+		}
+	}
+	if len(times) == 0 {
+		return ""
+	}
+	slices.Sort(times)
+	return loadTime(times[len(times)/2])
+}
+
+// loadTime is a load time, given in microseconds.
+func loadTime(us uint32) string {
+	return strconv.FormatFloat(float64(us)/1000, 'f', 2, 64) + " ms"
+}
+
+func newTemplateDescribeCommand(a *app) *cobra.Command {
+	var name string
+	return answer(a, &cobra.Command{
+		Use:   "describe [TEMPLATE]",
+		Short: "Show each template with all its instances",
+		Example: `  tendril bpf template describe
+  tendril bpf template describe from_pod`,
+		Args: argument(&name, "template", true),
+	}, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListTemplatesResponse, error) {
+		all, err := listTemplates(ctx, agent)
+		if err != nil || name == "" {
+			return all, err
+		}
+		for _, t := range all.GetTemplates() {
+			if t.GetName() == name {
+				return &agentv1.ListTemplatesResponse{Templates: []*agentv1.ListTemplatesResponse_Template{t}}, nil
+			}
+		}
+		return nil, fmt.Errorf("template %s: the datapath has none of that name: see `tendril bpf template list`", name)
+	}, func(v *view, r *agentv1.ListTemplatesResponse) {
+		for _, t := range r.GetTemplates() {
+			v.row("template", v.strong.Render(t.GetName()))
+			v.row("leads to", t.GetEntry())
+			v.row("instructions", number(t.GetInstructions()))
+			v.row("patched in", strings.Join(t.GetConstants(), ", "))
+			v.row("digest", t.GetDigest())
+			v.flush()
+			v.header("  ENDPOINT", "NAME", "PROGRAM", "LOADED IN")
+			for _, i := range t.GetInstances() {
+				v.row("  "+number(i.GetEndpoint()), i.GetName(), number(i.GetProgramId()), loadTime(i.GetLoadUs()))
+			}
+			v.flush()
+		}
+	})
+}
+
+// newNATListCommand lists what pods look like from outside.
+func newNATListCommand(a *app) *cobra.Command {
+	return answer(a, &cobra.Command{
+		Use:     "list",
+		Short:   "List SNAT mappings: which pod is behind which port of the node",
+		Example: `  tendril --node node1 bpf nat list`,
+	}, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListMappingsResponse, error) {
+		return agent.ListMappings(ctx, &agentv1.ListMappingsRequest{})
+	}, func(v *view, r *agentv1.ListMappingsResponse) {
+		v.header("PROTOCOL", "POD", "FROM", "SEEN AS", "BY", "AGE")
+		for _, m := range r.GetMappings() {
+			v.row(flow.ProtocolName(m.GetProtocol()), m.GetOwner(), hostPort(m.GetPodIp(), m.GetPodPort()),
+				hostPort(m.GetNodeIp(), m.GetNodePort()), hostPort(m.GetRemoteIp(), m.GetRemotePort()), ago(time.Duration(m.GetAgeNs())))
+		}
+	})
+}
+
+// hostPort joins an address and a port as people write them.
+func hostPort(ip string, port uint32) string {
+	addr, err := netip.ParseAddr(ip)
+	if err != nil {
+		return ip
+	}
+	return netip.AddrPortFrom(addr, uint16(port)).String()
+}
+
+func newNATFlushCommand(a *app) *cobra.Command {
+	var ip string
+	cmd := &cobra.Command{
+		Use:   "flush",
+		Short: "Remove SNAT mappings; connections that use them break",
+		Example: `  tendril bpf nat flush --pod-ip 10.0.1.7
+  tendril bpf nat flush`,
+		PreRunE: func(*cobra.Command, []string) error { return checkAddress("pod-ip", ip) },
+	}
+	cmd.Flags().StringVar(&ip, "pod-ip", "", "only those of this pod address")
+	return answer(a, cmd, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.FlushMappingsResponse, error) {
+		return agent.FlushMappings(ctx, &agentv1.FlushMappingsRequest{PodIp: ip})
+	}, func(v *view, r *agentv1.FlushMappingsResponse) {
+		v.row(number(r.GetRemoved()) + " mappings removed")
+	})
+}
+
+// checkAddress checks a flag that holds an address or nothing.
+func checkAddress(flag, text string) error {
+	if text == "" {
+		return nil
+	}
+	if _, err := netip.ParseAddr(text); err != nil {
+		return fmt.Errorf("flag --%s %q: must be an address, as in 10.0.1.7 or fd00::7", flag, text)
+	}
+	return nil
+}
+
+// newCTListCommand lists tracked connections.
+func newCTListCommand(a *app) *cobra.Command {
+	return answer(a, &cobra.Command{
+		Use:     "list",
+		Short:   "List tracked connections with both verdicts",
+		Example: `  tendril --node node1 bpf ct list`,
+	}, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListFlowsResponse, error) {
+		return agent.ListFlows(ctx, &agentv1.ListFlowsRequest{})
+	}, func(v *view, r *agentv1.ListFlowsResponse) {
+		v.header("PROTOCOL", "FROM", "TO", "STATE", "EXPIRES", "SENT", "RECEIVED", "EGRESS", "INGRESS")
+		for _, e := range r.GetFlows() {
+			f := e.GetFlow()
+			v.row(flow.ProtocolName(f.GetProtocol()), flow.PartyText(f.GetSource(), true), flow.PartyText(f.GetDestination(), true),
+				e.GetState(), ago(time.Duration(e.GetExpiresNs())), flow.BytesText(f.GetForwardBytes()), flow.BytesText(f.GetReverseBytes()),
+				v.judgementText(f.GetEgress()), v.judgementText(f.GetIngress()))
+		}
+	})
+}
+
+// judgementText is a verdict and who made it.
+func (v *view) judgementText(j *agentv1.Judgement) string {
+	if j == nil {
+		return ""
+	}
+	return v.verdictText(j.GetAction()) + " " + flow.RuleText(j)
+}
+
+func newCTFlushCommand(a *app) *cobra.Command {
+	var ip string
+	cmd := &cobra.Command{
+		Use:   "flush",
+		Short: "Forget tracked connections; their next packets are judged as new",
+		Example: `  tendril bpf ct flush --ip 10.0.1.7
+  tendril bpf ct flush`,
+		PreRunE: func(*cobra.Command, []string) error { return checkAddress("ip", ip) },
+	}
+	cmd.Flags().StringVar(&ip, "ip", "", "only those with this address on either end")
+	return answer(a, cmd, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.FlushFlowsResponse, error) {
+		return agent.FlushFlows(ctx, &agentv1.FlushFlowsRequest{Ip: ip})
+	}, func(v *view, r *agentv1.FlushFlowsResponse) {
+		v.row(number(r.GetRemoved()) + " connections forgotten")
+	})
+}
+
+// newCountersCommand shows the packet ledger.
+func newCountersCommand(a *app) *cobra.Command {
+	var drops bool
+	cmd := &cobra.Command{
+		Use:   "counters",
+		Short: "Show what became of every packet, by reason and hook",
+		Example: `  tendril --node node1 bpf counters
+  tendril --node node1 bpf counters --drops`,
+	}
+	cmd.Flags().BoolVar(&drops, "drops", false, "only drops")
+	return answer(a, cmd, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.CountersResponse, error) {
+		r, err := agent.Counters(ctx, &agentv1.CountersRequest{})
+		if drops && r != nil {
+			r.Counters = slices.DeleteFunc(r.Counters, func(c *agentv1.CountersResponse_Counter) bool { return !c.GetDrop() })
+			r.Tallies = nil
+		}
+		return r, err
+	}, showCounters)
+}
+
+// showCounters prints the counters, drops last and largest first, then the tallies.
+func showCounters(v *view, r *agentv1.CountersResponse) {
+	slices.SortStableFunc(r.Counters, func(x, y *agentv1.CountersResponse_Counter) int {
+		switch {
+		case x.GetDrop() != y.GetDrop() && y.GetDrop():
+			return -1
+		case x.GetDrop() != y.GetDrop():
+			return 1
+		}
+		return cmp.Compare(y.GetPackets(), x.GetPackets())
+	})
+	v.header("REASON", "HOOK", "PACKETS", "BYTES", "MEANING")
+	for _, c := range r.Counters {
+		reason := v.right.Render(c.GetReason())
+		if c.GetDrop() {
+			reason = v.wrong.Render(c.GetReason())
+		}
+		v.row(reason, c.GetHook(), number(c.GetPackets()), flow.BytesText(c.GetBytes()), c.GetAbout())
+	}
+	if len(r.GetTallies()) == 0 {
+		return
+	}
+	v.flush()
+	v.line("")
+	v.header("TALLY", "COUNT")
+	for _, name := range slices.Sorted(maps.Keys(r.GetTallies())) {
+		v.row(name, number(r.GetTallies()[name]))
+	}
+}

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	agentv1 "tendril.io/tendril/api/agent/v1"
+)
+
+// newEndpointCommand lists the node's pods.
+func newEndpointCommand(a *app) *cobra.Command {
+	return group("endpoint", "List the pods of the node", answer(a, &cobra.Command{
+		Use:     "list",
+		Short:   "List the pods of the node with identity, state and whether policy restricts them",
+		Example: `  tendril --node node1 endpoint list`,
+	}, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListEndpointsResponse, error) {
+		return agent.ListEndpoints(ctx, &agentv1.ListEndpointsRequest{})
+	}, func(v *view, r *agentv1.ListEndpointsResponse) {
+		v.header("ID", "POD", "ADDRESSES", "STATE", "INGRESS", "EGRESS", "IDENTITY", "LABELS", "DEVICE")
+		for _, e := range r.GetEndpoints() {
+			v.row(number(e.GetId()), e.GetNamespace()+"/"+e.GetPod(), strings.Join(e.GetIps(), " "), v.stateText(e.GetState()),
+				e.GetIngress(), e.GetEgress(), shortIdentity(e.GetIdentity()), strings.Join(e.GetLabels(), ","), e.GetDevice())
+		}
+	}))
+}
+
+// shortIdentity shortens a label-set hash to what tells sets apart; -o json has it whole.
+func shortIdentity(identity string) string {
+	const enough = 8
+	if strings.HasPrefix(identity, "reserved:") || len(identity) <= enough {
+		return identity
+	}
+	return identity[:enough]
+}
+
+// newIPAMCommand lists addresses.
+func newIPAMCommand(a *app) *cobra.Command {
+	return group("ipam", "List addresses and their owners", answer(a, &cobra.Command{
+		Use:     "list",
+		Short:   "List every address that the node has given out, with its owner",
+		Example: `  tendril --node node1 ipam list`,
+	}, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListAddressesResponse, error) {
+		return agent.ListAddresses(ctx, &agentv1.ListAddressesRequest{})
+	}, func(v *view, r *agentv1.ListAddressesResponse) {
+		v.header("ADDRESS", "OWNER", "STATE", "POOL")
+		for _, address := range r.GetAddresses() {
+			v.row(address.GetIp(), address.GetOwner(), address.GetState(), address.GetPool())
+		}
+	}))
+}
+
+// newServiceCommand lists services.
+func newServiceCommand(a *app) *cobra.Command {
+	return group("service", "List services and their backends",
+		newServiceListCommand(a), newServiceGetCommand(a), newServiceBackendsCommand(a))
+}
+
+func listServices(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListServicesResponse, error) {
+	return agent.ListServices(ctx, &agentv1.ListServicesRequest{})
+}
+
+func newServiceListCommand(a *app) *cobra.Command {
+	return answer(a, &cobra.Command{
+		Use:     "list",
+		Short:   "List services by frontend",
+		Example: `  tendril service list`,
+	}, listServices, showServices)
+}
+
+// showServices prints a line for each frontend.
+func showServices(v *view, r *agentv1.ListServicesResponse) {
+	v.header("SERVICE", "TYPE", "FRONTEND", "PROTOCOL", "BACKENDS", "PROBLEM")
+	for _, s := range r.GetServices() {
+		v.row(s.GetName(), s.GetType(), s.GetFrontend(), s.GetProtocol(), fmt.Sprint(len(s.GetBackends())), v.wrong.Render(s.GetProblem()))
+	}
+}
+
+// oneService asks for the frontends of one service.
+func oneService(ctx context.Context, agent agentv1.AgentClient, name string) (*agentv1.ListServicesResponse, error) {
+	all, err := listServices(ctx, agent)
+	if err != nil || name == "" {
+		return all, err
+	}
+	found := &agentv1.ListServicesResponse{}
+	for _, s := range all.GetServices() {
+		if s.GetName() == name {
+			found.Services = append(found.Services, s)
+		}
+	}
+	if len(found.Services) == 0 {
+		return nil, fmt.Errorf("service %s: the agent has none of that name: see `tendril service list`", name)
+	}
+	return found, nil
+}
+
+func newServiceGetCommand(a *app) *cobra.Command {
+	var name string
+	return answer(a, &cobra.Command{
+		Use:     "get NAMESPACE/NAME",
+		Short:   "Show the frontends of one service with their backends",
+		Example: `  tendril service get shop/web`,
+		Args:    argument(&name, "service", false),
+	}, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListServicesResponse, error) {
+		return oneService(ctx, agent, name)
+	}, func(v *view, r *agentv1.ListServicesResponse) {
+		for _, s := range r.GetServices() {
+			v.row("service", s.GetName()+" ("+s.GetType()+")")
+			v.row("frontend", strings.TrimSpace(s.GetFrontend()+" "+s.GetProtocol()))
+			if s.GetProblem() != "" {
+				v.row("problem", v.wrong.Render(s.GetProblem()))
+			}
+			for _, backend := range s.GetBackends() {
+				v.row("backend", backend)
+			}
+		}
+	})
+}
+
+func newServiceBackendsCommand(a *app) *cobra.Command {
+	var name string
+	return answer(a, &cobra.Command{
+		Use:   "backends [NAMESPACE/NAME]",
+		Short: "List backends by frontend",
+		Example: `  tendril service backends
+  tendril service backends shop/web`,
+		Args: argument(&name, "service", true),
+	}, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListServicesResponse, error) {
+		return oneService(ctx, agent, name)
+	}, func(v *view, r *agentv1.ListServicesResponse) {
+		v.header("SERVICE", "FRONTEND", "PROTOCOL", "BACKEND")
+		for _, s := range r.GetServices() {
+			for _, backend := range s.GetBackends() {
+				v.row(s.GetName(), s.GetFrontend(), s.GetProtocol(), backend)
+			}
+		}
+	})
+}

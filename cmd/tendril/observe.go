@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	agentv1 "tendril.io/tendril/api/agent/v1"
+	"tendril.io/tendril/internal/flow"
+)
+
+// settle is how long a record that is followed on several nodes waits for an earlier one of another node.
+const settle = 200 * time.Millisecond
+
+// observation is what the flags of observe say.
+type observation struct {
+	app      *app
+	request  agentv1.ObserveRequest
+	since    time.Duration
+	allNodes bool
+}
+
+// newObserveCommand shows flow records.
+func newObserveCommand(a *app) *cobra.Command {
+	o := &observation{app: a}
+	cmd := &cobra.Command{
+		Use:     "observe",
+		GroupID: groupSee,
+		Short:   "Show flows with identities, verdict and the rule that made it",
+		Example: `  tendril observe --last 20                          the last flows of this node
+  tendril --node node1 observe -f --verdict dropped  drops as they happen
+  tendril observe --all-nodes --pod shop/web         what one pod did, on all nodes of the lab
+  tendril observe --to-pod shop/web --port 80 -o json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
+	}
+	flags, r := cmd.Flags(), &o.request
+	flags.BoolVarP(&r.Follow, "follow", "f", false, "go on with new flows")
+	flags.Uint32Var(&r.Last, "last", 0, "show so many past flows (default: all kept, or none with -f)")
+	flags.DurationVar(&o.since, "since", 0, "only flows of the last, as in 30s or 5m")
+	flags.StringVar(&r.Pod, "pod", "", "only flows of this pod (namespace/name), on either side")
+	flags.StringVar(&r.FromPod, "from-pod", "", "only flows that this pod began")
+	flags.StringVar(&r.ToPod, "to-pod", "", "only flows to this pod")
+	flags.StringVarP(&r.Namespace, "namespace", "n", "", "only flows with a pod of this namespace")
+	flags.StringVar(&r.Verdict, "verdict", "", "allowed, dropped or redirected")
+	flags.StringVar(&r.Ip, "ip", "", "only flows with an address in this range, as in 10.0.0.1 or fd00::/64")
+	flags.Uint32Var(&r.Port, "port", 0, "only flows with this port")
+	flags.StringVar(&r.Protocol, "protocol", "", "tcp, udp, sctp, icmp, icmpv6 or a number")
+	flags.StringVar(&r.Kind, "kind", "", "new, established, end, verdict or drop")
+	flags.BoolVarP(&o.allNodes, "all-nodes", "A", false, "ask all nodes of the lab and merge their flows by time")
+	return cmd
+}
+
+// run asks one agent or several.
+func (o *observation) run(cmd *cobra.Command) error {
+	// The agent would refuse a bad filter too, but without one agent being up.
+	if _, err := flow.ParseQuery(&o.request); err != nil {
+		return fmt.Errorf("flag --%w", err)
+	}
+	if o.since > 0 {
+		o.request.SinceUnixNano = time.Now().Add(-o.since).UnixNano()
+	}
+	p := &flowPrinter{view: newView(cmd.OutOrStdout()), json: o.app.json(), nodes: o.allNodes}
+	if o.allNodes {
+		return o.merge(cmd.Context(), p)
+	}
+	agent, err := o.app.connect()
+	if err != nil {
+		return err
+	}
+	defer agent.Close()
+	return o.stream(cmd.Context(), agent, p.print)
+}
+
+// stream gives one agent's records to take until they end or the user leaves.
+func (o *observation) stream(ctx context.Context, agent *agentConn, take func(*agentv1.Flow) error) error {
+	records, err := agent.Observe(ctx, &o.request)
+	if err != nil {
+		return explainAnswer(agent.path, err)
+	}
+	for {
+		record, err := records.Recv()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, io.EOF) && !o.request.Follow:
+			return nil
+		case errors.Is(err, io.EOF):
+			return fmt.Errorf("agent at %s: ended the flow of records: is it restarting? try again", agent.path)
+		case err != nil:
+			return explainAnswer(agent.path, err)
+		}
+		if err := take(record); err != nil {
+			return err
+		}
+	}
+}
+
+// merge asks all nodes of the lab at once and prints their records in order of time.
+func (o *observation) merge(ctx context.Context, p *flowPrinter) error {
+	sockets, err := o.app.labSockets()
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	records := make(chan *agentv1.Flow)
+	for _, path := range sockets {
+		agent, err := dialAgent(path)
+		if err != nil {
+			return err
+		}
+		defer agent.Close()
+		group.Go(func() error {
+			return o.stream(ctx, agent, func(record *agentv1.Flow) error {
+				select {
+				case records <- record:
+				case <-ctx.Done():
+				}
+				return nil
+			})
+		})
+	}
+	var failed error
+	go func() {
+		failed = group.Wait()
+		close(records)
+	}()
+	m := merger{print: p.print, follow: o.request.Follow, last: int(o.request.Last)}
+	if err := m.run(records); err != nil {
+		return err
+	}
+	return failed
+}
