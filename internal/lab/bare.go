@@ -70,7 +70,12 @@ func (p *Pod) wireBare() error {
 	if err != nil {
 		return err
 	}
-	return withLinks(p.Place.Netns, func(h *netlink.Handle) error { return p.wirePodEnd(h, gateways) })
+	err = withLinks(p.Place.Netns, func(h *netlink.Handle) error { return p.wirePodEnd(h, gateways) })
+	if err != nil {
+		return err
+	}
+	n := p.lab.names
+	return errors.Join(waitUp(n, n.podNetns(p.Namespace, p.Name), uplinkName, true), waitUp(n, p.Node, p.bareDevice(), false))
 }
 
 func (p *Pod) wireHostEnd(h *netlink.Handle, inside netns.NsHandle, gateways []netip.Addr) error {

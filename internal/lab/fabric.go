@@ -1,11 +1,13 @@
 package lab
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -168,6 +170,40 @@ func setPort(n names, part string, up bool) error {
 		}
 		return h.LinkSetDown(link)
 	})
+}
+
+// waitUp waits until a device carries packets. The kernel activates a link's queue, and makes an IPv6 address answer
+// solicitations, a little after it was asked to, from work queues; what is sent until then is dropped.
+func waitUp(n names, part, device string, probes bool) error {
+	return withLinks(n.netnsPath(part), func(h *netlink.Handle) error {
+		what := "device " + device + " of " + part
+		return Wait(context.Background(), what, 5*time.Second, func(context.Context) error { return isUp(h, device, probes) })
+	})
+}
+
+// isUp says what is missing until a device carries packets. With probes the device tests its link-local address for
+// duplicates, which takes a second or two and which it can do without; a device that forwards cannot.
+func isUp(h *netlink.Handle, device string, probes bool) error {
+	link, err := h.LinkByName(device)
+	if err != nil {
+		return err
+	}
+	if state := link.Attrs().OperState; state != netlink.OperUp {
+		return fmt.Errorf("its state is %s", state)
+	}
+	addrs, err := h.AddrList(link, netlink.FAMILY_V6)
+	if err != nil {
+		return err
+	}
+	for _, addr := range addrs {
+		if addr.Flags&unix.IFA_F_TENTATIVE != 0 && (addr.IP.IsGlobalUnicast() || !probes) {
+			return fmt.Errorf("its address %s is tentative", addr.IPNet)
+		}
+	}
+	if len(addrs) == 1 && !probes {
+		return errors.New("it has no link-local address yet")
+	}
+	return nil
 }
 
 // anyPrefix is the default route's prefix in the family of addr.

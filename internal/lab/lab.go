@@ -229,7 +229,12 @@ func (l *Lab) buildNetwork() error {
 			return fmt.Errorf("%s: %w", nodeName(i), err)
 		}
 	}
-	return nil
+	for _, part := range append(l.NodeNames(), controlPart, outsidePart) {
+		if err := errors.Join(waitUp(l.names, part, uplinkName, false), waitUp(l.names, fabricPart, part, true)); err != nil {
+			return err
+		}
+	}
+	return waitUp(l.names, fabricPart, bridgeName, true)
 }
 
 // leaves are the cgroups that processes may be born in, before there are pods.
@@ -243,9 +248,9 @@ func (l *Lab) leaves() []string {
 
 // startAgents starts all agents at once and waits until each knows all nodes.
 func (l *Lab) startAgents(ctx context.Context) error {
-	group, ctx := errgroup.WithContext(ctx)
+	group, starting := errgroup.WithContext(ctx)
 	for _, node := range l.NodeNames() {
-		group.Go(func() error { return l.StartAgent(ctx, node) })
+		group.Go(func() error { return l.StartAgent(starting, node) })
 	}
 	if err := group.Wait(); err != nil {
 		return err

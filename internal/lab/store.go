@@ -204,5 +204,10 @@ func (l *Lab) SignalStore(signal syscall.Signal) error {
 // Cut pulls a node's cable; Restore puts it back. The part may be control or outside, too.
 func (l *Lab) Cut(part string) error { return setPort(l.names, part, false) }
 
-// Restore puts a cable back.
-func (l *Lab) Restore(part string) error { return setPort(l.names, part, true) }
+// Restore puts a cable back and waits until it carries packets.
+func (l *Lab) Restore(part string) error {
+	if err := setPort(l.names, part, true); err != nil {
+		return err
+	}
+	return errors.Join(waitUp(l.names, fabricPart, part, true), waitUp(l.names, part, uplinkName, false))
+}

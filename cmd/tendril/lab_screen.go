@@ -1,0 +1,95 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/charmbracelet/lipgloss"
+)
+
+// width is how many columns the lab's output is made for.
+const width = 80
+
+// screen prints what the lab has to say. Colours appear only where the writer is a terminal.
+type screen struct {
+	out                              io.Writer
+	strong, dim, right, wrong, frame lipgloss.Style
+}
+
+func newScreen(out io.Writer) *screen {
+	colours := lipgloss.NewRenderer(out)
+	style := colours.NewStyle
+	return &screen{
+		out:    out,
+		strong: style().Bold(true),
+		dim:    style().Faint(true),
+		right:  style().Foreground(lipgloss.Color("2")).Bold(true),
+		wrong:  style().Foreground(lipgloss.Color("1")).Bold(true),
+		frame:  style().Foreground(lipgloss.Color("6")),
+	}
+}
+
+// heading opens a part: a title and a rule to the right margin.
+func (s *screen) heading(title string) {
+	rule := strings.Repeat("─", max(3, width-utf8.RuneCountInString(title)-1))
+	fmt.Fprintf(s.out, "\n%s %s\n", s.strong.Render(title), s.frame.Render(rule))
+}
+
+// lines prints plain lines, indented.
+func (s *screen) lines(lines ...string) {
+	for _, line := range lines {
+		fmt.Fprintf(s.out, "  %s\n", line)
+	}
+}
+
+// note prints a remark.
+func (s *screen) note(text string) { s.lines(s.dim.Render(text)) }
+
+// progress prints a step that has begun.
+func (s *screen) progress(text string) { s.lines(s.dim.Render("· " + text)) }
+
+// good prints something that holds, and how long it took where that is worth a word.
+func (s *screen) good(text string, took time.Duration) { s.verdict(s.right.Render("✓"), text, took) }
+
+// bad prints something that does not hold.
+func (s *screen) bad(text string) { s.verdict(s.wrong.Render("✗"), text, 0) }
+
+func (s *screen) verdict(mark, text string, took time.Duration) {
+	if took == 0 {
+		fmt.Fprintf(s.out, "  %s %s\n", mark, text)
+		return
+	}
+	pad := max(1, width-utf8.RuneCountInString(text)-4-9)
+	fmt.Fprintf(s.out, "  %s %s%s%s\n", mark, text, strings.Repeat(" ", pad), s.dim.Render(fmt.Sprintf("%9s", short(took))))
+}
+
+// command prints a command line that a person could have typed, and what it printed.
+func (s *screen) command(line, output string) {
+	s.lines(s.dim.Render("$ ") + s.strong.Render(line))
+	for text := range strings.Lines(output) {
+		fmt.Fprintf(s.out, "    %s\n", s.dim.Render("│ ")+clip(strings.TrimRight(text, " \n"), 2*width))
+	}
+}
+
+// clip shortens a line that would not fit.
+func clip(text string, limit int) string {
+	if utf8.RuneCountInString(text) <= limit {
+		return text
+	}
+	return string([]rune(text)[:limit-1]) + "…"
+}
+
+// short rounds a time to what a person wants to know.
+func short(d time.Duration) string {
+	switch {
+	case d < time.Millisecond:
+		return d.Round(time.Microsecond).String()
+	case d < time.Second:
+		return d.Round(100 * time.Microsecond).String()
+	default:
+		return d.Round(100 * time.Millisecond).String()
+	}
+}
