@@ -34,8 +34,13 @@ func (m *Manager) Restore(ctx context.Context, queue cni.Queue) error {
 	m.mutex.Lock()
 	m.restored = true
 	m.mutex.Unlock()
-	drained := queue.Drain(func(request *cni.Request) error { return m.Del(ctx, request) })
-	return errors.Join(append(failed, drained)...)
+	return errors.Join(append(failed, m.Drain(ctx, queue))...)
+}
+
+// Drain does the deletions that were queued while the agent was away. What could not be done stays in the queue; call
+// it again later.
+func (m *Manager) Drain(ctx context.Context, queue cni.Queue) error {
+	return queue.Drain(func(request *cni.Request) error { return m.Del(ctx, request) })
 }
 
 // restoreAddresses takes every address that the journal names out of the pool before any is given out, and withdraws

@@ -21,7 +21,7 @@ type Handle struct {
 	namespace *os.File
 	lib       *lib.Handle
 	conns     chan *conn    // idle sockets
-	turns     chan struct{} // held while devices change
+	turns     chan struct{} // held while the kernel is at work
 	removals  removals
 }
 
@@ -70,6 +70,8 @@ func (h *Handle) Close() error {
 
 // do sends a batch in the handle's namespace.
 func (h *Handle) do(batch ...message) ([][]byte, error) {
+	h.turns <- struct{}{}
+	defer func() { <-h.turns }()
 	c, err := h.conn()
 	if err != nil {
 		return nil, err

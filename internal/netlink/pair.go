@@ -28,8 +28,6 @@ type Pair struct {
 // that nothing passes before a program judges it (see ConnectPair). It returns the index of the host's end. If it
 // fails, nothing is left.
 func (h *Handle) CreatePair(p Pair) (ifindex uint32, err error) {
-	h.turns <- struct{}{}
-	defer func() { <-h.turns }()
 	replies, err := h.do(p.create(), getLink(p.Device))
 	if err != nil {
 		return 0, h.undone(p.Device, err)
@@ -38,7 +36,10 @@ func (h *Handle) CreatePair(p Pair) (ifindex uint32, err error) {
 		return 0, h.undone(p.Device, errors.New("read device "+p.Device+": no answer"))
 	}
 	link := parseLink(replies[0])
-	if err := p.configure(link.peer); err != nil {
+	h.turns <- struct{}{}
+	err = p.configure(link.peer)
+	<-h.turns
+	if err != nil {
 		return 0, h.undone(p.Device, err)
 	}
 	return link.index, nil
@@ -114,8 +115,6 @@ func everything(family netip.Addr) netip.Prefix {
 // each address and a permanent neighbour entry, so that the node itself reaches the pod without asking for its MAC.
 // Repeating it is harmless.
 func (h *Handle) ConnectPair(ifindex uint32, podMAC [6]byte, addrs []netip.Addr) error {
-	h.turns <- struct{}{}
-	defer func() { <-h.turns }()
 	batch := []message{
 		setLink("keep host end from link-local addresses", ifindex, 0, noLinkLocal()),
 		setLink("set host end up", ifindex, unix.IFF_UP, nil),

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"time"
 
@@ -27,18 +28,20 @@ const settle = 100 * time.Millisecond
 // Watch hands over what the kernel has, first at once and then after changes, until the context ends. Changes are only
 // a sign to read again, so that a lost one cannot leave a wrong picture behind.
 func (h *Handle) Watch(ctx context.Context, changed func(Snapshot)) error {
-	socket, err := h.subscribe()
+	announcements, err := h.subscribe()
 	if err != nil {
 		return err
 	}
-	defer unix.Close(socket)
+	defer announcements.Close()
+	stop := context.AfterFunc(ctx, func() { announcements.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
 	for {
 		snapshot, err := h.Snapshot()
 		if err != nil {
 			return err
 		}
 		changed(snapshot)
-		if err := awaitChange(ctx, socket); err != nil {
+		if err := awaitChange(ctx, announcements); err != nil {
 			return err
 		}
 		if ctx.Err() != nil {
@@ -48,56 +51,57 @@ func (h *Handle) Watch(ctx context.Context, changed func(Snapshot)) error {
 }
 
 // subscribe opens a socket that gets the kernel's announcements.
-func (h *Handle) subscribe() (socket int, err error) {
+func (h *Handle) subscribe() (*os.File, error) {
 	const groups = 1<<(unix.RTNLGRP_LINK-1) |
 		1<<(unix.RTNLGRP_IPV4_IFADDR-1) | 1<<(unix.RTNLGRP_IPV6_IFADDR-1) |
 		1<<(unix.RTNLGRP_IPV4_ROUTE-1) | 1<<(unix.RTNLGRP_IPV6_ROUTE-1)
-	err = enter(h.namespace, func() (err error) {
+	var socket int
+	err := enter(h.namespace, func() (err error) {
 		socket, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("subscribe to devices: %w", err)
+		return nil, fmt.Errorf("subscribe to devices: %w", err)
 	}
 	if err := unix.Bind(socket, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
 		unix.Close(socket)
-		return 0, fmt.Errorf("subscribe to devices: %w", err)
+		return nil, fmt.Errorf("subscribe to devices: %w", err)
 	}
-	return socket, nil
+	return os.NewFile(uintptr(socket), "netlink announcements"), nil
 }
 
-// awaitChange returns when something was announced and then settled, or the context ended.
-func awaitChange(ctx context.Context, socket int) error {
-	poll := []unix.PollFd{{Fd: int32(socket), Events: unix.POLLIN}}
-	for ctx.Err() == nil {
-		const slice = 200 // ms; how late the end of the context is noticed
-		n, err := unix.Poll(poll, slice)
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("wait for devices: %w", err)
-		}
-		if n > 0 {
-			break
-		}
+// awaitChange returns when something was announced and then settled, or the context ended. What was announced is not
+// looked at; ENOBUFS says that some of it was lost, which is one more reason to read again.
+func awaitChange(ctx context.Context, announcements *os.File) error {
+	buffer := make([]byte, 64<<10)
+	_, err := announcements.Read(buffer)
+	if err != nil && !errors.Is(err, unix.ENOBUFS) && ctx.Err() == nil {
+		return fmt.Errorf("wait for devices: %w", err)
 	}
 	select {
 	case <-ctx.Done():
+		return nil
 	case <-time.After(settle):
 	}
-	return discard(socket)
+	return discard(announcements, buffer)
 }
 
-// discard empties a socket. ENOBUFS says that announcements were lost, which is one more reason to read again.
-func discard(socket int) error {
-	buffer := make([]byte, 64<<10)
-	for {
-		_, _, err := unix.Recvfrom(socket, buffer, 0)
-		switch {
-		case errors.Is(err, unix.EAGAIN):
-			return nil
-		case err != nil && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EINTR):
-			return fmt.Errorf("read announcements: %w", err)
+// discard empties the socket.
+func discard(announcements *os.File, buffer []byte) error {
+	conn, err := announcements.SyscallConn()
+	if err != nil {
+		return err
+	}
+	for err == nil || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EINTR) {
+		failed := conn.Control(func(fd uintptr) { _, _, err = unix.Recvfrom(int(fd), buffer, 0) })
+		if failed != nil {
+			return failed
 		}
 	}
+	if errors.Is(err, unix.EAGAIN) {
+		return nil
+	}
+	return fmt.Errorf("read announcements: %w", err)
 }
 
 // Snapshot reads devices and routes now.
