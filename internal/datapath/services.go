@@ -22,7 +22,7 @@ func (d *Datapath) PublishServices(ctx context.Context, delta *service.Delta) er
 	for _, step := range []func(*service.Delta) error{
 		func(delta *service.Delta) error { return d.writeBackends(delta.Backends) },
 		d.writeSlots, d.setFrontends, d.unsetFrontends,
-		func(delta *service.Delta) error { return d.writeBackends(delta.Gone) },
+		func(delta *service.Delta) error { return d.writeBackends(delta.Retired) },
 	} {
 		if err := errors.Join(ctx.Err(), step(delta)); err != nil {
 			return fmt.Errorf("publish services: %w", err)
@@ -38,7 +38,7 @@ func (d *Datapath) PublishServices(ctx context.Context, delta *service.Delta) er
 
 // checkServices refuses rows that the maps cannot hold.
 func (d *Datapath) checkServices(delta *service.Delta) error {
-	for _, rows := range [][]service.BackendRow{delta.Backends, delta.Gone} {
+	for _, rows := range [][]service.BackendRow{delta.Backends, delta.Retired} {
 		for _, row := range rows {
 			if row.Index == 0 || !d.arenas.backends.holds(int(row.Index), 1) {
 				return fmt.Errorf("backend %d (%s): there is room for 1 to %d", row.Index, row.Addr, d.arenas.backends.values()-1)

@@ -17,19 +17,20 @@ type Numbers interface {
 }
 
 // Delta is what the kernel must learn, in the order of its fields: content before what refers to it. Applying a delta
-// twice is harmless. Slices are sorted by number or address so that two equal deltas print alike.
+// twice is harmless, and at no instant in between does a slot that a frontend refers to lead to a backend that gets
+// nothing new. Slices are sorted by number or address so that two equal deltas print alike.
 type Delta struct {
-	Backends  []BackendRow  // new backends, and those whose state or node changed
+	Backends  []BackendRow  // backends that are new or changed, but for the retired
 	Slots     []SlotRange   // content of slot ranges that no frontend refers to yet
 	Frontends []FrontendRow // the instant at which a frontend changes
 	Removed   []FrontendKey // frontends that are no more
-	Gone      []BackendRow  // backends that no service lists any longer: reset their clients; State is BackendGone
+	Retired   []BackendRow  // backends that get nothing new any more; those with State BackendGone: reset their clients
 	Work      Work
 }
 
 // Empty says that there is nothing to write.
 func (d *Delta) Empty() bool {
-	return len(d.Backends)+len(d.Slots)+len(d.Frontends)+len(d.Removed)+len(d.Gone) == 0
+	return len(d.Backends)+len(d.Slots)+len(d.Frontends)+len(d.Removed)+len(d.Retired) == 0
 }
 
 // Flags of a frontend; the values are those of enum frontend_flag in bpf/lib/constants.h.

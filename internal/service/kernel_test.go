@@ -85,13 +85,14 @@ func newKernel(t testing.TB) *kernel {
 	return &kernel{t, map[uint32]BackendRow{}, map[uint32]uint32{}, map[FrontendKey]FrontendRow{}}
 }
 
-// apply writes a delta in the order of its fields. No slot may be written that a frontend refers to at that moment,
-// and in the end no frontend may lead to a backend that is gone.
+// apply writes a delta in the order of its fields. No slot may be written that a frontend refers to at that moment, and
+// at no moment may a frontend lead to a backend that gets nothing new.
 func (k *kernel) apply(d Delta) {
 	k.t.Helper()
 	for _, b := range d.Backends {
 		k.backends[b.Index] = b
 	}
+	k.check("backends")
 	for _, r := range d.Slots {
 		for _, f := range k.frontends {
 			if f.Count > 0 && f.First < r.First+uint32(len(r.Backends)) && r.First < f.First+f.Count {
@@ -105,20 +106,31 @@ func (k *kernel) apply(d Delta) {
 	for _, f := range d.Frontends {
 		k.frontends[f.FrontendKey] = f
 	}
+	k.check("frontends")
 	for _, key := range d.Removed {
 		if _, ok := k.frontends[key]; !ok {
 			k.t.Errorf("frontend %v removed but it was not there", key)
 		}
 		delete(k.frontends, key)
 	}
-	for _, b := range d.Gone {
-		if b.State != bpf.BackendGone {
-			k.t.Errorf("gone backend %v has state %v", b.Index, b.State)
+	for _, b := range d.Retired {
+		k.backends[b.Index] = b
+		if b.State == bpf.BackendGone {
+			delete(k.backends, b.Index)
 		}
-		delete(k.backends, b.Index)
 	}
-	for key := range k.frontends {
-		k.slotsOf(key)
+	k.check("retired")
+}
+
+// check follows every frontend to its backends.
+func (k *kernel) check(step string) {
+	k.t.Helper()
+	for key, f := range k.frontends {
+		for slot := f.First; slot < f.First+f.Count; slot++ {
+			if b := k.backends[k.slots[slot]]; b.State != bpf.BackendActive {
+				k.t.Fatalf("after step %s frontend %v leads to backend %d, which is %v", step, key, k.slots[slot], b.State)
+			}
+		}
 	}
 }
 

@@ -323,8 +323,10 @@ func (b *Brain) delta() Delta {
 			delete(b.backends, state.key)
 			b.release(policy.KindBackend, state.key.digest())
 			if was.State != bpf.BackendGone {
-				d.Gone = append(d.Gone, is)
+				d.Retired = append(d.Retired, is)
 			}
+		case was.State == bpf.BackendActive && is.State != bpf.BackendActive:
+			d.Retired = append(d.Retired, is)
 		case is != was:
 			d.Backends = append(d.Backends, is)
 		}
@@ -368,11 +370,11 @@ func (b *Brain) Snapshot() Delta {
 func (d *Delta) sort() {
 	byIndex := func(x, y BackendRow) int { return cmp.Compare(x.Index, y.Index) }
 	slices.SortFunc(d.Backends, byIndex)
-	slices.SortFunc(d.Gone, byIndex)
+	slices.SortFunc(d.Retired, byIndex)
 	slices.SortFunc(d.Slots, func(x, y SlotRange) int { return cmp.Compare(x.First, y.First) })
 	slices.SortFunc(d.Frontends, func(x, y FrontendRow) int { return x.Compare(y.FrontendKey) })
 	slices.SortFunc(d.Removed, FrontendKey.Compare)
-	d.Work.KernelWrites = len(d.Backends) + len(d.Gone) + len(d.Frontends) + len(d.Removed)
+	d.Work.KernelWrites = len(d.Backends) + len(d.Retired) + len(d.Frontends) + len(d.Removed)
 	for _, r := range d.Slots {
 		d.Work.KernelWrites += len(r.Backends)
 	}

@@ -125,8 +125,8 @@ func TestADeletedServiceLeavesNothing(t *testing.T) {
 	n.flush()
 	n.DeleteService("default", "web")
 	d := n.flush()
-	if len(d.Removed) != 1 || len(d.Gone) != 2 {
-		t.Errorf("delta removes %d frontends and %d backends, want 1 and 2", len(d.Removed), len(d.Gone))
+	if len(d.Removed) != 1 || len(d.Retired) != 2 {
+		t.Errorf("delta removes %d frontends and %d backends, want 1 and 2", len(d.Removed), len(d.Retired))
 	}
 	n.DeleteBackends("default", "web", "a")
 	n.DeleteBackends("default", "web", "a")
@@ -152,16 +152,13 @@ func TestADrainingBackendKeepsItsNumberUntilItIsGone(t *testing.T) {
 	d := n.flush()
 	want := before
 	want.State = bpf.BackendTerminating
-	if diff := cmp.Diff([]BackendRow{want}, d.Backends, cmp.Comparer(sameRow)); diff != "" {
-		t.Errorf("backends while draining (-want +got):\n%s", diff)
-	}
-	if len(d.Gone) != 0 {
-		t.Errorf("a draining backend is called gone: %+v", d.Gone)
+	if diff := cmp.Diff([]BackendRow{want}, d.Retired, cmp.Comparer(sameRow)); diff != "" {
+		t.Errorf("retired while draining (-want +got):\n%s", diff)
 	}
 
 	n.SetBackends(behind("web", ready("10.0.0.2")))
 	want.State = bpf.BackendGone
-	if diff := cmp.Diff([]BackendRow{want}, n.flush().Gone, cmp.Comparer(sameRow)); diff != "" {
+	if diff := cmp.Diff([]BackendRow{want}, n.flush().Retired, cmp.Comparer(sameRow)); diff != "" {
 		t.Errorf("gone backends (-want +got):\n%s", diff)
 	}
 }
@@ -176,8 +173,8 @@ func TestServicesShareABackend(t *testing.T) {
 		t.Errorf("%d backends for one address, want 1", len(d.Backends))
 	}
 	n.DeleteService("default", "web")
-	if d := n.flush(); len(d.Gone) != 0 {
-		t.Errorf("the backend went although a service lists it: %+v", d.Gone)
+	if d := n.flush(); len(d.Retired) != 0 {
+		t.Errorf("the backend went although a service lists it: %+v", d.Retired)
 	}
 	n.SetBackends(behind("shop", starting("10.0.0.1")))
 	n.flush()
@@ -283,8 +280,8 @@ func TestANodeThatGetsANumberChangesItsBackends(t *testing.T) {
 	n.flush()
 	n.SetNode("n1", 7, "z1")
 	d := n.flush()
-	if len(d.Backends) != 2 || d.Backends[0].Node != 7 {
-		t.Errorf("backends %+v, want the first on node 7 and the other inactive", d.Backends)
+	if len(d.Backends) != 1 || d.Backends[0].Node != 7 || len(d.Retired) != 1 {
+		t.Errorf("backends %+v retired %+v, want the first on node 7 and the other retired", d.Backends, d.Retired)
 	}
 	if got := n.kernel.slotsOf(tcp("10.96.0.1:80")); len(got) != 1 || got[0] != "10.0.0.1:8080" {
 		t.Errorf("slots %v, want the backend of the node's zone", got)
