@@ -1,8 +1,52 @@
 package main
 
-import "github.com/spf13/cobra"
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
 
 // agentCommands lists the commands that ask an agent or change the cluster, in the order in which help shows them.
-func agentCommands(_ *app) []*cobra.Command {
-	return nil
+func agentCommands(a *app) []*cobra.Command {
+	return []*cobra.Command{
+		newStatusCommand(a),
+		newObserveCommand(a),
+		newPolicyCommand(a),
+		newEndpointCommand(a),
+		newServiceCommand(a),
+		newIPAMCommand(a),
+		newBPFCommand(a),
+		newDBCommand(a),
+		newReloadCommand(a),
+	}
+}
+
+// group is a command that asks an agent and only holds others.
+func group(use, short string, commands ...*cobra.Command) *cobra.Command {
+	cmd := holder(use, short, commands...)
+	cmd.GroupID = groupSee
+	return cmd
+}
+
+// holder is a command below a group that only holds others.
+func holder(use, short string, commands ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short}
+	cmd.AddCommand(commands...)
+	return cmd
+}
+
+// argument demands one argument and keeps it in into; optional: it may be missing.
+func argument(into *string, what string, optional bool) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) > 1:
+			return fmt.Errorf("%s: one %s at most, got %s", cmd.CommandPath(), what, strings.Join(args, " "))
+		case len(args) == 0 && !optional:
+			return fmt.Errorf("%s: which %s? see `%s --help`", cmd.CommandPath(), what, cmd.CommandPath())
+		case len(args) == 1:
+			*into = args[0]
+		}
+		return nil
+	}
 }
