@@ -1,0 +1,51 @@
+# Everything a developer does, one target each. Each installs what it needs (Debian packages, as root) and says so.
+.DEFAULT_GOAL := help
+.PHONY: help demo build generate test lint fuzz bench vm sweep clean
+
+export CGO_ENABLED := 0
+BINARIES := tendril tendril-agent tendril-cni
+KERNELS := $(CURDIR)/build/kernels
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: build ## a cluster of three nodes on this machine tells the story in two minutes; KEEP=1 leaves it running
+	@test/install.sh lab
+	@bin/tendril lab demo $(if $(KEEP),--keep)
+
+build: ## build the binaries into bin/
+	@mkdir -p bin
+	@for binary in $(BINARIES); do \
+		echo "build bin/$$binary"; \
+		go build -trimpath -ldflags '-s -w' -o bin/$$binary ./cmd/$$binary || exit 1; \
+	done
+
+generate: ## compile the BPF programs and everything else that is generated
+	@test/install.sh generate
+	@go generate ./bpf ./api
+
+test: ## run every test; leaves nothing behind
+	@test/run.sh
+
+lint: ## check the budgets and habits that a program can check
+	@go vet ./...
+	@go test -count=1 ./test/lint
+	@test/golangci.sh
+
+fuzz: ## fuzz every fuzz target, TIME=10s each
+	@test/fuzz.sh $(or $(TIME),10s)
+
+bench: build ## measure against bare veth, print a table, write bench/results.json
+	@test/install.sh lab
+	@go run ./test/bench -bin bin -out bench/results.json
+
+vm: ## run a package's tests on another kernel: make vm KERNEL=6.1 PKG=./internal/datapath
+	@test/install.sh kernels
+	@test/kernels/fetch.sh $(KERNELS)
+	@go run ./test/kernels/run -kernels $(KERNELS) -kernel $(or $(KERNEL),6.1) $(or $(PKG),./test/kernels)
+
+sweep: ## remove what a killed test or lab left on this machine
+	@test/sweep.sh remove
+
+clean: sweep ## sweep, and remove what was built
+	@rm -rf bin build

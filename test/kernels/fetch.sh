@@ -1,0 +1,83 @@
+#!/bin/bash
+# fetch.sh DIR: brings Debian's kernels to DIR/<version>/vmlinux, once: 6.1 (bookworm's own, the oldest that is supported)
+# and 6.12 (bookworm-backports). The machine's own package sources and lists stay as they are.
+set -euo pipefail
+out=$1
+mkdir -p "$out"
+out=$(readlink -f "$out")
+
+# sources SUITE: the machine's Debian sources, of another suite.
+sources() {
+	cat /etc/apt/sources.list.d/debian.sources 2>/dev/null |
+		awk -v suite="$1" 'BEGIN { RS = ""; ORS = "\n\n" } NR == 1 { gsub(/\nSuites:[^\n]*/, "\nSuites: " suite); print }'
+	[ -e /etc/apt/sources.list.d/debian.sources ] ||
+		echo "deb http://deb.debian.org/debian $1 main"
+}
+
+# private_apt SUITE: an apt of its own, below the output folder, that knows only the suite.
+private_apt() {
+	apt=$out/apt-$1
+	mkdir -p "$apt"/{parts,lists/partial,cache/archives/partial}
+	if [ -e /etc/apt/sources.list.d/debian.sources ]; then
+		sources "$1" > "$apt/parts/suite.sources"
+	else
+		sources "$1" > "$apt/parts/suite.list"
+	fi
+	cat > "$apt/apt.conf" <<-END
+		Dir::Etc::SourceList "/dev/null";
+		Dir::Etc::SourceParts "$apt/parts";
+		Dir::State::Lists "$apt/lists";
+		Dir::Cache "$apt/cache";
+		APT::Sandbox::User "root";
+		Acquire::Languages "none";
+	END
+	APT_CONFIG=$apt/apt.conf apt-get update -qq
+}
+
+# unpack DEB DIR: the kernel image as an ELF file, which boots seconds faster than the compressed one under emulation.
+unpack() {
+	mkdir -p "$2"
+	dpkg-deb --fsys-tarfile "$1" | tar -x -O --wildcards './boot/vmlinuz-*' > "$2/vmlinuz"
+	python3 - "$2/vmlinuz" "$2/vmlinux.new" <<-'END'
+		import lzma, subprocess, sys
+		image = open(sys.argv[1], "rb").read()
+		def xz(start):
+		    return lzma.LZMADecompressor().decompress(image[start:])
+		def zstd(start):
+		    run = subprocess.run(["zstd", "-dcq"], input=image[start:], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+		    return run.stdout
+		for magic, unpack in ((b"\x28\xb5\x2f\xfd", zstd), (b"\xfd7zXZ\0", xz)):
+		    start = image.find(magic)
+		    while start >= 0:
+		        try:
+		            kernel = unpack(start)
+		        except lzma.LZMAError:
+		            kernel = b""
+		        if kernel[:4] == b"\x7fELF":
+		            open(sys.argv[2], "wb").write(kernel)
+		            sys.exit(0)
+		        start = image.find(magic, start + 1)
+		sys.exit("no kernel in " + sys.argv[1] + ": neither zstd nor xz")
+	END
+	mv "$2/vmlinux.new" "$2/vmlinux"
+	rm "$2/vmlinuz"
+}
+
+# kernel VERSION SUITE: fetches the suite's newest kernel, unless it is there already.
+kernel() {
+	[ ! -e "$out/$1/vmlinux" ] || return 0
+	echo "kernel $1: fetching from $2"
+	private_apt "$2"
+	work=$(mktemp -d)
+	(
+		cd "$work"
+		export APT_CONFIG=$apt/apt.conf
+		image=$(apt-cache depends linux-image-amd64 | awk '/Depends:/ { print $2; exit }')
+		apt-get download -qq "$image"
+	)
+	unpack "$work"/linux-image-*.deb "$out/$1"
+	rm -rf "$work" "$apt"
+}
+
+kernel 6.1 bookworm
+kernel 6.12 bookworm-backports

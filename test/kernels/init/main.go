@@ -1,0 +1,66 @@
+// Command init is the first process of a guest kernel: it mounts what a BPF program's user needs, runs one command, says
+// on the console how that ended, and switches the machine off.
+//
+// Its command is the file /program with the arguments in /arguments, one a line. It never returns to the kernel.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	fmt.Printf("\n%s%d\n", "tendril-guest-status:", run())
+	unix.Sync()
+	err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	fmt.Println("power off:", err)
+	select {}
+}
+
+// run mounts, executes and gives the exit status; 125 says that the guest itself is at fault.
+func run() int {
+	if err := mountAll(); err != nil {
+		fmt.Println("guest:", err)
+		return 125
+	}
+	text, err := os.ReadFile("/arguments")
+	if err != nil {
+		fmt.Println("guest:", err)
+		return 125
+	}
+	command := exec.Command("/program", strings.Fields(string(text))...)
+	command.Dir = "/work"
+	command.Env = []string{"PATH=/", "HOME=/", "TMPDIR=/tmp"}
+	command.Stdout, command.Stderr = os.Stdout, os.Stdout
+	err = command.Run()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return exit.ExitCode()
+	}
+	fmt.Println("guest:", err)
+	return 125
+}
+
+// mountAll makes the file systems that programs expect.
+func mountAll() error {
+	for _, m := range []struct{ kind, at string }{
+		{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}, {"tmpfs", "/tmp"}, {"tmpfs", "/run"},
+		{"bpf", "/sys/fs/bpf"}, {"cgroup2", "/sys/fs/cgroup"}, {"tmpfs", "/work"},
+	} {
+		if err := os.MkdirAll(m.at, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount("none", m.at, m.kind, 0, ""); err != nil && !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("mount %s on %s: %w", m.kind, m.at, err)
+		}
+	}
+	return nil
+}
