@@ -33,12 +33,6 @@ func (d *Delta) Empty() bool {
 	return len(d.Backends)+len(d.Slots)+len(d.Frontends)+len(d.Removed)+len(d.Retired) == 0
 }
 
-// Flags of a frontend; the values are those of enum frontend_flag in bpf/lib/constants.h.
-const (
-	FlagHash     uint32 = 1 // the slot is chosen by a hash of the connection's tuple (Maglev), not at random
-	FlagExternal uint32 = 2 // an address that clients outside the cluster use
-)
-
 // BackendRow is a row of the backends map.
 type BackendRow struct {
 	Index uint32
@@ -73,7 +67,7 @@ type FrontendRow struct {
 	First           uint32 // index of its first slot; 0 if Count is
 	Count           uint32 // number of slots; 0: connections are refused with DROP_NO_BACKEND
 	Service         uint32 // number of the service, for records
-	Flags           uint32 // FlagHash, FlagExternal
+	Flags           uint32 // enum frontend_flag
 	AffinitySeconds uint32 // 0: none
 }
 

@@ -13,5 +13,5 @@
 // What is published depends only on the inputs and not on their order; numbers alone depend on history.
 //
 // The package is pure: no I/O, clock, log or goroutine, and not safe for concurrent use. It is not for the choice of a
-// slot: that is the datapath's, a random number or (FlagHash) a hash of the connection's tuple, modulo the slot count.
+// slot: that is the datapath's, a random number or (FRONTEND_HASH) a hash of the connection's tuple, modulo the slot count.
 package service

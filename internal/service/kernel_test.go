@@ -292,7 +292,7 @@ func (s *slow) frontend(key serviceKey, service table.Service, port table.Servic
 	local := service.InternalLocal
 	flags := uint32(0)
 	if external {
-		local, flags = service.ExternalLocal, FlagExternal
+		local, flags = service.ExternalLocal, uint32(bpf.FrontendExternal)
 	}
 	type candidate struct {
 		row  table.Backend
@@ -338,7 +338,7 @@ func (s *slow) frontend(key serviceKey, service table.Service, port table.Servic
 		active[k] = true
 	}
 	if service.Algorithm == AlgorithmMaglev {
-		flags |= FlagHash
+		flags |= uint32(bpf.FrontendHash)
 		chosen = slowMaglev(chosen, int(s.config.MaglevSize))
 	}
 	names := []string{}

@@ -267,10 +267,10 @@ func frontendRow(f frontendPlan, service *table.Service, p *publication) Fronten
 		Service: p.number, AffinitySeconds: service.AffinitySeconds,
 	}
 	if f.external {
-		row.Flags |= FlagExternal
+		row.Flags |= uint32(bpf.FrontendExternal)
 	}
 	if service.Algorithm == AlgorithmMaglev {
-		row.Flags |= FlagHash
+		row.Flags |= uint32(bpf.FrontendHash)
 	}
 	return row
 }

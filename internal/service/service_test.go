@@ -218,7 +218,7 @@ func TestOfTwoServicesTheFirstByNameHasTheAddress(t *testing.T) {
 func TestASettingThatIsNotServedIsNamed(t *testing.T) {
 	n := newTestNode(t, Config{})
 	s := web("web", "10.96.0.1")
-	s.Ports[0].NodePort = 30080
+	s.Ports[0].NodePort, s.AffinitySeconds = 30080, 60
 	s.LoadBalancerIPs, s.SourceRanges = addrs("192.0.2.1"), append(s.SourceRanges, prefix("198.51.100.0/24"))
 	n.SetService(s)
 	n.flush()
@@ -226,7 +226,8 @@ func TestASettingThatIsNotServedIsNamed(t *testing.T) {
 	for _, p := range n.Problems() {
 		got = append(got, p.Message)
 	}
-	want := []string{"loadBalancerSourceRanges are not enforced, so its load-balancer addresses are not served", "node port 30080 is not served"}
+	want := []string{"loadBalancerSourceRanges are not enforced, so its load-balancer addresses are not served", "node port 30080 is not served",
+		"sessionAffinity is not kept: each connection gets a backend of its own"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("problems (-want +got):\n%s", diff)
 	}

@@ -136,6 +136,9 @@ func unsupported(key serviceKey, service *table.Service) []Problem {
 			add(fmt.Sprintf("node port %d is not served", port.NodePort), "use the cluster address or an external address")
 		}
 	}
+	if service.AffinitySeconds != 0 {
+		add("sessionAffinity is not kept: each connection gets a backend of its own", "set sessionAffinity to None")
+	}
 	if len(service.SourceRanges) > 0 && len(service.LoadBalancerIPs) > 0 {
 		add("loadBalancerSourceRanges are not enforced, so its load-balancer addresses are not served",
 			"remove the ranges, or allow the clients by a policy on its pods")
