@@ -7,10 +7,11 @@ import (
 	"strings"
 )
 
-// DefaultSocket and DefaultDataDir are used where the network configuration names none.
+// DefaultSocket and DefaultDataDir are used where the network configuration names none: they lie in the agent's default
+// run and state folders.
 const (
 	DefaultSocket  = "/run/tendril/cni.sock"
-	DefaultDataDir = "/var/lib/tendril/cni"
+	DefaultDataDir = "/var/lib/tendril"
 )
 
 // Versions returns the CNI versions that the plugin speaks, oldest first.

@@ -20,8 +20,6 @@ const (
 	labelPatience = 2 * time.Second
 	// judgePatience is how long ADD waits for any verdict; longer means that nobody judges.
 	judgePatience = 10 * time.Second
-	// stubHandle names our classifiers on a pod's device, one a direction.
-	stubHandle = 1
 )
 
 // Add attaches a container. Asked again for an attachment that is complete, it gives the same result if the namespace
@@ -169,8 +167,8 @@ func (m *Manager) attach(e *endpoint) error {
 	}
 	defer to.Close()
 	return m.links.AttachClassifiers(e.ifindex,
-		netlink.Classifier{Direction: netlink.Ingress, FD: from.FD(), Name: "tendril_from_pod", Handle: stubHandle},
-		netlink.Classifier{Direction: netlink.Egress, FD: to.FD(), Name: "tendril_to_pod", Handle: stubHandle})
+		netlink.Classifier{Direction: netlink.Ingress, FD: from.FD(), Name: "tendril_from_pod"},
+		netlink.Classifier{Direction: netlink.Egress, FD: to.FD(), Name: "tendril_to_pod"})
 }
 
 // publish is step 5. Once the first address may have been published all of them count as known to others.

@@ -15,6 +15,9 @@ func (h *Handle) EnsureNodeAddresses(addrs []netip.Addr) error {
 	if err != nil {
 		return fmt.Errorf("loopback device: %w", err)
 	}
+	if err := h.lib.LinkSetUp(loopback); err != nil {
+		return fmt.Errorf("set loopback device up: %w", err)
+	}
 	for _, addr := range addrs {
 		address := &lib.Addr{IPNet: ipNet(netip.PrefixFrom(addr, addr.BitLen())), Flags: unix.IFA_F_NODAD}
 		if err := h.lib.AddrReplace(loopback, address); err != nil {

@@ -1,6 +1,7 @@
 package netlink
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -17,12 +18,15 @@ const (
 	Egress
 )
 
+// DefaultHandle is the handle of the one program that a device has for a direction.
+const DefaultHandle = 1
+
 // Classifier is a BPF program to attach (cls_bpf, direct action).
 type Classifier struct {
 	Direction Direction
 	FD        int
 	Name      string // shown by tc; at most 255 bytes
-	Handle    uint32 // distinguishes programs of one device and direction; not 0
+	Handle    uint32 // tells programs of one device and direction apart; 0: DefaultHandle
 }
 
 const (
@@ -51,9 +55,6 @@ func (h *Handle) AttachClassifier(ifindex uint32, direction Direction, fd int, n
 func (h *Handle) AttachClassifiers(ifindex uint32, classifiers ...Classifier) error {
 	batch := []message{newClsact(ifindex)}
 	for _, c := range classifiers {
-		if c.Handle == 0 {
-			return fmt.Errorf("attach classifier %s to device %d: handle is 0", c.Name, ifindex)
-		}
 		batch = append(batch, c.message(ifindex))
 	}
 	_, err := h.do(batch...)
@@ -137,7 +138,7 @@ func (c Classifier) header(ifindex uint32) []byte {
 		parent = parentEgress
 	}
 	protocol := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ALL))
-	return tcmsg(ifindex, c.Handle, parent, priority<<16|uint32(protocol))
+	return tcmsg(ifindex, cmp.Or(c.Handle, DefaultHandle), parent, priority<<16|uint32(protocol))
 }
 
 const sizeofTcmsg = 20

@@ -54,11 +54,20 @@ func TestClassifierOfNoDeviceIsRefused(t *testing.T) {
 	}
 }
 
-func TestClassifierWithoutHandleIsRefused(t *testing.T) {
+func TestClassifierWithoutHandleTakesTheDefaultsPlace(t *testing.T) {
 	node := newNode(t)
-	if err := node.AttachClassifier(1, Ingress, 0, "te-nameless", 0); err == nil {
-		t.Error("a classifier without handle was attached")
+	ifindex, err := node.CreatePair(testPair(newNamespace(t), 0))
+	if err != nil {
+		t.Fatal(err)
 	}
+	first, _ := newProgram(t)
+	second, secondID := newProgram(t)
+	for _, program := range []int{first.FD(), second.FD()} {
+		if err := node.AttachClassifiers(ifindex, Classifier{Direction: Ingress, FD: program, Name: "te-nameless"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	attached(t, node, ifindex, Ingress, secondID)
 }
 
 func TestDetachingWithoutClsactDoesNothing(t *testing.T) {

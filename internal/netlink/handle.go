@@ -159,7 +159,7 @@ func setSysctl(name, value string) error {
 // PrepareNode sets what the datapath needs of the node's own namespace: forwarding in both families; no strict
 // reverse-path filter, because a reply may come back by another device than the route says (the datapath checks sources
 // itself); no proxy ARP, because the datapath answers for the gateway; and no redirects to pods, whose path is not the
-// kernel's to shorten.
+// kernel's to shorten. Devices that learn their IPv6 routes from a router go on doing so, which forwarding would end.
 func (h *Handle) PrepareNode() error {
 	settings := []struct{ name, value string }{
 		{"ipv4/ip_forward", "1"},
@@ -175,6 +175,9 @@ func (h *Handle) PrepareNode() error {
 		{"ipv6/conf/default/forwarding", "1"},
 	}
 	return enter(h.namespace, func() error {
+		if err := keepAdvertisedRoutes(); err != nil {
+			return err
+		}
 		for _, s := range settings {
 			if err := setSysctl(s.name, s.value); err != nil {
 				return err
@@ -182,6 +185,26 @@ func (h *Handle) PrepareNode() error {
 		}
 		return nil
 	})
+}
+
+// keepAdvertisedRoutes has devices that take router advertisements while they do not forward take them always
+// (Documentation/networking/ip-sysctl.rst, accept_ra).
+func keepAdvertisedRoutes() error {
+	devices, err := os.ReadDir("/proc/sys/net/ipv6/conf")
+	if err != nil {
+		return fmt.Errorf("list devices' IPv6 settings: %w", err)
+	}
+	for _, device := range devices {
+		name := "ipv6/conf/" + device.Name() + "/accept_ra"
+		value, err := os.ReadFile(filepath.Join("/proc/sys/net", name))
+		if err != nil || strings.TrimSpace(string(value)) != "1" || device.Name() == "all" || device.Name() == "default" {
+			continue // a device that is gone by now needs nothing
+		}
+		if err := setSysctl(name, "2"); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // NetnsCookie returns the number by which BPF programs know the handle's namespace (SO_NETNS_COOKIE).

@@ -15,7 +15,7 @@ import (
 type PairState struct {
 	IfIndex uint32 // of the host's end; 0: there is none
 	Up      bool   // the host's end
-	// Programs attached to the host's end by handle 1, by Direction; 0: none.
+	// Programs attached to the host's end with DefaultHandle, by Direction; 0: none.
 	Programs [2]uint32
 	// The pod's end, if it was asked for.
 	PodUp    bool
@@ -36,7 +36,7 @@ func (h *Handle) InspectPair(device string, netns *os.File, ifName string) (Pair
 	link := parseLink(replies[0])
 	state.IfIndex, state.Up = link.index, link.flags&unix.IFF_UP != 0
 	for _, direction := range []Direction{Ingress, Egress} {
-		if state.Programs[direction], err = h.Attached(link.index, direction, 1); err != nil {
+		if state.Programs[direction], err = h.Attached(link.index, direction, DefaultHandle); err != nil {
 			return state, err
 		}
 	}

@@ -196,6 +196,37 @@ func TestOverlayIsMadeKeptAndRemadeForAnotherPort(t *testing.T) {
 	}
 }
 
+func TestForwardingDoesNotEndAdvertisedRoutes(t *testing.T) {
+	node := newNode(t)
+	addUplink(t, node)
+	if err := errors.Join(node.SetSysctl("ipv6/conf/te-up/accept_ra", "1"), node.SetSysctl("ipv6/conf/te-fabric/accept_ra", "0")); err != nil {
+		t.Fatal(err)
+	}
+	if err := node.PrepareNode(); err != nil {
+		t.Fatal(err)
+	}
+	for device, want := range map[string]string{"te-up": "2", "te-fabric": "0"} {
+		if got, err := node.Sysctl("ipv6/conf/" + device + "/accept_ra"); err != nil || got != want {
+			t.Errorf("accept_ra of %s is %q, %v; want %q", device, got, err, want)
+		}
+	}
+}
+
+func TestNodeHasTheGatewaysAddresses(t *testing.T) {
+	node := newNode(t)
+	gateways := []netip.Addr{addr("10.1.0.1"), addr("fd01::1")}
+	for range 2 { // repeating it is harmless
+		if err := node.EnsureNodeAddresses(gateways); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, gateway := range gateways {
+		if hop, err := node.NextHop(gateway); err != nil || hop.Device != "lo" {
+			t.Errorf("%s is reached by %+v, %v; want the node itself", gateway, hop, err)
+		}
+	}
+}
+
 func TestPreparedNodeForwardsAndAnswersForNobody(t *testing.T) {
 	node := newNode(t)
 	if err := node.PrepareNode(); err != nil {
