@@ -85,7 +85,7 @@ func dialEtcd(endpoints []string, tls *tls.Config, logger *slog.Logger) (*client
 // reconnect bounds how long gRPC waits between tries to connect, so that a store that is back is soon found.
 func reconnect() grpc.DialOption {
 	return grpc.WithConnectParams(grpc.ConnectParams{
-		Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 15 * time.Second},
+		Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 4 * time.Second},
 		MinConnectTimeout: 3 * time.Second,
 	})
 }

@@ -68,6 +68,7 @@ var errEpochChanged = errors.New("the store was filled anew")
 func (f *feed) run(ctx context.Context) error {
 	var backoff Backoff
 	for {
+		backoff.Max = longest(retryMax, f.nodes())
 		err := f.session(ctx, &backoff)
 		f.disconnected(err)
 		if ctx.Err() != nil {

@@ -27,6 +27,9 @@ func jitter(d time.Duration) time.Duration {
 	return d*3/4 + rand.N(d/2)
 }
 
+// retryMax is the longest that a small cluster's agent waits before it tries the store again; it grows with log2(nodes).
+const retryMax = 3 * time.Second
+
 // Backoff is how long to wait before the next of several tries: doubling from Min to Max, jittered. The zero value
 // goes from 100 ms to 30 s.
 type Backoff struct {

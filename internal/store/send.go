@@ -18,6 +18,7 @@ func (p *Publisher) run(ctx context.Context, nodes func() int) error {
 	var backoff Backoff
 	var beatAt time.Time
 	for ctx.Err() == nil {
+		backoff.Max = longest(retryMax, nodes())
 		err := p.drain(ctx)
 		if err == nil && p.beatDue(beatAt) {
 			if err = p.beat(ctx); err == nil {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
@@ -44,7 +45,7 @@ func policyCounter() Key { return Key{Kind: KindCounter, First: string(KindPolic
 const writeBatch = maxWrites - 1
 
 // writeTries is how often a batch is tried anew because another writer was faster.
-const writeTries = 8
+const writeTries = 16
 
 // NewWriter connects a writer. Close it.
 func NewWriter(config WriterConfig) (*Writer, error) {
@@ -299,6 +300,7 @@ func (w *Writer) write(ctx context.Context, changes []change) (result Result, er
 
 // writeOne writes one batch in one transaction, again if another writer came between reading and writing.
 func (w *Writer) writeOne(ctx context.Context, batch []change, result *Result) error {
+	backoff := Backoff{Min: 2 * time.Millisecond, Max: 200 * time.Millisecond}
 	for range writeTries {
 		current, err := w.current(ctx, batch)
 		if err != nil {
@@ -315,6 +317,9 @@ func (w *Writer) writeOne(ctx context.Context, batch []change, result *Result) e
 		if done > 0 {
 			result.add(plan, done)
 			return nil
+		}
+		if !sleep(ctx, backoff.Next()) {
+			return ctx.Err()
 		}
 	}
 	return fmt.Errorf("write %d records from key %q on: other writers were faster %d times; try again", len(batch), batch[0].key, writeTries)
