@@ -1,0 +1,361 @@
+package bpf
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/ringbuf"
+)
+
+// The commands of a story that change or print the state. Words are name=value, lists are joined by commas.
+
+// words splits a command's arguments into plain ones and named ones.
+func words(text string) (plain []string, named map[string]string) {
+	named = map[string]string{}
+	for _, word := range strings.Fields(text) {
+		if name, value, ok := strings.Cut(word, "="); ok {
+			named[name] = value
+		} else {
+			plain = append(plain, word)
+		}
+	}
+	return plain, named
+}
+
+// number reads a named number; absent is 0.
+func number(named map[string]string, name string) uint32 {
+	n, err := strconv.ParseUint(named[name], 10, 32)
+	if err != nil {
+		return 0
+	}
+	return uint32(n)
+}
+
+// endpoint INDEX ADDRESS4 ADDRESS6 peer=N ingress=PROGRAM egress=PROGRAM mtu=N: a pod; its generation is INDEX+100, its link addresses
+// end in INDEX (pod) and INDEX+100 (host).
+func (s *stage) endpoint(text string) (string, error) {
+	plain, named := words(text)
+	index, err := strconv.Atoi(plain[0])
+	if err != nil {
+		return "", err
+	}
+	e := Endpoint{IfIndex: uint32(1000 + index), Generation: uint32(index + 100), Peer: number(named, "peer"),
+		Ingress: number(named, "ingress"), Egress: number(named, "egress"), MTU: 1500}
+	if named["mtu"] != "" {
+		e.MTU = number(named, "mtu")
+	}
+	e.PodMAC, e.HostMAC = [6]byte{2, 0, 0, 0, 0, byte(index)}, [6]byte{2, 0, 0, 0, 0, byte(index + 100)}
+	e.Address4, e.Address6 = AddressOf(netip.MustParseAddr(plain[1])), AddressOf(netip.MustParseAddr(plain[2]))
+	info := PeerInfo{Peer: e.Peer, Endpoint: uint32(index), Flags: AddressFlagLocalPod | AddressFlagCluster}
+	return "", errors.Join(s.maps["endpoints"].Put(uint32(index), e),
+		s.maps["addresses"].Put(e.Address4, info), s.maps["addresses"].Put(e.Address6, info))
+}
+
+// forget INDEX: the endpoint's record goes out of use, its addresses stay.
+func (s *stage) forget(text string) (string, error) {
+	index, err := strconv.Atoi(text)
+	if err != nil {
+		return "", err
+	}
+	return "", s.maps["endpoints"].Put(uint32(index), Endpoint{})
+}
+
+// address PREFIX peer=N node=N flags=LIST
+func (s *stage) address(text string) (string, error) {
+	plain, named := words(text)
+	flags := map[string]AddressFlag{"host": AddressFlagHost, "remote-node": AddressFlagRemoteNode, "cluster": AddressFlagCluster,
+		"no-masquerade": AddressFlagNoMasquerade, "tunnel": AddressFlagTunnel, "unknown": AddressFlagUnknown}
+	info := PeerInfo{Peer: number(named, "peer"), Node: number(named, "node")}
+	for name := range strings.SplitSeq(named["flags"], ",") {
+		info.Flags |= flags[name]
+	}
+	if addr, err := netip.ParseAddr(plain[0]); err == nil {
+		return "", s.maps["addresses"].Put(AddressOf(addr), info)
+	}
+	prefix, err := netip.ParsePrefix(plain[0])
+	if err != nil {
+		return "", err
+	}
+	return "", s.maps["prefixes"].Put(PrefixOf(prefix), info)
+}
+
+// node INDEX tunnel=ADDRESS hop4=ADDRESS hop6=ADDRESS ifindex=N
+func (s *stage) node(text string) (string, error) {
+	plain, named := words(text)
+	index, err := strconv.Atoi(plain[0])
+	if err != nil {
+		return "", err
+	}
+	addr := func(name string) Address {
+		a, _ := netip.ParseAddr(named[name])
+		return AddressOf(a)
+	}
+	return "", s.maps["nodes"].Put(uint32(index), Node{Tunnel: addr("tunnel"), NextHop4: addr("hop4"), NextHop6: addr("hop6"),
+		IfIndex: number(named, "ifindex")})
+}
+
+// uplink IFINDEX ADDRESS4 ADDRESS6
+func (s *stage) uplink(text string) (string, error) {
+	plain, _ := words(text)
+	index, err := strconv.Atoi(plain[0])
+	if err != nil {
+		return "", err
+	}
+	return "", s.maps["uplinks"].Put(uint32(index), Uplink{Address4: AddressOf(netip.MustParseAddr(plain[1])),
+		Address6: AddressOf(netip.MustParseAddr(plain[2])), MTU: 1500})
+}
+
+// peer INDEX class=N bits=LIST: a peer's class, and the selectors that match it.
+func (s *stage) peer(text string) (string, error) {
+	plain, named := words(text)
+	index, err := strconv.Atoi(plain[0])
+	if err != nil {
+		return "", err
+	}
+	class := number(named, "class")
+	row := make([]uint64, testConfig().ClassWords)
+	for text := range strings.SplitSeq(named["bits"], ",") {
+		if bit, err := strconv.Atoi(text); err == nil {
+			row[bit/64] |= 1 << (bit % 64)
+		}
+	}
+	for i, word := range row {
+		if err := s.maps["class_bits"].Put(class*testConfig().ClassWords+uint32(i), word); err != nil {
+			return "", err
+		}
+	}
+	return "", s.maps["peer_class"].Put(uint32(index), class)
+}
+
+// program INDEX DEFAULT {; ACTION PORTS selector=N rank=N rule=N [argument=N]}: DEFAULT is allow or deny; PORTS is tcp/80, tcp/80-90,
+// tcp (any port) or any. Content goes to fresh cells, then the descriptor is flipped, as the agent does it.
+func (s *stage) program(text string) (string, error) {
+	parts := strings.Split(text, ";")
+	plain, _ := words(parts[0])
+	index, err := strconv.Atoi(plain[0])
+	if err != nil {
+		return "", err
+	}
+	source := programSource{allow: plain[1] == "allow"}
+	for _, part := range parts[1:] {
+		if err := source.entry(part); err != nil {
+			return "", err
+		}
+	}
+	cells := source.compile()
+	first := s.nextCell
+	s.nextCell += uint32(len(cells))
+	for i, cell := range cells {
+		if err := s.maps["policy_cells"].Put(first+uint32(i), cell); err != nil {
+			return "", err
+		}
+	}
+	return "", s.maps["policy_programs"].Put(uint32(index), 1<<63|uint64(first))
+}
+
+// epoch N: the verdict epoch.
+func (s *stage) epoch(text string) (string, error) {
+	n, err := strconv.ParseUint(text, 10, 32)
+	if err != nil {
+		return "", err
+	}
+	return "", s.maps["control"].Put(uint32(ControlVerdictEpoch), uint32(n))
+}
+
+// protocols by name.
+func protocolOf(name string) uint8 {
+	return map[string]uint8{"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}[name]
+}
+
+// service PROTOCOL FRONTEND {BACKEND}: backends get the next free numbers.
+func (s *stage) service(text string) (string, error) {
+	plain, _ := words(text)
+	protocol, frontend := protocolOf(plain[0]), netip.MustParseAddrPort(plain[1])
+	key := FrontendKey{Address: AddressOf(frontend.Addr()), Port: NetPort(frontend.Port()), Protocol: protocol}
+	value := Frontend{FirstSlot: s.slots, SlotCount: uint32(len(plain) - 2)}
+	for _, text := range plain[2:] {
+		end := netip.MustParseAddrPort(text)
+		s.backends++
+		backend := Backend{Address: AddressOf(end.Addr()), Port: NetPort(end.Port()), Protocol: protocol, State: BackendActive}
+		if err := errors.Join(s.maps["backends"].Put(s.backends, backend), s.maps["slots"].Put(s.slots, s.backends)); err != nil {
+			return "", err
+		}
+		s.slots++
+	}
+	return "", s.maps["frontends"].Put(key, value)
+}
+
+// backend INDEX STATE
+func (s *stage) backend(text string) (string, error) {
+	plain, _ := words(text)
+	index, err := strconv.ParseUint(plain[0], 10, 32)
+	if err != nil {
+		return "", err
+	}
+	var backend Backend
+	if err := s.maps["backends"].Lookup(uint32(index), &backend); err != nil {
+		return "", err
+	}
+	backend.State = map[string]BackendState{"gone": BackendGone, "active": BackendActive, "terminating": BackendTerminating}[plain[1]]
+	return "", s.maps["backends"].Put(uint32(index), backend)
+}
+
+// listen udp ADDRESS:PORT: a socket of the node.
+func (s *stage) listen(text string) (string, error) {
+	end := netip.MustParseAddrPort(strings.TrimPrefix(text, "udp "))
+	_, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(end)) // lives as long as the namespace
+	return "", err
+}
+
+// flowText is a flow in one line, in the direction in which it was opened.
+func flowText(key FlowKey, flow Flow) string {
+	source, dest := netip.AddrPortFrom(key.Low.Addr(), Port(key.LowPort)), netip.AddrPortFrom(key.High.Addr(), Port(key.HighPort))
+	if flow.Flags&FlowLowIsSource == 0 {
+		source, dest = dest, source
+	}
+	text := fmt.Sprintf("%d %s > %s", key.Protocol, source, dest)
+	if flow.Backend != 0 {
+		return fmt.Sprintf("%s backend=%d", text, flow.Backend)
+	}
+	text += fmt.Sprintf(" %s packets=%d/%d egress=%s/%d ingress=%s/%d", flow.State, flow.Forward.Packets, flow.Reverse.Packets,
+		flow.Egress.Action, flow.Egress.Rule, flow.Ingress.Action, flow.Ingress.Rule)
+	if !flow.NATAddress.IsZero() {
+		text += fmt.Sprintf(" nat=%s", netip.AddrPortFrom(flow.NATAddress.Addr(), Port(flow.NATPort)))
+	}
+	if !flow.Service.IsZero() {
+		text += fmt.Sprintf(" service=%s", netip.AddrPortFrom(flow.Service.Addr(), Port(flow.ServicePort)))
+	}
+	if rest := flow.Flags &^ FlowLowIsSource; rest != 0 {
+		text += " " + rest.String()
+	}
+	return text
+}
+
+// sorted joins lines in order.
+func sorted(lines []string) string {
+	slices.Sort(lines)
+	if len(lines) == 0 {
+		return "none"
+	}
+	return strings.Join(lines, "\n")
+}
+
+// flows prints the flows.
+func (s *stage) flows(string) (string, error) {
+	var lines []string
+	var key FlowKey
+	var flow Flow
+	entries := s.maps["flows"].Iterate()
+	for entries.Next(&key, &flow) {
+		lines = append(lines, flowText(key, flow))
+	}
+	return sorted(lines), entries.Err()
+}
+
+// nat prints the mappings.
+func (s *stage) nat(string) (string, error) {
+	var lines []string
+	var key NATKey
+	var mapping NATMapping
+	entries := s.maps["nat"].Iterate()
+	for entries.Next(&key, &mapping) {
+		lines = append(lines, fmt.Sprintf("%d %s <- %s is %s", key.Protocol, netip.AddrPortFrom(key.Node.Addr(), Port(key.NodePort)),
+			netip.AddrPortFrom(key.Remote.Addr(), Port(key.RemotePort)), netip.AddrPortFrom(mapping.Pod.Addr(), Port(mapping.PodPort))))
+	}
+	return sorted(lines), entries.Err()
+}
+
+// drain prints the events since it was last asked.
+func (s *stage) drain(string) (string, error) {
+	var lines []string
+	for {
+		s.events.SetDeadline(alreadyPast())
+		record, err := s.events.Read()
+		if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, ringbuf.ErrFlushed) {
+			if len(lines) == 0 {
+				return "none", nil
+			}
+			return strings.Join(lines, "\n"), nil
+		}
+		if err != nil {
+			return "", err
+		}
+		var e Event
+		if err := binary.Read(bytes.NewReader(record.RawSample), binary.NativeEndian, &e); err != nil {
+			return "", err
+		}
+		lines = append(lines, eventText(e))
+	}
+}
+
+// eventText is an event in one line, without times.
+func eventText(e Event) string {
+	text := fmt.Sprintf("%s %s %d %s > %s packets=%d/%d peers=%d>%d egress=%s/%d ingress=%s/%d", e.Kind, e.Hook, e.Protocol,
+		netip.AddrPortFrom(e.Source.Addr(), Port(e.SourcePort)), netip.AddrPortFrom(e.Destination.Addr(), Port(e.DestinationPort)),
+		e.Forward.Packets, e.Reverse.Packets, e.SourcePeer, e.DestinationPeer,
+		e.EgressAction, e.EgressRule, e.IngressAction, e.IngressRule)
+	if e.Kind == EventDrop {
+		text += " " + e.Reason.String()
+	}
+	if !e.Service.IsZero() {
+		text += fmt.Sprintf(" service=%s", netip.AddrPortFrom(e.Service.Addr(), Port(e.ServicePort)))
+	}
+	return text
+}
+
+// age: every flow expires, as if its time had come.
+func (s *stage) age(string) (string, error) {
+	var keys []FlowKey
+	var key FlowKey
+	var flow Flow
+	for entries := s.maps["flows"].Iterate(); entries.Next(&key, &flow); {
+		keys = append(keys, key)
+	}
+	for _, key := range keys {
+		if err := s.maps["flows"].Lookup(key, &flow); err != nil {
+			return "", err
+		}
+		flow.Expires = 1
+		if err := s.maps["flows"].Update(key, flow, ebpf.UpdateExist); err != nil {
+			return "", err
+		}
+	}
+	return "", nil
+}
+
+// sweep all|keys [force]: runs a sweep program.
+func (s *stage) sweep(text string) (string, error) {
+	plain, _ := words(text)
+	var sweep Sweep
+	if slices.Contains(plain, "force") {
+		sweep.Force = 1
+	}
+	var key FlowKey
+	var flow Flow
+	for entries := s.maps["flows"].Iterate(); entries.Next(&key, &flow) && plain[0] == "keys" && sweep.Count < uint32(SweepKeys); sweep.Count++ {
+		sweep.Keys[sweep.Count] = key
+	}
+	after := sweep
+	_, err := s.programs["sweep_"+plain[0]].Run(&ebpf.RunOptions{Context: sweep, ContextOut: &after})
+	return fmt.Sprintf("removed=%d kept=%d", after.Removed, after.Kept), err
+}
+
+// half-open INDEX: what counts against an endpoint's quota.
+func (s *stage) halfOpen(text string) (string, error) {
+	index, err := strconv.ParseUint(text, 10, 32)
+	if err != nil {
+		return "", err
+	}
+	var use EndpointUse
+	err = s.maps["endpoint_uses"].Lookup(uint32(index), &use)
+	return fmt.Sprint(use.HalfOpen), err
+}
