@@ -195,26 +195,21 @@ func (d *demo) masquerade(ctx context.Context) error {
 
 // listMapping shows the mapping of a connection that is open while it looks.
 func (d *demo) listMapping(ctx context.Context) error {
-	pod := d.pods["client"]
-	probe, err := d.probe(pod.Place, lab.ProbeHTTP, netip.AddrPortFrom(lab.OutsideAddrs()[0], 80).String(), 10*time.Millisecond)
+	before, err := d.mappings(ctx)
 	if err != nil {
 		return err
 	}
-	client, err := d.l.Agent("node1")
+	outside := lab.OutsideAddrs()[0]
+	probe, err := d.probe(d.pods["client"].Place, lab.ProbeHTTP, netip.AddrPortFrom(outside, 80).String(), 10*time.Millisecond)
 	if err != nil {
 		return err
 	}
-	err = lab.Wait(ctx, "a NAT mapping of the client", 3*time.Second, func(ctx context.Context) error {
-		list, err := client.ListMappings(ctx, &agentv1.ListMappingsRequest{})
-		if err != nil {
-			return err
+	err = lab.Wait(ctx, "the probe's NAT mapping", 3*time.Second, func(ctx context.Context) error {
+		now, err := d.mappings(ctx)
+		if err == nil && len(now) == len(before) {
+			err = fmt.Errorf("there are %d mappings of the client to %s, as before", len(now), outside)
 		}
-		for _, mapping := range list.Mappings {
-			if mapping.PodIp == pod.Addr(4).String() && mapping.RemoteIp == lab.OutsideAddrs()[0].String() {
-				return nil
-			}
-		}
-		return fmt.Errorf("%d mappings, none of them", len(list.Mappings))
+		return err
 	})
 	if err != nil {
 		return err
@@ -227,4 +222,20 @@ func (d *demo) listMapping(ctx context.Context) error {
 		return err
 	}
 	return d.hold(result.Lost == 0 && result.Answered > 0, "%d requests on that connection, %d lost", result.Sent, result.Lost)
+}
+
+// mappings are the NAT mappings of the client towards the outside host's first address.
+func (d *demo) mappings(ctx context.Context) ([]*agentv1.Mapping, error) {
+	client, err := d.l.Agent("node1")
+	if err != nil {
+		return nil, err
+	}
+	list, err := client.ListMappings(ctx, &agentv1.ListMappingsRequest{})
+	if err != nil {
+		return nil, err
+	}
+	from, to := d.pods["client"].Addr(4).String(), lab.OutsideAddrs()[0].String()
+	return slices.DeleteFunc(list.Mappings, func(m *agentv1.Mapping) bool {
+		return m.PodIp != from || m.RemoteIp != to
+	}), nil
 }
