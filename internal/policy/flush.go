@@ -19,6 +19,7 @@ import (
 func (e *Engine) Flush() (Delta, error) {
 	staged, refused := maps.Clone(e.staged.policies), maps.Clone(e.refused)
 	e.tryAgain()
+	now := 0 // refused in this flush
 	for {
 		e.plan = newPlan()
 		err := e.apply()
@@ -33,14 +34,18 @@ func (e *Engine) Flush() (Delta, error) {
 		}
 		e.refused[room.Policy] = refusal{policy: *e.staged.policies[room.Policy], reason: err}
 		delete(e.staged.policies, room.Policy)
+		now++
 	}
+	// What a refused policy had taken is free only after the next publication, so that one refusal may have caused
+	// another: try once more then.
+	e.retry = now > 1 && !e.retry
 	e.staged, e.started = newStaged(), true
 	return e.commit(), nil
 }
 
 // tryAgain stages refused policies once more if something that was changed or let go may have made room.
 func (e *Engine) tryAgain() {
-	if len(e.staged.policies) == 0 && len(e.idle) == 0 && len(e.staged.subjects) == 0 {
+	if len(e.staged.policies) == 0 && len(e.idle) == 0 && len(e.staged.subjects) == 0 && !e.retry {
 		return
 	}
 	for key, r := range e.refused {
@@ -286,31 +291,45 @@ func (e *Engine) settle() error {
 	}
 }
 
-// blame finds the policy that made room short: the last of those that are new in this flush and select the group, or,
-// without one, of all that are new.
+// blame finds the policy that made room short: the largest of those that are new in this flush and select the group,
+// or, without one, of all that are new.
 func (e *Engine) blame(g *group, err error) error {
 	var known *RoomError
 	if errors.As(err, &known) {
 		return err
 	}
-	last := func(eligible func(Key) bool) (culprit Key) {
-		for key, p := range e.staged.policies {
-			if p != nil && eligible(key) && (culprit == (Key{}) || key.Compare(culprit) > 0) {
-				culprit = key
-			}
-		}
-		return culprit
-	}
-	var culprit Key
-	if g != nil {
-		culprit = last(func(key Key) bool {
-			return slices.ContainsFunc(g.specs, func(s *specState) bool { return s.policy.policy.Key == key })
-		})
-	}
+	culprit := e.largestStaged(func(key Key) bool {
+		return g != nil && slices.ContainsFunc(g.specs, func(s *specState) bool { return s.policy.policy.Key == key })
+	})
 	if culprit == (Key{}) {
-		culprit = last(func(Key) bool { return true })
+		culprit = e.largestStaged(func(Key) bool { return true })
 	}
 	return &RoomError{Policy: culprit, Err: err}
+}
+
+// largestStaged returns the key of the largest staged policy that is eligible; of equals, the last.
+func (e *Engine) largestStaged(eligible func(Key) bool) (largest Key) {
+	most := -1
+	for key, p := range e.staged.policies {
+		if p == nil || !eligible(key) {
+			continue
+		}
+		if size := p.size(); size > most || size == most && key.Compare(largest) > 0 {
+			most, largest = size, key
+		}
+	}
+	return largest
+}
+
+// size is about how many entries a policy needs.
+func (p *Policy) size() int {
+	size := 0
+	for i := range p.Specs {
+		for _, r := range p.Specs[i].Rules {
+			size += len(r.Peers) * max(1, len(r.Ports))
+		}
+	}
+	return size
 }
 
 // sweepNamespaces forgets namespaces without labels that nobody is in.

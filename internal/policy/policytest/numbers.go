@@ -19,6 +19,7 @@ type Numbers struct {
 	held     map[name]span
 	released map[name]struct{}
 	used     map[policy.Kind]map[uint32]bool
+	low      map[policy.Kind]uint32 // below it none is free
 }
 
 type name struct {
@@ -34,7 +35,7 @@ type span struct {
 func NewNumbers() *Numbers {
 	return &Numbers{
 		Room: map[policy.Kind]uint32{}, held: map[name]span{}, released: map[name]struct{}{},
-		used: map[policy.Kind]map[uint32]bool{},
+		used: map[policy.Kind]map[uint32]bool{}, low: map[policy.Kind]uint32{},
 	}
 }
 
@@ -81,12 +82,15 @@ func (n *Numbers) Assign(kind policy.Kind, digest policy.Digest, count uint32) (
 
 // gap finds count free numbers in a row.
 func (n *Numbers) gap(kind policy.Kind, count uint32) uint32 {
-	at := first(kind)
+	at := max(first(kind), n.low[kind])
 	for i := uint32(0); i < count; i++ {
 		if n.used[kind][at+i] {
 			at += i + 1
 			i = ^uint32(0) // begin again
 		}
+	}
+	if count == 1 {
+		n.low[kind] = at
 	}
 	return at
 }
@@ -102,6 +106,7 @@ func (n *Numbers) Complete() {
 		s := n.held[key]
 		for i := range s.count {
 			delete(n.used[key.kind], s.first+i)
+			n.low[key.kind] = min(n.low[key.kind], s.first)
 		}
 		delete(n.held, key)
 	}

@@ -1,0 +1,57 @@
+package policy_test
+
+import (
+	"fmt"
+	"testing"
+
+	"tendril.io/tendril/internal/policy"
+	"tendril.io/tendril/internal/policy/policytest"
+)
+
+// An identity that appears where 1000 rules are in force: engine alone, beside the floor of hashing an identity.
+func BenchmarkIdentityAppears(b *testing.B) {
+	n := crowd(b, 1000)
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		n.engine.SetAddress(stranger(i % 65536))
+		i++
+		if _, err := n.engine.Flush(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkIdentityAppearsFloor(b *testing.B) {
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		stranger(i % 65536)
+		i++
+	}
+}
+
+// 10,000 policies are loaded at once, each of a rule; one endpoint is selected by a hundred of them.
+func BenchmarkLoad10kPolicies(b *testing.B) {
+	b.ReportAllocs()
+	for b.Loop() {
+		e := policy.New(policy.Config{}, policytest.NewNumbers())
+		for i := range uint32(100) {
+			e.SetSubject(i+1, app(fmt.Sprint("db", i)))
+		}
+		for i := range 10000 {
+			p := allow(fmt.Sprint("rule", i), fmt.Sprint("db", i%100), policy.Rule{
+				Peers: []policy.Peer{pods(fmt.Sprint("app", i%1000))}, Ports: []policy.Port{{Protocol: tcp, First: uint16(i), Last: uint16(i)}},
+			})
+			if err := e.SetPolicy(p); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if _, err := e.Flush(); err != nil {
+			b.Fatal(err)
+		}
+		if refused := e.Refused(); len(refused) > 0 {
+			b.Fatalf("refused: %v", refused[0].Reason)
+		}
+	}
+}
