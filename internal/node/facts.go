@@ -105,8 +105,8 @@ func (f *facts) nodeFact(at nodeAddress) policy.AddressFact {
 	case at.kind == kindPodCIDR:
 		fact.Reserved = identity.Unknown
 		fact.Flags |= uint32(bpf.AddressFlagUnknown)
-	case local:
-		fact.Reserved = identity.Host
+	case local: // of no node: packets to it go to the stack, not to a next hop
+		fact.Node, fact.Reserved = 0, identity.Host
 		fact.Flags |= uint32(bpf.AddressFlagHost)
 	default:
 		fact.Reserved = identity.RemoteNode
