@@ -283,7 +283,7 @@ static __always_inline __u32 flow_other_end(const struct packet *p, struct flow 
 {
 	const struct peer_info *other = p->to.flags & ADDRESS_LOCAL_POD ? &p->from : &p->to;
 
-	flow->node = other->flags & ADDRESS_LOCAL_POD ? 0 : other->node;
+	flow->node = other->flags & (ADDRESS_LOCAL_POD | ADDRESS_HOST) ? 0 : other->node; /* the host: by the stack */
 	return flow->node && other->flags & ADDRESS_TUNNEL ? FLOW_TUNNEL : 0;
 }
 
@@ -435,6 +435,8 @@ static __always_inline int flow_pass(struct packet *p, struct flow_key *key, str
 			return reason;
 	}
 	if (flow->egress.action != ACTION_ALLOW || flow->ingress.action != ACTION_ALLOW) {
+		p->from.peer = p->flags & PACKET_REPLY ? flow->destination_peer : flow->source_peer;
+		p->to.peer = p->flags & PACKET_REPLY ? flow->source_peer : flow->destination_peer;
 		p->egress_rule = flow->egress.rule;
 		p->egress_action = flow->egress.action;
 		p->ingress_rule = flow->ingress.rule;
