@@ -5,10 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
 	agentv1 "tendril.io/tendril/api/agent/v1"
 	"tendril.io/tendril/internal/flow"
@@ -67,7 +68,7 @@ func (o *observation) run(cmd *cobra.Command) error {
 	}
 	p := &flowPrinter{view: newView(cmd.OutOrStdout()), json: o.app.json(), nodes: o.allNodes}
 	if o.allNodes {
-		return o.merge(cmd.Context(), p)
+		return o.merge(cmd, p)
 	}
 	agent, err := o.app.connect()
 	if err != nil {
@@ -101,38 +102,54 @@ func (o *observation) stream(ctx context.Context, agent *agentConn, take func(*a
 	}
 }
 
-// merge asks all nodes of the lab at once and prints their records in order of time.
-func (o *observation) merge(ctx context.Context, p *flowPrinter) error {
+// merge asks all nodes of the lab at once and prints their records in order of time. A node that does not answer is
+// named at once and does not keep the others from answering; the exit status tells.
+func (o *observation) merge(cmd *cobra.Command, p *flowPrinter) error {
 	sockets, err := o.app.labSockets()
 	if err != nil {
 		return err
 	}
-	group, ctx := errgroup.WithContext(ctx)
+	ctx, leave := context.WithCancel(cmd.Context())
+	defer leave()
+	var failures atomic.Int32
+	complain := func(err error) {
+		failures.Add(1)
+		fmt.Fprintf(cmd.ErrOrStderr(), "tendril: %v\n", err)
+	}
+	var streams sync.WaitGroup
 	records := make(chan *agentv1.Flow)
 	for _, path := range sockets {
 		agent, err := dialAgent(path)
 		if err != nil {
-			return err
+			complain(err)
+			continue
 		}
 		defer agent.Close()
-		group.Go(func() error {
-			return o.stream(ctx, agent, func(record *agentv1.Flow) error {
-				select {
-				case records <- record:
-				case <-ctx.Done():
-				}
-				return nil
-			})
+		streams.Go(func() {
+			if err := o.stream(ctx, agent, func(record *agentv1.Flow) error { return send(ctx, records, record) }); err != nil {
+				complain(err)
+			}
 		})
 	}
-	var failed error
 	go func() {
-		failed = group.Wait()
+		streams.Wait()
 		close(records)
 	}()
 	m := merger{print: p.print, follow: o.request.Follow, last: int(o.request.Last)}
 	if err := m.run(records); err != nil {
 		return err
 	}
-	return failed
+	if failures.Load() > 0 {
+		return exitError{1}
+	}
+	return nil
+}
+
+// send hands a record on, unless nobody wants it any more.
+func send(ctx context.Context, records chan<- *agentv1.Flow, record *agentv1.Flow) error {
+	select {
+	case records <- record:
+	case <-ctx.Done():
+	}
+	return nil
 }

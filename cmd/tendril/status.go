@@ -28,10 +28,11 @@ func newStatusCommand(a *app) *cobra.Command {
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until the store is connected and its policies are in force")
 	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long to wait")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		status, err := askStatus(cmd.Context(), a)
+		look := askStatus
 		if wait {
-			status, err = waitReady(cmd.Context(), a, timeout)
+			look = func(ctx context.Context, a *app) (*agentv1.StatusResponse, error) { return waitReady(ctx, a, timeout) }
 		}
+		status, err := look(cmd.Context(), a)
 		if err != nil {
 			return err
 		}
@@ -57,17 +58,22 @@ func waitReady(ctx context.Context, a *app, timeout time.Duration) (*agentv1.Sta
 	defer cancel()
 	ticker := time.NewTicker(100 * time.Millisecond)
 	defer ticker.Stop()
+	var lacks error // what the agent lacked when it was last asked in time
 	for {
 		status, err := askStatus(ctx, a)
 		if err == nil {
-			if err = notReady(status); err == nil {
-				return status, nil
-			}
+			err = notReady(status)
+		}
+		if err == nil {
+			return status, nil
+		}
+		if lacks == nil || ctx.Err() == nil {
+			lacks = err
 		}
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("not ready after %s: %w", timeout, err)
+			return nil, fmt.Errorf("not ready after %s: %w", timeout, lacks)
 		}
 	}
 }
