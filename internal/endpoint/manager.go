@@ -44,7 +44,7 @@ type Links interface {
 	InspectPair(device string, netns *os.File, ifName string) (netlink.PairState, error)
 }
 
-// Config is what a Manager needs. All fields are required.
+// Config is what a Manager needs. All fields but ReplaceStubs are required.
 type Config struct {
 	Node     string
 	Cluster  string
@@ -54,10 +54,13 @@ type Config struct {
 	Numbers  policy.Numbers
 	Links    Links
 	// LoadStub makes the instance of a template that belongs to an endpoint.
-	LoadStub  func(endpoint, generation uint32, entry bpf.Entry) (Program, error)
-	Publisher Publisher
-	Tables    *table.Tables
-	Log       *slog.Logger
+	LoadStub func(endpoint, generation uint32, entry bpf.Entry) (Program, error)
+	// ReplaceStubs makes Restore load all stubs anew: for a datapath whose pinned maps are new, since stubs of an
+	// earlier run then lead into maps that nobody fills any more. Packets meet the old stub or the new one.
+	ReplaceStubs bool
+	Publisher    Publisher
+	Tables       *table.Tables
+	Log          *slog.Logger
 }
 
 // Manager makes and removes endpoints; it is the cni.Handler of the agent. Make one with New, call Restore once, then

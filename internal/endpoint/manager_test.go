@@ -421,6 +421,21 @@ func TestRestartMendsWhatIsMissing(t *testing.T) {
 	}
 }
 
+func TestRestartWithANewDatapathReplacesStubsThatAreThere(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	add(t, newAgent(t, w, dir), "web")
+	a := newUnrestored(t, w, dir)
+	a.config.ReplaceStubs = true
+	w.calls = nil
+	if err := a.Restore(t.Context(), cni.NewQueue(dir)); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"inspect", "assign", "load", "load", "attach", "publish", "publish"}
+	if diff := cmp.Diff(want, w.calls); diff != "" {
+		t.Errorf("calls of the restart (-want +got):\n%s", diff)
+	}
+}
+
 func TestQueuedDeletionsAreDoneAtStart(t *testing.T) {
 	w, dir := newWorld(), t.TempDir()
 	add(t, newAgent(t, w, dir), "web")

@@ -86,7 +86,7 @@ func (m *Manager) restore(e *endpoint) error {
 	if err != nil {
 		return err
 	}
-	if renumbered || state.Programs[0] == 0 || state.Programs[1] == 0 {
+	if renumbered || m.config.ReplaceStubs || state.Programs[0] == 0 || state.Programs[1] == 0 {
 		if err := m.attach(e); err != nil {
 			return fmt.Errorf("attach stubs: %w", err)
 		}
