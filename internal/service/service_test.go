@@ -287,7 +287,11 @@ func TestANodeThatGetsANumberChangesItsBackends(t *testing.T) {
 	if got := n.kernel.slotsOf(tcp("10.96.0.1:80")); len(got) != 1 || got[0] != "10.0.0.1:8080" {
 		t.Errorf("slots %v, want the backend of the node's zone", got)
 	}
-	n.SetNode("n1", 7, "z1")
+	n.SetNode("n1", 9, "z1")
+	if d := n.flush(); len(d.Backends) != 1 || d.Backends[0].Node != 9 || len(d.Frontends) != 0 {
+		t.Errorf("delta %+v, want only the backend on node 9", d)
+	}
+	n.SetNode("n1", 9, "z1")
 	if d := n.flush(); !d.Empty() {
 		t.Errorf("the same node again changed %+v", d)
 	}
