@@ -19,6 +19,8 @@ func agentCommands(a *app) []*cobra.Command {
 		newBPFCommand(a),
 		newDBCommand(a),
 		newReloadCommand(a),
+		newApplyCommand(a),
+		newDeleteCommand(a),
 	}
 }
 
