@@ -20,7 +20,7 @@ type Engine struct {
 	numbers Numbers
 	staged  staged
 	refused map[Key]refusal
-	retry   bool  // refused policies may fit the next time
+	retry   []Key // refused policies that may fit the next time
 	plan    *plan // only during Flush
 
 	started    bool // the reserved peers are in force
@@ -154,7 +154,7 @@ func (e *Engine) DeleteSubject(endpoint uint32) { e.staged.subjects[endpoint] = 
 // Pending says whether Flush has something to do: staged inputs, or selectors and programs that the last Flush left
 // unused. Call it until there is nothing, each time after the last delta is published.
 func (e *Engine) Pending() bool {
-	return !e.started || e.retry || !e.staged.empty() || len(e.idle)+len(e.emptied) > 0
+	return !e.started || len(e.retry) > 0 || !e.staged.empty() || len(e.idle)+len(e.emptied) > 0
 }
 
 // Refused lists the policies that are not in force as last given, by key.

@@ -19,7 +19,7 @@ import (
 func (e *Engine) Flush() (Delta, error) {
 	staged, refused := maps.Clone(e.staged.policies), maps.Clone(e.refused)
 	e.tryAgain()
-	now := 0 // refused in this flush
+	var now []Key // refused in this flush
 	for {
 		e.plan = newPlan()
 		err := e.apply()
@@ -34,22 +34,20 @@ func (e *Engine) Flush() (Delta, error) {
 		}
 		e.refused[room.Policy] = refusal{policy: *e.staged.policies[room.Policy], reason: err}
 		delete(e.staged.policies, room.Policy)
-		now++
+		now = append(now, room.Policy)
 	}
 	// What a refused policy had taken is free only after the next publication, so that one refusal may have caused
-	// another: try once more then.
-	e.retry = now > 1 && !e.retry
+	// another: all but the first are tried once more then.
+	e.retry = now[min(1, len(now)):]
 	e.staged, e.started = newStaged(), true
 	return e.commit(), nil
 }
 
 // tryAgain stages refused policies once more if something that was changed or let go may have made room.
 func (e *Engine) tryAgain() {
-	if len(e.staged.policies) == 0 && len(e.idle) == 0 && len(e.staged.subjects) == 0 && !e.retry {
-		return
-	}
+	moved := len(e.staged.policies)+len(e.idle)+len(e.staged.subjects) > 0
 	for key, r := range e.refused {
-		if _, newer := e.staged.policies[key]; r.invalid || newer {
+		if _, newer := e.staged.policies[key]; r.invalid || newer || !moved && !slices.Contains(e.retry, key) {
 			continue
 		}
 		e.staged.policies[key] = &r.policy
