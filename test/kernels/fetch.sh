@@ -6,23 +6,22 @@ out=$1
 mkdir -p "$out"
 out=$(readlink -f "$out")
 
-# sources SUITE: the machine's Debian sources, of another suite.
+# sources SUITE FOLDER: the machine's first Debian source, of another suite, in either of apt's two notations.
 sources() {
-	cat /etc/apt/sources.list.d/debian.sources 2>/dev/null |
-		awk -v suite="$1" 'BEGIN { RS = ""; ORS = "\n\n" } NR == 1 { gsub(/\nSuites:[^\n]*/, "\nSuites: " suite); print }'
-	[ -e /etc/apt/sources.list.d/debian.sources ] ||
-		echo "deb http://deb.debian.org/debian $1 main"
+	if [ -e /etc/apt/sources.list.d/debian.sources ]; then
+		awk -v suite="$1" 'BEGIN { RS = "" } NR == 1 { gsub(/\nSuites:[^\n]*/, "\nSuites: " suite); print }' \
+			/etc/apt/sources.list.d/debian.sources > "$2/suite.sources"
+	else
+		awk -v suite="$1" '$1 == "deb" && $2 ~ /^http/ { print $1, $2, suite, "main"; exit }' \
+			/etc/apt/sources.list > "$2/suite.list"
+	fi
 }
 
 # private_apt SUITE: an apt of its own, below the output folder, that knows only the suite.
 private_apt() {
 	apt=$out/apt-$1
 	mkdir -p "$apt"/{parts,lists/partial,cache/archives/partial}
-	if [ -e /etc/apt/sources.list.d/debian.sources ]; then
-		sources "$1" > "$apt/parts/suite.sources"
-	else
-		sources "$1" > "$apt/parts/suite.list"
-	fi
+	sources "$1" "$apt/parts"
 	cat > "$apt/apt.conf" <<-END
 		Dir::Etc::SourceList "/dev/null";
 		Dir::Etc::SourceParts "$apt/parts";
