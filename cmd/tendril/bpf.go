@@ -27,10 +27,12 @@ func newBPFCommand(a *app) *cobra.Command {
 	)
 }
 
+// listTemplates is the question of both template commands: describing is a matter of showing.
 func listTemplates(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListTemplatesResponse, error) {
 	return agent.ListTemplates(ctx, &agentv1.ListTemplatesRequest{})
 }
 
+// newTemplateListCommand shows that pods share a template: a line a template, however many instances.
 func newTemplateListCommand(a *app) *cobra.Command {
 	return answer(a, &cobra.Command{
 		Use:     "list",
@@ -65,6 +67,7 @@ func loadTime(us uint32) string {
 	return strconv.FormatFloat(float64(us)/1000, 'f', 2, 64) + " ms"
 }
 
+// newTemplateDescribeCommand shows the instances too, with the time that each took to load.
 func newTemplateDescribeCommand(a *app) *cobra.Command {
 	var name string
 	return answer(a, &cobra.Command{
@@ -127,6 +130,7 @@ func hostPort(ip string, port uint32) string {
 	return netip.AddrPortFrom(addr, uint16(port)).String()
 }
 
+// newNATFlushCommand removes mappings. It asks nothing back: the mappings are remade by the next packets out.
 func newNATFlushCommand(a *app) *cobra.Command {
 	var ip string
 	cmd := &cobra.Command{
@@ -182,6 +186,7 @@ func (v *view) judgementText(j *agentv1.Judgement) string {
 	return v.verdictText(j.GetAction()) + " " + flow.RuleText(j)
 }
 
+// newCTFlushCommand forgets connections, for when one wants to see a first packet judged again.
 func newCTFlushCommand(a *app) *cobra.Command {
 	var ip string
 	cmd := &cobra.Command{

@@ -46,7 +46,7 @@ func dialAgent(path string) (*agentConn, error) {
 	if err != nil {
 		return nil, explainDial(path, err)
 	}
-	trial.Close()
+	trial.Close() // gRPC makes its own
 	conn, err := grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return nil, fmt.Errorf("agent socket %s: %w", path, err)
@@ -112,6 +112,7 @@ func askAgent[R any](ctx context.Context, a *app, question func(context.Context,
 		return response, err
 	}
 	defer agent.Close()
+	// An agent that hangs must not hang the command line too.
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	if response, err = question(ctx, agent); err != nil {

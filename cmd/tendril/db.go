@@ -13,6 +13,7 @@ func newDBCommand(a *app) *cobra.Command {
 	return group("db", "Read the agent's tables", newDBListCommand(a), newDBShowCommand(a))
 }
 
+// newDBListCommand names the tables, since nobody knows them by heart.
 func newDBListCommand(a *app) *cobra.Command {
 	return answer(a, &cobra.Command{
 		Use:     "list",
@@ -28,6 +29,7 @@ func newDBListCommand(a *app) *cobra.Command {
 	})
 }
 
+// newDBShowCommand prints rows as the agent prints them: the agent knows the columns, this command does not.
 func newDBShowCommand(a *app) *cobra.Command {
 	var table string
 	cmd := &cobra.Command{

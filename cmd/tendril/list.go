@@ -58,10 +58,12 @@ func newServiceCommand(a *app) *cobra.Command {
 		newServiceListCommand(a), newServiceGetCommand(a), newServiceBackendsCommand(a))
 }
 
+// listServices is the question of all service commands.
 func listServices(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListServicesResponse, error) {
 	return agent.ListServices(ctx, &agentv1.ListServicesRequest{})
 }
 
+// newServiceListCommand lists frontends, since a service may have one a family and port.
 func newServiceListCommand(a *app) *cobra.Command {
 	return answer(a, &cobra.Command{
 		Use:     "list",
@@ -96,6 +98,7 @@ func oneService(ctx context.Context, agent agentv1.AgentClient, name string) (*a
 	return found, nil
 }
 
+// newServiceGetCommand shows one service whole.
 func newServiceGetCommand(a *app) *cobra.Command {
 	var name string
 	return answer(a, &cobra.Command{
@@ -119,6 +122,7 @@ func newServiceGetCommand(a *app) *cobra.Command {
 	})
 }
 
+// newServiceBackendsCommand lists a line a backend, for counting and searching.
 func newServiceBackendsCommand(a *app) *cobra.Command {
 	var name string
 	return answer(a, &cobra.Command{

@@ -26,6 +26,7 @@ type heldRecord struct {
 
 // run prints records until they end.
 func (m *merger) run(records <-chan *agentv1.Flow) error {
+	// Half the wait, so that a record waits at most one and a half.
 	ticker := time.NewTicker(settle / 2)
 	defer ticker.Stop()
 	for {
@@ -58,6 +59,7 @@ func (m *merger) sort() {
 
 // settled says how many of the held records, in order of time, may be printed: up to the last one that has waited.
 func (m *merger) settled(now time.Time) int {
+	// One that has waited long enough takes along all that are earlier: they would only come out of order.
 	m.sort()
 	for i := len(m.held); i > 0; i-- {
 		if now.Sub(m.held[i-1].arrived) >= settle {

@@ -114,10 +114,12 @@ func (v *view) verdictText(verdict string) string {
 	return v.odd.Render(verdict)
 }
 
+// listPolicies is the question of both policy lists.
 func listPolicies(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListPoliciesResponse, error) {
 	return agent.ListPolicies(ctx, &agentv1.ListPoliciesRequest{})
 }
 
+// newPolicyListCommand lists all policies: a refused one is not in force at all, never in part.
 func newPolicyListCommand(a *app) *cobra.Command {
 	return answer(a, &cobra.Command{
 		Use:     "list",

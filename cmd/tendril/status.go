@@ -28,6 +28,7 @@ func newStatusCommand(a *app) *cobra.Command {
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until the store is connected and its policies are in force")
 	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long to wait")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		// Waiting includes an agent that has not made its socket yet.
 		look := askStatus
 		if wait {
 			look = func(ctx context.Context, a *app) (*agentv1.StatusResponse, error) { return waitReady(ctx, a, timeout) }

@@ -21,6 +21,7 @@ type view struct {
 	titled                         bool       // the first row is a header
 }
 
+// newView returns a view on a writer. That NO_COLOR and pipes get no colours is the renderer's doing.
 func newView(out io.Writer) *view {
 	style := lipgloss.NewRenderer(out).NewStyle
 	return &view{

@@ -42,6 +42,7 @@ func verdictNamed(text string) (string, bool) {
 // ParseFilter checks the filters of a request. Errors name the field and what it may be.
 func ParseFilter(r *agentv1.ObserveRequest) (Filter, error) {
 	f := Filter{Namespace: r.GetNamespace(), Kind: r.GetKind(), Since: r.GetSinceUnixNano()}
+	// Pods may be given by name alone, as kubectl takes them.
 	var err error
 	for _, pod := range []struct {
 		field string
@@ -91,6 +92,7 @@ func parsePrefix(text string) (netip.Prefix, error) {
 	if text == "" {
 		return netip.Prefix{}, nil
 	}
+	// A lone address is the range that holds nothing else.
 	if addr, err := netip.ParseAddr(text); err == nil {
 		addr = addr.Unmap()
 		return netip.PrefixFrom(addr, addr.BitLen()), nil

@@ -71,6 +71,7 @@ func (d *Decoder) Flow(e *bpf.Event) *agentv1.Flow {
 	if f.Verdict == VerdictDropped {
 		f.Reason = reasonName(e.Reason)
 	}
+	// The destination is the backend; the service says what the source had asked for.
 	if !e.Service.IsZero() {
 		frontend := netip.AddrPortFrom(e.Service.Addr(), bpf.Port(e.ServicePort))
 		f.ServiceIp, f.ServicePort = frontend.Addr().String(), uint32(frontend.Port())
@@ -98,6 +99,7 @@ func (d *Decoder) party(address bpf.Address, port uint16, peer, endpoint uint32)
 // judgement names one direction's verdict.
 func (d *Decoder) judgement(action bpf.Action, rule uint32) *agentv1.Judgement {
 	j := &agentv1.Judgement{Action: action.String(), Rule: rule}
+	// The resolver first: it may know a builtin better, such as which policies isolate the endpoint.
 	info := d.Resolver.Rule(rule)
 	j.RuleName, j.Place = info.Name, info.Place
 	switch {

@@ -41,12 +41,14 @@ func (r *Ring) Store(events []bpf.Event) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	// The ring is a power of two, so that finding a slot is a mask.
 	mask := uint64(len(r.slots) - 1)
 	for i := range events {
 		s := &r.slots[r.head&mask]
 		s.event, s.lost = events[i], r.lost
 		r.head++
 	}
+	// One wake-up a batch, and only if somebody sleeps: a follower that keeps up never costs the writer anything.
 	if r.wake != nil {
 		close(r.wake)
 		r.wake = nil
@@ -85,7 +87,7 @@ func (r *Ring) Follow(fromNow bool) *Follower {
 	switch {
 	case fromNow:
 		f.next = r.head
-	case f.next < r.head:
+	case f.next < r.head: // losses before the history began are nobody's
 		f.lost = r.slots[f.next&uint64(len(r.slots)-1)].lost
 	}
 	return f
@@ -100,11 +102,13 @@ func (f *Follower) Read(buf []bpf.Event) (n int, lost uint64) {
 	if f.next == r.head || len(buf) == 0 {
 		return 0, 0
 	}
+	// Overwritten: the writer never waits for a follower.
 	if oldest := r.oldest(); f.next < oldest {
 		lost = oldest - f.next
 		f.next = oldest
 	}
 	mask := uint64(len(r.slots) - 1)
+	// Never delivered: the slot knows how many had been lost by then, the follower how many it was told of.
 	first := r.slots[f.next&mask].lost
 	lost += first - f.lost
 	f.lost = first

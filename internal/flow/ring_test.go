@@ -122,6 +122,10 @@ func TestALossOfTheKernelIsToldWhereItHappened(t *testing.T) {
 			t.Errorf("read %d events after %d losses, want %d after %d", n, lost, want.n, want.lost)
 		}
 	}
+	r.Store(numbered(4, 1))
+	if n, lost := f.Read(buf); n != 1 || lost != 0 {
+		t.Errorf("read %d events after %d losses, want 1 after a loss that was told already", n, lost)
+	}
 }
 
 func TestTheHistoryIsAPowerOfTwoAtLeastAsLong(t *testing.T) {

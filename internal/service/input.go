@@ -53,8 +53,10 @@ func primeUpTo(n uint32) uint32 {
 // serviceKey names a service.
 type serviceKey struct{ namespace, name string }
 
+// String is the name as people write it.
 func (k serviceKey) String() string { return k.namespace + "/" + k.name }
 
+// compare orders names: it decides conflicts and the order in which services are published.
 func (k serviceKey) compare(other serviceKey) int {
 	if c := strings.Compare(k.namespace, other.namespace); c != 0 {
 		return c

@@ -110,6 +110,7 @@ func (b *Brain) touchLate() {
 // and notes the problem.
 func (b *Brain) publish(key serviceKey, r *record) bool {
 	b.change.work.ServicesRecomputed++
+	// Three steps: what it should be, in names; the numbers for it, which may run out; and only then the change.
 	p := b.plan(key, r)
 	next, fresh, err := b.number(key, r, &p)
 	if err != nil {
@@ -134,6 +135,7 @@ func (b *Brain) number(key serviceKey, r *record, p *plan) (next publication, fr
 		}
 	}
 	next.live = true
+	// Members first: the slots of a set are written in their numbers.
 	next.members = make([]member, 0, len(p.members))
 	for _, e := range p.members {
 		state, err := b.backend(e)
@@ -178,6 +180,7 @@ func (b *Brain) numberSet(key serviceKey, r *record, next *publication, p *plan,
 		return slotRange{}, false, err
 	}
 	b.change.work.SlotsComputed += len(slots)
+	// Members are sorted, and every endpoint of a set is one of them.
 	indexes := make([]uint32, len(set))
 	for i, e := range set {
 		at, _ := slices.BinarySearchFunc(p.members, e.key, func(m endpoint, k backendKey) int { return m.key.compare(k) })
@@ -187,6 +190,7 @@ func (b *Brain) numberSet(key serviceKey, r *record, next *publication, p *plan,
 	for i, at := range slots {
 		slots[i] = indexes[at]
 	}
+	// Ranges are found by content: frontends of one service share one, and what did not change is not written again.
 	digest := slotsDigest(key, slots)
 	for _, ranges := range [][]slotRange{next.ranges, r.published.ranges} {
 		for _, held := range ranges {
@@ -228,6 +232,7 @@ func (b *Brain) release(kind policy.Kind, digest policy.Digest) {
 
 // commit replaces a service's publication.
 func (b *Brain) commit(key serviceKey, r *record, p *plan, next publication) {
+	// Count the new members before the old ones: a backend in both must not touch zero, or it would lose its number.
 	old := r.published
 	for i, m := range next.members {
 		b.count(m, +1)
@@ -245,6 +250,7 @@ func (b *Brain) commit(key serviceKey, r *record, p *plan, next publication) {
 		b.frontends[f.key] = frontendState{frontendRow(f, r.service, &next), key}
 	}
 	slices.SortFunc(next.frontends, FrontendKey.Compare)
+	// A frontend that another service has taken over in the meantime is not ours to remove.
 	for _, gone := range old.frontends {
 		_, stays := slices.BinarySearchFunc(next.frontends, gone, FrontendKey.Compare)
 		if b.frontends[gone].owner == key && !stays {
@@ -315,6 +321,7 @@ func (b *Brain) row(s *backendState) BackendRow {
 func (b *Brain) delta() Delta {
 	d := Delta{Slots: b.change.slots, Work: b.change.work}
 	for _, state := range b.change.backends {
+		// Counts may have gone up and down within the flush: only what they are now matters.
 		state.touched = false
 		was, is := state.published, b.row(state)
 		state.published = is
@@ -332,6 +339,7 @@ func (b *Brain) delta() Delta {
 		}
 	}
 	for key, was := range b.change.frontends {
+		// A frontend that changed hands was touched twice; the kernel sees one row.
 		now, ok := b.frontends[key]
 		switch {
 		case !ok && was.Addr.IsValid():

@@ -15,6 +15,7 @@ type backendKey struct {
 	proto uint8
 }
 
+// compare orders backends. Slots stand in this order, so it must not depend on numbers, which history gives out.
 func (k backendKey) compare(other backendKey) int {
 	return cmp.Or(k.addr.Compare(other.addr), cmp.Compare(k.port, other.port), cmp.Compare(k.proto, other.proto))
 }
@@ -89,6 +90,7 @@ func (b *Brain) plan(key serviceKey, r *record) plan {
 		return p
 	}
 	p.problems = unsupported(key, r.service)
+	// Ports are in the outer loop, so that the endpoints of a port are collected once for all its frontends.
 	taken := make([]bool, len(r.claims))
 	for i := range r.service.Ports {
 		port := portPlan{brain: b, record: r, port: &r.service.Ports[i], plan: &p}
@@ -112,6 +114,7 @@ func (b *Brain) plan(key serviceKey, r *record) plan {
 		}
 		port.finish()
 	}
+	// Two ports of a service can lead to the same endpoint port: it is one backend.
 	slices.SortFunc(p.members, func(x, y endpoint) int { return x.key.compare(y.key) })
 	p.members = slices.CompactFunc(p.members, func(x, y endpoint) bool { return x.key == y.key })
 	return p
@@ -226,6 +229,7 @@ func (b *Brain) choose(endpoints []endpoint, is4, local bool, distribution strin
 		}
 		return set
 	}
+	// KEP-1669 (ProxyTerminatingEndpoints): draining endpoints serve only when there is nothing better.
 	set := pick(func(e endpoint) bool { return e.ready })
 	if len(set) == 0 {
 		set = pick(func(e endpoint) bool { return e.draining })

@@ -50,6 +50,7 @@ func newMaglevWalk(d policy.Digest, size uint32) maglevWalk {
 // fillMaglev lets the backends take turns; at its turn, each takes the first free slot of its walk. Thus shares differ by
 // one slot at most, and a backend that goes leaves nearly all other slots as they were.
 func fillMaglev(walks []maglevWalk, size uint32) []uint32 {
+	// No backend has this place: a set is smaller than the table.
 	const free = ^uint32(0)
 	slots := make([]uint32, size)
 	for i := range slots {
@@ -79,6 +80,7 @@ func (w *maglevWalk) step(size uint32) {
 
 // digest is what a backend's number and its Maglev walk stand for.
 func (k backendKey) digest() policy.Digest {
+	// All families are 16 bytes, as in the datapath; the prefix keeps digests of other things apart.
 	addr := k.addr.As16()
 	var text [28]byte
 	copy(text[:8], "backend:")

@@ -17,6 +17,7 @@ type Problem struct {
 	Remedy  string
 }
 
+// String is the problem in one line: object, message, remedy.
 func (p Problem) String() string { return p.Object + ": " + p.Message + ": " + p.Remedy }
 
 // View is one frontend of a service as the kernel has it; a service without frontends has one view with none.
