@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -215,31 +214,10 @@ func (d *demo) apply(ctx context.Context, file string) error {
 	return nil
 }
 
-// ask fetches a page with curl and returns its one line and how long it took.
-func ask(ctx context.Context, place lab.Place, addr netip.Addr, port uint16) (string, time.Duration, error) {
-	url := "http://" + netip.AddrPortFrom(addr, port).String() + "/"
-	out, err := place.Exec(ctx, "curl", "-sS", "-m", "2", "-w", "%{time_total}", url)
-	if err != nil {
-		return "", 0, err
-	}
-	line, seconds, _ := strings.Cut(out, "\n")
-	took, err := strconv.ParseFloat(seconds, 64)
-	return line, time.Duration(took * float64(time.Second)), err
-}
-
 // family names an address's family.
 func family(addr netip.Addr) string {
 	if addr.Is4() {
 		return "IPv4"
 	}
 	return "IPv6"
-}
-
-// word is the n-th word of a line, from 0, or nothing.
-func word(line string, n int) string {
-	words := strings.Fields(line)
-	if n >= len(words) {
-		return ""
-	}
-	return words[n]
 }

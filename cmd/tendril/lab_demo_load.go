@@ -101,19 +101,19 @@ func (d *demo) underLoad(ctx context.Context, what string, disturb func() error)
 
 func (d *demo) startLoad() (*load, error) {
 	client, server := d.pods["client"].Place, d.pods["server"]
-	v4 := netip.AddrPortFrom(server.Addr(4), 7).String()
-	v6 := netip.AddrPortFrom(server.Addr(6), 7).String()
+	v4, v6 := netip.AddrPortFrom(server.Addr(4), 7), netip.AddrPortFrom(server.Addr(6), 7)
 	running := &load{}
 	for _, one := range []struct {
-		name, target string
-		kind         lab.ProbeKind
-		interval     time.Duration
+		name     string
+		target   netip.AddrPort
+		kind     lab.ProbeKind
+		interval time.Duration
 	}{
 		{"UDP over IPv4, every 1 ms", v4, lab.ProbeUDP, time.Millisecond},
 		{"TCP over IPv6, every 1 ms", v6, lab.ProbeTCP, time.Millisecond},
 		{"new TCP connection, 10 ms", v4, lab.ProbeConnect, 10 * time.Millisecond},
 	} {
-		probe, err := d.probe(client, one.kind, one.target, one.interval)
+		probe, err := d.l.StartProbe(client, one.kind, one.target, one.interval)
 		if err != nil {
 			return nil, err
 		}
@@ -129,13 +129,12 @@ func (d *demo) startLoad() (*load, error) {
 func (d *demo) endLoad(ctx context.Context, running *load) error {
 	d.s.lines(d.s.dim.Render(fmt.Sprintf("  %-27s %7s %7s %7s %7s   %s", "", "sent", "lost", "reset", "refused", "longest wait")))
 	for i, probe := range running.probes {
-		result, err := endProbe(ctx, probe)
+		result, err := lab.EndProbe(ctx, probe)
 		if err != nil {
 			return err
 		}
 		row := fmt.Sprintf("%-27s %7d %7d %7d %7d   %s", running.names[i], result.Sent, result.Lost, result.Reset, result.Refused, short(result.Max))
-		clean := result.Sent > 0 && result.Lost+result.Reset+result.Refused == 0
-		if err := d.hold(clean, "%s", row); err != nil {
+		if err := d.hold(result.Clean(), "%s", row); err != nil {
 			return fmt.Errorf("%w: %v", err, result.Errors)
 		}
 	}
@@ -197,11 +196,11 @@ func (d *demo) grow(ctx context.Context) error {
 		return err
 	}
 	last := d.pods[fmt.Sprintf("many-%d", pods)]
-	answer, _, err := ask(ctx, last.Place, lab.OutsideAddrs()[0], 80)
+	answer, err := last.Place.Fetch(ctx, lab.OutsideAddrs()[0], 80)
 	if err != nil {
 		return err
 	}
-	return d.hold(word(answer, 0) == "outside", "%d pods in %s; CNI ADD: half within %s, the slowest %s",
+	return d.hold(answer.Name == "outside", "%d pods in %s; CNI ADD: half within %s, the slowest %s",
 		pods, short(took), short(times[len(times)/2]), short(times[pods-1]))
 }
 

@@ -2,9 +2,8 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,18 +42,14 @@ func (d *demo) reach(ctx context.Context) error {
 func (d *demo) reachIn(ctx context.Context, client, near, far *lab.Pod, mode lab.Mode) error {
 	for where, server := range []*lab.Pod{near, far} {
 		for _, addr := range server.Addrs {
-			answer, took, err := ask(ctx, client.Place, addr, 80)
+			answer, err := client.Place.Fetch(ctx, addr, 80)
 			if err != nil {
 				return err
 			}
-			from := client.Addr(4)
-			if addr.Is6() {
-				from = client.Addr(6)
-			}
 			row := fmt.Sprintf("%-8s %-11s %-5s %-18s %-18s %-6s %s", mode, []string{"same node", "other node"}[where],
-				family(addr), from, addr, word(answer, 0), short(took))
-			if err := d.hold(word(answer, 0) == server.Name && word(answer, 2) == from.String(), "%s", row); err != nil {
-				return fmt.Errorf("%w: answer %q", err, answer)
+				family(addr), answer.Sees, addr, answer.Name, short(answer.Took))
+			if err := d.hold(answer.Name == server.Name && slices.Contains(client.Addrs, answer.Sees), "%s", row); err != nil {
+				return err
 			}
 		}
 	}
@@ -69,14 +64,14 @@ func (d *demo) police(ctx context.Context) error {
 		}
 	}
 	for _, addr := range d.pods["web-2"].Addrs {
-		answer, took, err := ask(ctx, d.pods["client"].Place, addr, 80)
+		answer, err := d.pods["client"].Place.Fetch(ctx, addr, 80)
 		if err != nil {
 			return err
 		}
-		if err := d.hold(word(answer, 0) == "web-2", "client   → web-2  %-16s answered after %s", addr, short(took)); err != nil {
+		if err := d.hold(answer.Name == "web-2", "client   → web-2  %-16s answered after %s", addr, short(answer.Took)); err != nil {
 			return err
 		}
-		_, _, err = ask(ctx, d.pods["stranger"].Place, addr, 80)
+		_, err = d.pods["stranger"].Place.Fetch(ctx, addr, 80)
 		if err := d.hold(err != nil, "stranger → web-2  %-16s no answer", addr); err != nil {
 			return err
 		}
@@ -92,20 +87,10 @@ func (d *demo) police(ctx context.Context) error {
 
 // seen waits for a flow record from a pod to web-2 that has this verdict by a rule of this policy.
 func (d *demo) seen(ctx context.Context, from, verdict, policy string) error {
-	err := lab.Wait(ctx, fmt.Sprintf("a %s flow from %s by a rule of %s", verdict, from, policy), 3*time.Second,
-		func(ctx context.Context) error {
-			flows, err := d.flows(ctx, "node2", &agentv1.ObserveRequest{
-				FromPod: namespace + "/" + from, ToPod: namespace + "/web-2", Verdict: verdict})
-			if err != nil {
-				return err
-			}
-			for _, flow := range flows {
-				if strings.Contains(flow.GetIngress().GetRuleName(), policy) {
-					return nil
-				}
-			}
-			return fmt.Errorf("%d flow records, none by that rule", len(flows))
-		})
+	request := &agentv1.ObserveRequest{FromPod: namespace + "/" + from, ToPod: namespace + "/web-2", Verdict: verdict}
+	err := d.l.WaitFlow(ctx, "node2", request, func(flow *agentv1.Flow) bool {
+		return strings.Contains(flow.GetIngress().GetRuleName(), policy)
+	})
 	return d.hold(err == nil, "observe: %s from %s, by %s%s", verdict, from, policy, because(err))
 }
 
@@ -114,29 +99,6 @@ func because(err error) string {
 		return ""
 	}
 	return ": " + err.Error()
-}
-
-// flows reads the flow records that a node's agent keeps.
-func (d *demo) flows(ctx context.Context, node string, request *agentv1.ObserveRequest) ([]*agentv1.Flow, error) {
-	client, err := d.l.Agent(node)
-	if err != nil {
-		return nil, err
-	}
-	stream, err := client.Observe(ctx, request)
-	if err != nil {
-		return nil, err
-	}
-	var flows []*agentv1.Flow
-	for {
-		flow, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return flows, nil
-		}
-		if err != nil {
-			return flows, err
-		}
-		flows = append(flows, flow)
-	}
 }
 
 // explain is step 3: the visitor has never sent a packet.
@@ -153,7 +115,7 @@ func (d *demo) explain(ctx context.Context) error {
 	if err := d.show(ctx, 24, "--node", "node2", "policy", "explain", "--from", "shop/visitor", "--to", "shop/web-2", "--port", "80"); err != nil {
 		return err
 	}
-	_, _, err := ask(ctx, d.pods["visitor"].Place, d.pods["web-2"].Addr(4), 80)
+	_, err := d.pods["visitor"].Place.Fetch(ctx, d.pods["web-2"].Addr(4), 80)
 	return d.hold(err != nil, "and when visitor asks web-2 after all, there is no answer")
 }
 

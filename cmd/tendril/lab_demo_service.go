@@ -2,14 +2,12 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	agentv1 "tendril.io/tendril/api/agent/v1"
@@ -58,7 +56,7 @@ func (d *demo) spread(ctx context.Context) error {
 		{"pod, per packet", stray},
 	} {
 		for _, addr := range webService() {
-			counts, err := countAnswers(ctx, from.place, addr, 30)
+			counts, err := from.place.FetchMany(ctx, addr, 80, 30)
 			if err != nil {
 				return fmt.Errorf("%s: %w", from.what, err)
 			}
@@ -68,21 +66,6 @@ func (d *demo) spread(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// countAnswers makes so many connections, one after another, and counts who answered.
-func countAnswers(ctx context.Context, place lab.Place, addr netip.Addr, connections int) (map[string]int, error) {
-	url := "http://" + netip.AddrPortFrom(addr, 80).String() + "/"
-	script := fmt.Sprintf("for i in $(seq %d); do curl -sS -m 2 '%s' || exit 1; done", connections, url)
-	out, err := place.Exec(ctx, "sh", "-c", script)
-	if err != nil {
-		return nil, err
-	}
-	counts := map[string]int{}
-	for line := range strings.Lines(out) {
-		counts[word(line, 0)]++
-	}
-	return counts, nil
 }
 
 func shares(counts map[string]int) string {
@@ -111,10 +94,10 @@ func (d *demo) lookUp(ctx context.Context) error {
 // removeBackend keeps connections open through the service while one backend goes.
 func (d *demo) removeBackend(ctx context.Context) error {
 	const kept = 9
-	target := netip.AddrPortFrom(webService()[0], 80).String()
+	target := netip.AddrPortFrom(webService()[0], 80)
 	var probes []*lab.Process
 	for range kept {
-		probe, err := d.probe(d.pods["client"].Place, lab.ProbeHTTP, target, 10*time.Millisecond)
+		probe, err := d.l.StartProbe(d.pods["client"].Place, lab.ProbeHTTP, target, 10*time.Millisecond)
 		if err != nil {
 			return err
 		}
@@ -124,7 +107,7 @@ func (d *demo) removeBackend(ctx context.Context) error {
 	if err := d.apply(ctx, filepath.Join("next", "web-two-backends.yaml")); err != nil {
 		return err
 	}
-	counts, err := countAnswers(ctx, d.pods["client"].Place, webService()[0], 30)
+	counts, err := d.pods["client"].Place.FetchMany(ctx, webService()[0], 80, 30)
 	if err != nil {
 		return err
 	}
@@ -138,7 +121,7 @@ func (d *demo) removeBackend(ctx context.Context) error {
 func (d *demo) judgeKept(ctx context.Context, probes []*lab.Process) error {
 	var alive, answered, lost, resets int
 	for _, probe := range probes {
-		result, err := endProbe(ctx, probe)
+		result, err := lab.EndProbe(ctx, probe)
 		if err != nil {
 			return err
 		}
@@ -152,27 +135,6 @@ func (d *demo) judgeKept(ctx context.Context, probes []*lab.Process) error {
 		"%d kept connections to the other two: %d requests, %d lost, %d reset", alive, answered, lost, resets)
 }
 
-// probe starts an open-loop probe that runs until it is ended.
-func (d *demo) probe(place lab.Place, kind lab.ProbeKind, target string, interval time.Duration) (*lab.Process, error) {
-	return d.l.Start(place, "probe-"+string(kind), filepath.Join(d.l.BinDir, "tendril"), "lab", "probe", target,
-		"--kind", string(kind), "--interval", interval.String(), "--duration", "10m")
-}
-
-// endProbe interrupts a probe and reads its result.
-func endProbe(ctx context.Context, probe *lab.Process) (lab.ProbeResult, error) {
-	var result lab.ProbeResult
-	if err := probe.Signal(syscall.SIGINT); err != nil {
-		return result, err
-	}
-	if _, err := probe.Wait(ctx); err != nil {
-		return result, err
-	}
-	if err := json.Unmarshal([]byte(probe.Output()), &result); err != nil {
-		return result, fmt.Errorf("probe %s: %w: %s", probe.Name, err, probe.Output())
-	}
-	return result, nil
-}
-
 // masquerade is step 5.
 func (d *demo) masquerade(ctx context.Context) error {
 	status, err := d.l.Status(ctx, "node1")
@@ -180,13 +142,12 @@ func (d *demo) masquerade(ctx context.Context) error {
 		return err
 	}
 	for _, addr := range lab.OutsideAddrs() {
-		answer, took, err := ask(ctx, d.pods["client"].Place, addr, 80)
+		answer, err := d.pods["client"].Place.Fetch(ctx, addr, 80)
 		if err != nil {
 			return err
 		}
-		sees := word(answer, 2)
-		if err := d.hold(slices.Contains(status.Addresses, sees),
-			"client → outside %-17s it sees %-11s answered after %s", addr, sees, short(took)); err != nil {
+		if err := d.hold(slices.Contains(status.Addresses, answer.Sees.String()),
+			"client → outside %-17s it sees %-11s answered after %s", addr, answer.Sees, short(answer.Took)); err != nil {
 			return fmt.Errorf("%w: the node's addresses are %v", err, status.Addresses)
 		}
 	}
@@ -200,7 +161,7 @@ func (d *demo) listMapping(ctx context.Context) error {
 		return err
 	}
 	outside := lab.OutsideAddrs()[0]
-	probe, err := d.probe(d.pods["client"].Place, lab.ProbeHTTP, netip.AddrPortFrom(outside, 80).String(), 10*time.Millisecond)
+	probe, err := d.l.StartProbe(d.pods["client"].Place, lab.ProbeHTTP, netip.AddrPortFrom(outside, 80), 10*time.Millisecond)
 	if err != nil {
 		return err
 	}
@@ -217,11 +178,11 @@ func (d *demo) listMapping(ctx context.Context) error {
 	if err := d.show(ctx, 6, "--node", "node1", "bpf", "nat", "list"); err != nil {
 		return err
 	}
-	result, err := endProbe(ctx, probe)
+	result, err := lab.EndProbe(ctx, probe)
 	if err != nil {
 		return err
 	}
-	return d.hold(result.Lost == 0 && result.Answered > 0, "%d requests on that connection, %d lost", result.Sent, result.Lost)
+	return d.hold(result.Clean(), "%d requests on that connection, %d lost", result.Sent, result.Lost)
 }
 
 // mappings are the NAT mappings of the client towards the outside host's first address.

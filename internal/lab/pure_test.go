@@ -167,3 +167,25 @@ func TestQuotesKeepTheLastLines(t *testing.T) {
 		t.Errorf("quote of nothing is %q", got)
 	}
 }
+
+func TestAnswersOfTheWebServersAreRead(t *testing.T) {
+	got, err := parseAnswer("web-1 sees 10.244.1.4\n0.0125")
+	want := Answer{Name: "web-1", Sees: netip.MustParseAddr("10.244.1.4"), Took: 12500 * time.Microsecond}
+	if err != nil || got != want {
+		t.Errorf("%+v, %v, want %+v", got, err, want)
+	}
+	for _, text := range []string{"", "<html>", "web-1 sees me\n0.1", "web-1 sees 10.0.0.1\nsoon", "web-1 likes 10.0.0.1\n1"} {
+		if _, err := parseAnswer(text); err == nil {
+			t.Errorf("%q is read as an answer", text)
+		}
+	}
+}
+
+func FuzzParseAnswer(f *testing.F) {
+	f.Add("web-1 sees 10.244.1.4\n0.0125")
+	f.Fuzz(func(t *testing.T, text string) {
+		if answer, err := parseAnswer(text); err == nil && (answer.Name == "" || !answer.Sees.IsValid()) {
+			t.Errorf("%q: %+v", text, answer)
+		}
+	})
+}
