@@ -278,3 +278,50 @@ func TestTheJournalStaysSmallHoweverOftenKeysChange(t *testing.T) {
 		t.Errorf("own keys: %v", p.Own())
 	}
 }
+
+func TestAnAgentKilledBetweenTwoBatchesStillKnowsWhatWasNotSent(t *testing.T) {
+	fake := newFake()
+	path := filepath.Join(t.TempDir(), "journal")
+	p := testPublisher(t, path, fake)
+	for i := range maxWrites + 2 {
+		p.mustSet(t, addrKey(i), "a")
+	}
+	p.republish("e1", false)
+	fake.answer = func(*storev1.PutRequest) error {
+		if len(fake.puts) == 1 {
+			return status.Error(codes.Unavailable, "killed here")
+		}
+		return nil
+	}
+	if err := p.drain(t.Context()); err == nil {
+		t.Fatal("the fault did not happen")
+	}
+	p.close()
+	p = testPublisher(t, path, fake)
+	defer p.close()
+	if p.Settled(addrKey(maxWrites + 1)) {
+		t.Error("a key that was never sent counts as sent")
+	}
+}
+
+func TestAStoreThatLostWritesGetsAllKeysAgainEvenAfterAKill(t *testing.T) {
+	fake := newFake()
+	path := filepath.Join(t.TempDir(), "journal")
+	p := testPublisher(t, path, fake)
+	if err := p.Set(NodeKey("n1"), node("192.0.2.1")); err != nil {
+		t.Fatal(err)
+	}
+	p.republish("e1", false)
+	if err := p.drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !p.republish("e1", true) {
+		t.Error("a lost write was no reason to publish again")
+	}
+	p.close() // killed before it could
+	p = testPublisher(t, path, fake)
+	defer p.close()
+	if !p.republish("e1", false) {
+		t.Error("after a restart the keys count as published")
+	}
+}
