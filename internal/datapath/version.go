@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 
 	"tendril.io/tendril/bpf"
 )
@@ -84,7 +86,8 @@ func versionDigest(specs map[string]*ebpf.CollectionSpec, node *bpf.NodeConfig, 
 	hash := sha256.New()
 	for _, object := range slices.Sorted(maps.Keys(specs)) {
 		for _, name := range slices.Sorted(maps.Keys(specs[object].Programs)) {
-			fmt.Fprintf(hash, "%s %s\n%v", object, name, specs[object].Programs[name].Instructions)
+			fmt.Fprintf(hash, "%s %s\n", object, name)
+			hashText(hash, specs[object].Programs[name].Instructions)
 		}
 	}
 	fmt.Fprintf(hash, "%+v\n", *node)
@@ -97,6 +100,18 @@ func versionDigest(specs map[string]*ebpf.CollectionSpec, node *bpf.NodeConfig, 
 		fmt.Fprintf(hash, "%s %d\n", name, id)
 	}
 	return hex.EncodeToString(hash.Sum(nil)[:8]), nil
+}
+
+// hashText hashes a program's text; maps and functions by name, since they have no numbers before they are loaded.
+func hashText(out io.Writer, text asm.Instructions) {
+	var line []byte
+	for i := range text {
+		ins := &text[i]
+		line = binary.NativeEndian.AppendUint64(line[:0], uint64(ins.Constant))
+		line = append(line, byte(ins.OpCode), byte(ins.Dst), byte(ins.Src), byte(ins.Offset), byte(ins.Offset>>8))
+		line = append(line, ins.Reference()...)
+		out.Write(append(line, '\n'))
+	}
 }
 
 // openPrograms keeps the version in force if it is the one this agent would load, else loads another. Where a map was
