@@ -1,0 +1,144 @@
+package policy
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"tendril.io/tendril/bpf"
+	"tendril.io/tendril/internal/label"
+)
+
+func TestOverlappingRangesBecomeDisjointSegments(t *testing.T) {
+	for sentence, test := range map[string]struct {
+		spans []portSpan
+		want  []segment
+	}{
+		"nothing gives nothing":          {nil, nil},
+		"one range stays":                {[]portSpan{{80, 90, 0}}, []segment{{6, 80, 90, []int{0}}}},
+		"a gap stays a gap":              {[]portSpan{{1, 2, 0}, {4, 5, 1}}, []segment{{6, 1, 2, []int{0}}, {6, 4, 5, []int{1}}}},
+		"touching ranges of one entry":   {[]portSpan{{1, 2, 0}, {3, 5, 0}}, []segment{{6, 1, 5, []int{0}}}},
+		"touching ranges of two entries": {[]portSpan{{1, 2, 0}, {3, 5, 1}}, []segment{{6, 1, 2, []int{0}}, {6, 3, 5, []int{1}}}},
+		"an inner range cuts the outer": {[]portSpan{{1, 9, 1}, {4, 5, 0}},
+			[]segment{{6, 1, 3, []int{1}}, {6, 4, 5, []int{0, 1}}, {6, 6, 9, []int{1}}}},
+		"the last port has no successor": {[]portSpan{{65535, 65535, 0}, {65000, 65535, 1}},
+			[]segment{{6, 65000, 65534, []int{1}}, {6, 65535, 65535, []int{0, 1}}}},
+		"port 0 is a port": {[]portSpan{{0, 0, 0}}, []segment{{6, 0, 0, []int{0}}}},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			budget := 1000
+			got := segmentsOf(6, test.spans, &budget)
+			if diff := cmp.Diff(test.want, got, cmp.AllowUnexported(segment{})); diff != "" {
+				t.Errorf("segments (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestPortOfAnyProtocolMeansThoseThatHavePorts(t *testing.T) {
+	want := []portRange{{6, 80, 80}, {17, 80, 80}, {132, 80, 80}}
+	if got := rangesOf(Port{First: 80, Last: 80}); !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if got := rangesOf(Port{Last: math.MaxUint16}); !slices.Equal(got, []portRange{{0, 0, math.MaxUint16}}) {
+		t.Errorf("any port of any protocol: got %v", got)
+	}
+}
+
+func TestMergedRangesDoNotTouch(t *testing.T) {
+	got := mergeRanges([]portRange{{17, 1, 5}, {6, 4, 9}, {6, 1, 3}, {6, 20, 65535}, {6, 65535, 65535}})
+	if want := []portRange{{6, 1, 9}, {6, 20, 65535}, {17, 1, 5}}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if got := mergeRanges([]portRange{{6, 1, 2}, {0, 0, 65535}}); !slices.Equal(got, []portRange{{0, 0, 65535}}) {
+		t.Errorf("got %v, want any protocol to swallow the rest", got)
+	}
+}
+
+func TestEqualListsOfEntriesAreWrittenOnce(t *testing.T) {
+	b := &builder{header: bpf.PolicyHeader{DefaultAction: bpf.ActionDeny, DefaultRule: 2}}
+	for i := range 10 {
+		b.add(bpf.PolicyEntry{Selector: uint16(i), Action: bpf.ActionAllow}, TierNormal, []portRange{{6, 80, 80}, {6, 443, 443}, {17, 53, 53}})
+	}
+	cells, err := b.layout()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := len(cells), 1+3+10; got != want {
+		t.Errorf("got %d cells, want %d: a header, three segments, one list", got, want)
+	}
+	if b.header.Segments != 3 || b.header.Protocols != 0 || b.header.AnyCount != 0 {
+		t.Errorf("got header %+v, want 3 segments and nothing else", b.header)
+	}
+}
+
+func TestPassGoesToTheFirstEntryOfALaterTier(t *testing.T) {
+	b := &builder{}
+	any := []portRange{{0, 0, math.MaxUint16}}
+	b.add(bpf.PolicyEntry{Action: bpf.ActionPass}, TierAdmin, any)
+	b.add(bpf.PolicyEntry{Action: bpf.ActionAllow}, TierAdmin, any)
+	b.add(bpf.PolicyEntry{Action: bpf.ActionDeny}, TierNormal, any)
+	b.add(bpf.PolicyEntry{Action: bpf.ActionPass}, TierBaseline, any)
+	b.aimPasses()
+	if got := []uint32{b.entries[0].Argument, b.entries[3].Argument}; !slices.Equal(got, []uint32{2, 4}) {
+		t.Errorf("got passes to %v, want 2 and, behind the last entry, 4", got)
+	}
+}
+
+func TestBitsetIsCanonical(t *testing.T) {
+	b := bitset(nil).with(3).with(64).with(200)
+	if !b.has(64) || b.has(65) || b.has(100000) {
+		t.Errorf("got %v, want 3, 64 and 200", b)
+	}
+	if got := b.without(200).without(64); !got.equal(bitset(nil).with(3)) || len(got) != 1 {
+		t.Errorf("got %v, want the words behind 3 gone", got)
+	}
+	if got := b.without(9); &got[0] != &b[0] {
+		t.Error("taking away what is not there should change nothing")
+	}
+	var mutable bitset
+	mutable.add(200)
+	mutable.add(3)
+	mutable.add(64)
+	if !mutable.equal(b) || mutable.key() != b.key() {
+		t.Errorf("got %v, want %v", mutable, b)
+	}
+}
+
+// Matching a selector against a peer is on the path of every address that appears.
+func TestMatchingAPeerDoesNotAllocate(t *testing.T) {
+	w := Workload{Cluster: "lab", Namespace: "shop", Labels: label.SetOf(map[string]string{"app": "web"}), NamedPorts: []NamedPort{{"http", 6, 80}}}.canonical()
+	p := newPeer(&AddressFact{Workload: &w})
+	p.space = &namespace{}
+	s := label.MustSelector(label.Equals("app", "web"), label.NamespaceEquals(label.MetadataName, "shop"))
+	pods := selectorOf(Peer{Selector: &s})
+	for _, s := range []*selector{pods, withPort(pods, NamedPort{"http", 6, 80}), selectorOf(Peer{Any: true}), selectorOf(Peer{Entity: EntityCluster})} {
+		if n := testing.AllocsPerRun(100, func() {
+			if !s.matches(p) {
+				t.Fatalf("%s does not match", s.text)
+			}
+		}); n != 0 {
+			t.Errorf("%s: got %v allocations, want 0", s.text, n)
+		}
+	}
+}
+
+func TestSelectorsThatMeanTheSameAreOne(t *testing.T) {
+	for a, b := range map[*selector]*selector{
+		selectorOf(Peer{Entity: EntityWorldIPv4}):                 selectorOf(Peer{CIDR: &CIDR{Prefix: worldPrefixes()[0], OutsideOnly: true}}),
+		selectorOf(Peer{CIDR: &CIDR{Prefix: worldPrefixes()[1]}}): selectorOf(Peer{CIDR: &CIDR{Prefix: worldPrefixes()[1]}}),
+	} {
+		if a.digest != b.digest {
+			t.Errorf("%s and %s should be one selector", a.text, b.text)
+		}
+	}
+	if selectorOf(Peer{Entity: EntityNobody}) != nil {
+		t.Error("nobody should need no selector")
+	}
+	if got := fmt.Sprint(len(selectorsOf([]Peer{{Entity: EntityWorld}, {Any: true}, {Entity: EntityHost}}))); got != "1" {
+		t.Errorf("got %s selectors of a rule that names everybody, want 1", got)
+	}
+}
