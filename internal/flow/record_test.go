@@ -48,6 +48,7 @@ func TestVerdictFollowsTheReasonThenTheActions(t *testing.T) {
 		{bpf.EventDrop, bpf.DropPolicyDeny, bpf.ActionDeny, bpf.ActionNone, VerdictDropped, "policy-deny"},
 		{bpf.EventDrop, bpf.DropNoRoute, bpf.ActionAllow, bpf.ActionAllow, VerdictDropped, "no-route"},
 		{bpf.EventDrop, bpf.DropNoProxy, bpf.ActionRedirect, bpf.ActionAllow, VerdictDropped, "no-proxy"},
+		{bpf.EventDrop, bpf.ReasonForwarded, bpf.ActionAllow, bpf.ActionAllow, VerdictDropped, "forwarded"}, // never called allowed
 		{bpf.EventDrop, 63, bpf.ActionAllow, bpf.ActionAllow, VerdictDropped, "reason-63"},
 		{bpf.EventFlowVerdict, bpf.DropPolicyDeny, bpf.ActionDeny, bpf.ActionNone, VerdictDropped, "policy-deny"},
 	} {

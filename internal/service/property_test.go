@@ -188,7 +188,23 @@ func TestMaglevRefusesMoreBackendsThanSlots(t *testing.T) {
 	}
 }
 
-// set20 is n backends.
+// A range is found by its digest, so contents that differ anywhere must not share one.
+func TestUnequalSlotsHaveUnequalDigests(t *testing.T) {
+	key := serviceKey{"default", "web"}
+	seen := map[policy.Digest]string{}
+	for _, slots := range [][]uint32{{1, 2}, {2, 1}, {1}, {257, 2}, {1, 2 + 1<<16}, {1, 2 + 1<<24}, {1, 2, 0}} {
+		d := slotsDigest(key, slots)
+		if other, ok := seen[d]; ok {
+			t.Errorf("slots %v share the digest of %s", slots, other)
+		}
+		seen[d] = fmt.Sprint(slots)
+	}
+	if _, ok := seen[slotsDigest(serviceKey{"default", "shop"}, []uint32{1, 2})]; ok {
+		t.Error("two services share a digest")
+	}
+}
+
+// setOf is n backends.
 func setOf(n int) backendSet {
 	var set backendSet
 	for i := range n {
