@@ -47,11 +47,8 @@ static __always_inline int net_in_destination(struct __sk_buff *ctx, struct pack
 	if (reason != GO_ON)
 		return reason == DROP_INVALID_PACKET ? REASON_TO_STACK : reason;
 	address_find(&p->destination, &p->to);
-	if (p->to.flags & ADDRESS_HOST) { /* the node's own, moved to another port by net_out */
-		reason = deliver_rename(ctx, p);
-		return reason == GO_ON ? REASON_TO_STACK : reason;
-	}
-	return p->to.flags & ADDRESS_LOCAL_POD ? GO_ON : DROP_UNKNOWN_DESTINATION;
+	/* a mapping of an address of the node is one that net_out moved to another port */
+	return p->to.flags & (ADDRESS_LOCAL_POD | ADDRESS_HOST) ? GO_ON : DROP_UNKNOWN_DESTINATION;
 }
 
 /* net_in_ip is the journey of an IP packet from the wire. */

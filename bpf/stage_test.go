@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -209,13 +208,6 @@ func (s *stage) backend(text string) (string, error) {
 	return "", s.maps["backends"].Put(uint32(index), backend)
 }
 
-// listen udp ADDRESS:PORT: a socket of the node.
-func (s *stage) listen(text string) (string, error) {
-	end := netip.MustParseAddrPort(strings.TrimPrefix(text, "udp "))
-	_, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(end)) // lives as long as the namespace
-	return "", err
-}
-
 // flowText is a flow in one line, in the direction in which it was opened.
 func flowText(key FlowKey, flow Flow) string {
 	source, dest := netip.AddrPortFrom(key.Low.Addr(), Port(key.LowPort)), netip.AddrPortFrom(key.High.Addr(), Port(key.HighPort))
@@ -274,15 +266,15 @@ func (s *stage) nat(string) (string, error) {
 	return sorted(lines), entries.Err()
 }
 
-// drain prints the events since it was last asked.
-func (s *stage) drain(string) (string, error) {
+// events [sorted]: those since it was last asked; sorted where the order is that of a hash table.
+func (s *stage) drain(text string) (string, error) {
 	var lines []string
 	for {
 		s.events.SetDeadline(alreadyPast())
 		record, err := s.events.Read()
 		if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, ringbuf.ErrFlushed) {
-			if len(lines) == 0 {
-				return "none", nil
+			if text == "sorted" || len(lines) == 0 {
+				return sorted(lines), nil
 			}
 			return strings.Join(lines, "\n"), nil
 		}
@@ -332,7 +324,7 @@ func (s *stage) age(string) (string, error) {
 	return "", nil
 }
 
-// sweep all|keys [force]: runs a sweep program.
+// sweep all|keys [force] [quiet]: runs a sweep program; quiet where a flow may or may not be met before its service entry is gone.
 func (s *stage) sweep(text string) (string, error) {
 	plain, _ := words(text)
 	var sweep Sweep
@@ -346,6 +338,9 @@ func (s *stage) sweep(text string) (string, error) {
 	}
 	after := sweep
 	_, err := s.programs["sweep_"+plain[0]].Run(&ebpf.RunOptions{Context: sweep, ContextOut: &after})
+	if slices.Contains(plain, "quiet") {
+		return "", err
+	}
 	return fmt.Sprintf("removed=%d kept=%d", after.Removed, after.Kept), err
 }
 

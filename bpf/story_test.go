@@ -92,7 +92,7 @@ type stage struct {
 }
 
 // newStage loads all objects on one set of maps, in a network namespace with routes of its own.
-func newStage(t *testing.T) *stage {
+func newStage(t testing.TB) *stage {
 	enterNamespace(t)
 	s := &stage{maps: map[string]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, nextCell: 1, slots: 1}
 	for _, object := range []string{"pod", "net", "tunnel", "sweep"} {
@@ -116,7 +116,7 @@ func newStage(t *testing.T) *stage {
 }
 
 // enterNamespace gives the test a network namespace with a default route by the device that is its uplink.
-func enterNamespace(t *testing.T) {
+func enterNamespace(t testing.TB) {
 	t.Helper()
 	runtime.LockOSThread() // never unlocked: the thread dies with the test, and the namespace with it
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
@@ -153,7 +153,7 @@ func enterNamespace(t *testing.T) {
 
 // decapsulator is a program that gives a packet the tunnel header that the overlay device would have: the outer source is
 // in the first two words of cb. It then goes on in tunnel_in.
-func (s *stage) decapsulator(t *testing.T) *ebpf.Program {
+func (s *stage) decapsulator(t testing.TB) *ebpf.Program {
 	index, tunnelIn := uint32(EntryTunnelIn), s.programs["tunnel_in"]
 	if err := s.maps["entries"].Put(index, tunnelIn); err != nil {
 		t.Fatal(err)
@@ -182,9 +182,9 @@ func (s *stage) decapsulator(t *testing.T) *ebpf.Program {
 // skBuff is the start of struct __sk_buff, as BPF_PROG_TEST_RUN takes it.
 type skBuff struct {
 	Len, PktType, Mark, QueueMapping, Protocol, VlanPresent, VlanTCI, VlanProto, Priority uint32
-	IngressIfIndex, IfIndex, TCIndex                                                    uint32
-	CB                                                                                  [5]uint32
-	Rest                                                                                [31]uint32
+	IngressIfIndex, IfIndex, TCIndex                                                      uint32
+	CB                                                                                    [5]uint32
+	Rest                                                                                  [31]uint32
 }
 
 // do plays one command and returns what is to be seen.
@@ -193,7 +193,7 @@ func (s *stage) do(command string) (string, error) {
 	commands := map[string]func(string) (string, error){
 		"endpoint": s.endpoint, "address": s.address, "node": s.node, "uplink": s.uplink, "program": s.program,
 		"peer": s.peer, "epoch": s.epoch, "service": s.service, "backend": s.backend, "flows": s.flows, "nat": s.nat,
-		"events": s.drain, "sweep": s.sweep, "age": s.age, "half-open": s.halfOpen, "forget": s.forget, "listen": s.listen,
+		"events": s.drain, "sweep": s.sweep, "age": s.age, "half-open": s.halfOpen, "forget": s.forget,
 	}
 	if do := commands[name]; do != nil {
 		return do(rest)
@@ -296,4 +296,3 @@ func (s *stage) counted() string {
 	slices.Sort(names)
 	return strings.Join(names, " ")
 }
-

@@ -1,0 +1,153 @@
+package bpf
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"tendril.io/tendril/internal/testkit"
+)
+
+// natStage is a node with two pods whose packets to the outside are masqueraded, with room for many half-open flows.
+func natStage(t *testing.T) *stage {
+	needRoot(t)
+	s := newStage(t)
+	for _, command := range []string{
+		"endpoint 1 10.1.0.2 fd01::2 peer=20 egress=1 ingress=1", "endpoint 2 10.1.0.3 fd01::3 peer=21 egress=1 ingress=1",
+		"program 1 allow", "uplink 100 192.0.2.1 2001:db8::1",
+		"address 192.0.2.1 peer=1 flags=host,cluster", "address 2001:db8::1 peer=1 flags=host,cluster",
+	} {
+		if _, err := s.do(command); err != nil {
+			t.Fatalf("%s: %v", command, err)
+		}
+	}
+	return s
+}
+
+// send1 plays a command whose packet must come out, and returns the packet.
+func send1(t *testing.T, s *stage, command string) *testkit.Packet {
+	t.Helper()
+	answer, err := s.do(command)
+	if err != nil {
+		t.Fatalf("%s: %v", command, err)
+	}
+	_, text, ok := strings.Cut(answer, "\n")
+	if !ok {
+		t.Fatalf("%s: no packet came out: %s", command, answer)
+	}
+	p, err := testkit.ParsePacket(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.BadSum {
+		t.Fatalf("%s: %s", command, text)
+	}
+	return p
+}
+
+// answer1 sends the reply of an outside host, which also takes the flow out of the quota, and returns what the pod gets.
+func answer1(t *testing.T, s *stage, sent *testkit.Packet) *testkit.Packet {
+	t.Helper()
+	return send1(t, s, fmt.Sprintf("net_in %s %s > %s", sent.Protocol, sent.Dest, sent.Source))
+}
+
+func TestTwoPodsWithOnePortGetTwoAndEachItsOwnReplies(t *testing.T) {
+	for _, ends := range [][3]string{
+		{"10.1.0.2:5000", "10.1.0.3:5000", "198.51.100.1:53"}, {"[fd01::2]:5000", "[fd01::3]:5000", "[2001:db9::1]:53"},
+	} {
+		s := natStage(t)
+		first := send1(t, s, fmt.Sprintf("from_pod 1 udp %s > %s", ends[0], ends[2]))
+		second := send1(t, s, fmt.Sprintf("from_pod 2 udp %s > %s", ends[1], ends[2]))
+		if first.Source.Port() != 5000 {
+			t.Errorf("the first pod's free port was changed: %s", first)
+		}
+		if port := second.Source.Port(); port < 40000 || port > 40009 {
+			t.Errorf("the second pod got a port outside the node's range: %s", second)
+		}
+		if got, want := answer1(t, s, second).Dest, netip.MustParseAddrPort(ends[1]); got != want {
+			t.Errorf("the second pod's reply went to %s", got)
+		}
+		if got, want := answer1(t, s, first).Dest, netip.MustParseAddrPort(ends[0]); got != want {
+			t.Errorf("the first pod's reply went to %s", got)
+		}
+	}
+}
+
+func TestEveryPortOfTheRangeIsFoundAndThenTheReasonIsClear(t *testing.T) {
+	s := natStage(t)
+	used := map[uint16]bool{}
+	// Eleven: one keeps its own port, ten fill the range 40000 to 40009.
+	for i := range 11 {
+		pod := i%2 + 1
+		text := fmt.Sprintf("from_pod %d udp 10.1.0.%d:5000 > 198.51.100.1:53", pod, pod+1)
+		if i >= 2 {
+			pod, text = i, fmt.Sprintf("from_pod %d udp 10.1.0.%d:5000 > 198.51.100.1:53", i+1, i+20)
+			if _, err := s.do(fmt.Sprintf("endpoint %d 10.1.0.%d fd01::%d peer=20 egress=1 ingress=1", i+1, i+20, i+20)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		sent := send1(t, s, text)
+		if used[sent.Source.Port()] {
+			t.Errorf("flow %d got port %d, which another has", i, sent.Source.Port())
+		}
+		used[sent.Source.Port()] = true
+	}
+	if _, err := s.do("endpoint 30 10.1.0.60 fd01::60 peer=20 egress=1 ingress=1"); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.do("from_pod 30 udp 10.1.0.60:5000 > 198.51.100.1:53")
+	if err != nil || got != "shot: nat-exhausted" {
+		t.Errorf("the twelfth: got %q, %v", got, err)
+	}
+	if p := send1(t, s, "from_pod 30 udp 10.1.0.60:5000 > 198.51.100.2:53"); p.Source.Port() != 5000 {
+		t.Errorf("another destination was touched: %s", p)
+	}
+}
+
+func TestASocketOfTheNodeKeepsItsPort(t *testing.T) {
+	s := natStage(t)
+	for _, local := range []string{"192.0.2.1:5001", "[2001:db8::1]:5001"} {
+		socket, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(local)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer socket.Close()
+	}
+	for _, text := range []string{"from_pod 1 udp 10.1.0.2:5001 > 198.51.100.1:53", "from_pod 1 udp [fd01::2]:5001 > [2001:db9::1]:53"} {
+		if p := send1(t, s, text); p.Source.Port() == 5001 {
+			t.Errorf("a pod got the port of a socket of the node: %s", p)
+		}
+	}
+}
+
+func TestAConnectionOfTheNodeIsMovedOffAPodsTuple(t *testing.T) {
+	s := natStage(t)
+	pod := send1(t, s, "from_pod 1 udp 10.1.0.2:5002 > 198.51.100.1:53")
+	node := send1(t, s, "net_out udp 192.0.2.1:5002 > 198.51.100.1:53")
+	if pod.Source.Port() != 5002 || node.Source.Port() == 5002 {
+		t.Fatalf("pod %s, node %s", pod, node)
+	}
+	if again := send1(t, s, "net_out udp 192.0.2.1:5002 > 198.51.100.1:53"); again.Source != node.Source {
+		t.Errorf("the node's next packet left as %s", again)
+	}
+	if got, want := answer1(t, s, node).Dest.String(), "192.0.2.1:5002"; got != want {
+		t.Errorf("the node's reply went to %s", got)
+	}
+	if got, want := answer1(t, s, pod).Dest.String(), "10.1.0.2:5002"; got != want {
+		t.Errorf("the pod's reply went to %s", got)
+	}
+}
+
+func TestAMappingGoesWithItsFlow(t *testing.T) {
+	s := natStage(t)
+	send1(t, s, "from_pod 1 tcp 10.1.0.2:5003 > 198.51.100.1:80 syn")
+	send1(t, s, "from_pod 1 icmp 10.1.0.2 > 198.51.100.1 echo id=9")
+	if got, _ := s.do("sweep all force"); got != "removed=2 kept=0" {
+		t.Error(got)
+	}
+	if got, _ := s.do("nat"); got != "none" {
+		t.Errorf("left behind: %s", got)
+	}
+}

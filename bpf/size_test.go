@@ -1,0 +1,32 @@
+package bpf
+
+import "testing"
+
+// sizeLimits are instructions by program, some room above what they are now: whoever crosses one has made the datapath larger
+// and should know it. The kernel's own limit is a million looked at, which costs load time, not packets.
+func sizeLimits() map[string]int {
+	return map[string]int{
+		"from_pod": 6200, "to_pod": 3400, "net_in": 5100, "net_out": 3100, "tunnel_in": 4700, "tunnel_out": 700,
+		"connect4": 200, "connect6": 200, "sendmsg4": 200, "sendmsg6": 220, "recvmsg4": 70, "recvmsg6": 80,
+		"getpeername4": 70, "getpeername6": 80, "sweep_keys": 2100, "sweep_all": 450,
+	}
+}
+
+func TestProgramsStayWithinTheirSize(t *testing.T) {
+	limits := sizeLimits()
+	for _, object := range Objects() {
+		for name, program := range load(t, object).Programs {
+			limit, known := limits[name]
+			if !known {
+				t.Errorf("%s: program %s has no limit here", object, name)
+			}
+			if got := len(program.Instructions); got > limit {
+				t.Errorf("%s has %d instructions, limit %d", name, got, limit)
+			}
+			delete(limits, name)
+		}
+	}
+	for name := range limits {
+		t.Errorf("program %s has a limit and does not exist", name)
+	}
+}
