@@ -53,6 +53,7 @@ func (d *Datapath) DeleteEndpoint(id uint32) error {
 	if id == 0 || id >= d.set.sizes["endpoints"] {
 		return fmt.Errorf("delete endpoint %d: there is room for 1 to %d", id, d.set.sizes["endpoints"]-1)
 	}
+	d.ForgetStubs(id)
 	return d.changeEndpoint(id, func(e *bpf.Endpoint) { *e = bpf.Endpoint{} })
 }
 

@@ -42,6 +42,8 @@ type world struct {
 	failEvery bool
 	dieBefore string
 	dieAfter  string
+
+	foreignStubs bool // devices carry stubs of an earlier datapath
 }
 
 func newWorld() *world {
@@ -175,6 +177,9 @@ func (w *world) loadStub(endpoint, generation uint32, entry bpf.Entry) (Program,
 	return s, w.call("load", func() { w.open++ })
 }
 
+// adoptStub says yes unless the world's stubs are some other datapath's.
+func (w *world) adoptStub(_, _, _ uint32, _ bpf.Entry) (bool, error) { return !w.foreignStubs, nil }
+
 // agent is a manager with tables and a judge.
 type agent struct {
 	*Manager
@@ -203,7 +208,7 @@ func newUnrestored(t testing.TB, w *world, dir string) *agent {
 	}
 	m, err := New(Config{
 		Node: "n1", Cluster: "default", StateDir: dir, MTUs: MTUs{Device: 1500, Route: 1450}, Book: book,
-		Numbers: w, Links: w, LoadStub: w.loadStub, Publisher: w, Tables: tables,
+		Numbers: w, Links: w, LoadStub: w.loadStub, AdoptStub: w.adoptStub, Publisher: w, Tables: tables,
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	if err != nil {

@@ -44,7 +44,7 @@ type Links interface {
 	InspectPair(device string, netns *os.File, ifName string) (netlink.PairState, error)
 }
 
-// Config is what a Manager needs. All fields but ReplaceStubs are required.
+// Config is what a Manager needs. All fields are required.
 type Config struct {
 	Node     string
 	Cluster  string
@@ -55,12 +55,12 @@ type Config struct {
 	Links    Links
 	// LoadStub makes the instance of a template that belongs to an endpoint.
 	LoadStub func(endpoint, generation uint32, entry bpf.Entry) (Program, error)
-	// ReplaceStubs makes Restore load all stubs anew: for a datapath whose pinned maps are new, since stubs of an
-	// earlier run then lead into maps that nobody fills any more. Packets meet the old stub or the new one.
-	ReplaceStubs bool
-	Publisher    Publisher
-	Tables       *table.Tables
-	Log          *slog.Logger
+	// AdoptStub says whether a program that an earlier agent put on a device is the one that LoadStub would make. One
+	// that is not, because the template or the maps behind it are others, is replaced: packets meet the old or the new.
+	AdoptStub func(program, endpoint, generation uint32, entry bpf.Entry) (bool, error)
+	Publisher Publisher
+	Tables    *table.Tables
+	Log       *slog.Logger
 }
 
 // Manager makes and removes endpoints; it is the cni.Handler of the agent. Make one with New, call Restore once, then
@@ -100,7 +100,7 @@ func (c *Config) validate() error {
 	switch {
 	case c.Node == "" || c.StateDir == "":
 		return errors.New("endpoints: node and state folder are required")
-	case c.Book == nil || c.Numbers == nil || c.Links == nil || c.LoadStub == nil || c.Publisher == nil || c.Tables == nil:
+	case c.Book == nil || c.Numbers == nil || c.Links == nil || c.LoadStub == nil || c.AdoptStub == nil || c.Publisher == nil || c.Tables == nil:
 		return errors.New("endpoints: book, numbers, links, stubs, publisher and tables are required")
 	case c.Log == nil:
 		return errors.New("endpoints: log is required")

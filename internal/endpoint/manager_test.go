@@ -425,7 +425,7 @@ func TestRestartWithANewDatapathReplacesStubsThatAreThere(t *testing.T) {
 	w, dir := newWorld(), t.TempDir()
 	add(t, newAgent(t, w, dir), "web")
 	a := newUnrestored(t, w, dir)
-	a.config.ReplaceStubs = true
+	w.foreignStubs = true
 	w.calls = nil
 	if err := a.Restore(t.Context(), cni.NewQueue(dir)); err != nil {
 		t.Fatal(err)

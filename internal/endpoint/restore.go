@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/cni"
 	"tendril.io/tendril/internal/ipam"
 )
@@ -86,7 +87,11 @@ func (m *Manager) restore(e *endpoint) error {
 	if err != nil {
 		return err
 	}
-	if renumbered || m.config.ReplaceStubs || state.Programs[0] == 0 || state.Programs[1] == 0 {
+	adopted, err := m.adopt(e, state.Programs)
+	if err != nil {
+		return err
+	}
+	if renumbered || !adopted {
 		if err := m.attach(e); err != nil {
 			return fmt.Errorf("attach stubs: %w", err)
 		}
@@ -101,6 +106,20 @@ func (m *Manager) restore(e *endpoint) error {
 		return nil
 	}
 	return m.links.ConnectPair(e.ifindex, e.podMAC(), e.Addrs)
+}
+
+// adopt says whether the device carries both stubs as they would be made now.
+func (m *Manager) adopt(e *endpoint, programs [2]uint32) (bool, error) {
+	for i, entry := range []bpf.Entry{bpf.EntryFromPod, bpf.EntryToPod} {
+		if programs[i] == 0 {
+			return false, nil
+		}
+		same, err := m.config.AdoptStub(programs[i], e.ID, e.Generation, entry)
+		if err != nil || !same {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // renumber asks for the endpoint's number again. It is another one only if the pinned assignments were lost; stubs that

@@ -72,7 +72,7 @@ func (s *api) party(text string) (policy.Party, error) {
 	if !ok {
 		return policy.Party{}, fmt.Errorf("no pod %q in the cluster: `tendril db show pods` lists them", text)
 	}
-	workload := s.a.policies.facts.workload(txn, pod.UID, namespace, name, nil)
+	workload := s.a.policies.facts.workload(txn, pod.UID, namespace, name, nil, nil)
 	party := policy.Party{Workload: &workload, Name: text}
 	if ip, _, ok := s.a.tables.IPs.Get(txn, table.IPByPodUID(pod.UID)); ok {
 		party.Address = ip.Addr

@@ -324,16 +324,19 @@ func (a *Agent) buildEndpoints(ctx context.Context) (err error) {
 		LoadStub: func(id, generation uint32, entry bpf.Entry) (endpoint.Program, error) {
 			return a.datapath.LoadStub(id, generation, entry)
 		},
-		Tables: a.tables, Log: a.log,
+		AdoptStub: a.datapath.AdoptStub, Tables: a.tables, Log: a.log,
 	})
 	if err != nil {
 		return err
 	}
-	if err := a.endpoints.Restore(ctx, cni.NewQueue(a.config.StateDir)); err != nil {
+	if err := a.endpoints.Restore(ctx, a.deletions()); err != nil {
 		a.log.Error("some endpoints could not be restored; their pods stay closed", "error", err)
 	}
 	return nil
 }
+
+// deletions is where the plugin leaves what it was asked to delete while nobody listened.
+func (a *Agent) deletions() cni.Queue { return cni.NewQueue(a.config.StateDir) }
 
 func (a *Agent) buildSockets(context.Context) error {
 	for _, name := range []string{"agent.sock", "cni.sock"} {
@@ -373,6 +376,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	run(a.datapath.Run)
 	run(a.recordFlows)
 	run(a.acknowledge)
+	run(a.drainDeletions)
 	run(func(ctx context.Context) error { return a.serveAPI(ctx, a.sockets[0]) })
 	run(func(ctx context.Context) error { return cni.Serve(ctx, a.sockets[1], a.endpoints) })
 	a.log.Info("agent runs", "version", Version, "mode", a.config.Mode, "uplink", a.uplink.name, "mtu", a.mtus.Route)

@@ -131,7 +131,7 @@ func (f *facts) pod(txn statedb.ReadTxn, addr netip.Addr) (policy.AddressFact, b
 	if !ok || row.Node == f.self { // our own address without an endpoint: a pod that has gone
 		return policy.AddressFact{}, false
 	}
-	workload := f.workload(txn, row.PodUID, row.Namespace, row.Pod, nil)
+	workload := f.workload(txn, row.PodUID, row.Namespace, row.Pod, nil, nil)
 	fact := policy.AddressFact{Workload: &workload, Node: f.number(row.Node), Flags: uint32(bpf.AddressFlagCluster)}
 	if f.tunnel {
 		fact.Flags |= uint32(bpf.AddressFlagTunnel)
@@ -141,12 +141,12 @@ func (f *facts) pod(txn statedb.ReadTxn, addr netip.Addr) (policy.AddressFact, b
 
 // endpoint says what policies know of a pod of this node.
 func (f *facts) endpoint(txn statedb.ReadTxn, row *table.Endpoint) policy.Workload {
-	return f.workload(txn, row.PodUID, row.Namespace, row.Pod, row.ArgLabels)
+	return f.workload(txn, row.PodUID, row.Namespace, row.Pod, row.ArgLabels, row.ArgPorts)
 }
 
 // workload joins a pod with its labels. What the operator says counts; labels from the CNI arguments stand in where
 // it has said nothing; with neither the pod is reserved:init.
-func (f *facts) workload(txn statedb.ReadTxn, uid, namespace, name string, arg *table.LabelSet) policy.Workload {
+func (f *facts) workload(txn statedb.ReadTxn, uid, namespace, name string, arg *table.LabelSet, argPorts []table.NamedPort) policy.Workload {
 	pod, ok := f.findPod(txn, uid, namespace, name)
 	if ok {
 		if set, _, found := f.tables.LabelSets.Get(txn, table.LabelSetByHash(pod.Labels)); found {
@@ -154,7 +154,7 @@ func (f *facts) workload(txn statedb.ReadTxn, uid, namespace, name string, arg *
 		}
 	}
 	if arg != nil {
-		return f.labelled(arg, nil)
+		return f.labelled(arg, argPorts)
 	}
 	return policy.Workload{Reserved: identity.Init}
 }

@@ -34,7 +34,7 @@ func (r resolver) Party(addr netip.Addr, peer, _ uint32) flow.PartyInfo {
 
 func (r resolver) pod(uid, namespace, name, node string, arg *table.LabelSet) flow.PartyInfo {
 	info := flow.PartyInfo{Namespace: namespace, Pod: name, Node: node, Identity: identity.Init.String()}
-	workload := r.a.policies.facts.workload(r.a.tables.DB.ReadTxn(), uid, namespace, name, arg)
+	workload := r.a.policies.facts.workload(r.a.tables.DB.ReadTxn(), uid, namespace, name, arg, nil)
 	if workload.Reserved == identity.Unknown { // a pod with labels has no reserved identity
 		info.Labels, info.Identity = workload.Labels.Strings(), workloadID(workload).String()
 	}

@@ -179,6 +179,19 @@ func (a *Agent) recordFlows(ctx context.Context) error {
 	return a.datapath.Events(ctx, func(batch []bpf.Event) { a.flows.Store(batch) })
 }
 
+// drainEvery is how often deletions that failed at start are tried again.
+const drainEvery = time.Minute
+
+// drainDeletions does what the plugin was asked while nobody listened, and could not be done at start.
+func (a *Agent) drainDeletions(ctx context.Context) error {
+	for sleep(ctx, jittered(drainEvery)) {
+		if err := a.endpoints.Drain(ctx, a.deletions()); err != nil {
+			a.log.Warn("queued deletions; will try again", "error", err)
+		}
+	}
+	return nil
+}
+
 // addressPublisher tells the store which pod has which address.
 type addressPublisher struct {
 	publisher *store.Publisher
