@@ -375,6 +375,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	run(a.routes.Run)
 	run(a.datapath.Run)
 	run(a.recordFlows)
+	run(a.countLost)
 	run(a.acknowledge)
 	run(a.drainDeletions)
 	run(func(ctx context.Context) error { return a.serveAPI(ctx, a.sockets[0]) })

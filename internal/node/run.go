@@ -14,7 +14,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	storev1 "tendril.io/tendril/api/store/v1"
-	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/datapath"
 	"tendril.io/tendril/internal/netlink"
 	"tendril.io/tendril/internal/service"
@@ -176,7 +175,24 @@ func replace[Row any](txn statedb.WriteTxn, into statedb.RWTable[*Row], rows []R
 
 // recordFlows moves events from the kernel into the history.
 func (a *Agent) recordFlows(ctx context.Context) error {
-	return a.datapath.Events(ctx, func(batch []bpf.Event) { a.flows.Store(batch) })
+	return a.datapath.Events(ctx, a.flows.Store)
+}
+
+// countLost tells the history, every second, how many events the kernel had no room for.
+func (a *Agent) countLost(ctx context.Context) error {
+	before, err := a.datapath.EventsLost()
+	for ; err == nil && sleep(ctx, time.Second); before, err = a.noteLost(before) {
+	}
+	return err
+}
+
+func (a *Agent) noteLost(before uint64) (uint64, error) {
+	lost, err := a.datapath.EventsLost()
+	if err == nil && lost > before {
+		a.flows.Lose(lost - before)
+		a.log.Warn("flow records lost: the ring buffer was full", "lost", lost-before)
+	}
+	return lost, err
 }
 
 // drainEvery is how often deletions that failed at start are tried again.
