@@ -1,0 +1,160 @@
+// Command bench measures the project's promises and writes them as one flat JSON object of name and number.
+//
+// Whatever depends on the machine is a ratio: to bare veth pairs that the same kernel routes, with no BPF and no rules,
+// measured in the same round. A figure is the median of the rounds. What each part measures stands in its file:
+// traffic.go, pods.go, change.go, verdict.go.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"tendril.io/tendril/internal/lab"
+)
+
+// bench is one run.
+type bench struct {
+	load    string // the compiled load program
+	bin     string // folder of the binaries
+	rounds  int
+	time    time.Duration // of each load
+	only    string
+	results map[string]float64
+	samples map[string][]float64
+}
+
+func main() {
+	b := &bench{results: map[string]float64{}, samples: map[string][]float64{}}
+	out := flag.String("out", "bench/results.json", "file to write")
+	flag.StringVar(&b.bin, "bin", "bin", "folder of the project's binaries")
+	flag.IntVar(&b.rounds, "rounds", 5, "how often each figure is taken")
+	flag.DurationVar(&b.time, "time", 2*time.Second, "how long each load runs")
+	flag.StringVar(&b.only, "only", "", "take only the figures of this part: verdict, traffic, pods or changes; nothing is written")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	err := b.run(ctx)
+	b.print()
+	if err == nil && b.only == "" {
+		err = b.write(*out)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// run takes all figures; a part that fails does not keep the others from being taken.
+func (b *bench) run(ctx context.Context) error {
+	bin, err := filepath.Abs(b.bin)
+	if err != nil {
+		return err
+	}
+	b.bin = bin
+	dir, err := os.MkdirTemp("", "tendril-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	b.load = filepath.Join(dir, "tendril-load")
+	build := exec.CommandContext(ctx, "go", "build", "-o", b.load, "./test/bench/load")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build load: %w\n%s", err, text)
+	}
+	var errs []error
+	for _, part := range []struct {
+		name string
+		run  func(context.Context) error
+	}{{"verdict", b.verdict}, {"traffic", b.traffic}, {"pods", b.pods}, {"changes", b.changes}} {
+		if b.only != "" && b.only != part.name {
+			continue
+		}
+		fmt.Fprintf(os.Stderr, "bench: %s\n", part.name)
+		if err := part.run(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", part.name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// up starts a lab for the time of f.
+func (b *bench) up(ctx context.Context, name string, mode lab.Mode, nodes int, f func(*lab.Lab) error) error {
+	l, err := lab.Up(ctx, lab.Config{Name: name, Mode: mode, Nodes: nodes, BinDir: b.bin})
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(l), l.Close(), lab.Down(context.WithoutCancel(ctx), name))
+}
+
+// sample adds a figure of one round; its result is the median of all.
+func (b *bench) sample(name string, value float64) {
+	b.samples[name] = append(b.samples[name], value)
+	b.results[name] = percentile(b.samples[name], 0.5)
+}
+
+// percentile of values, by the nearest rank.
+func percentile(values []float64, share float64) float64 {
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[int(share*float64(len(sorted)-1)+0.5)]
+}
+
+// want is what SPEC asks for: at least, or at most where the bound is negative; 0: no bound is given.
+func want() map[string]float64 {
+	return map[string]float64{
+		"tcp_rr_same_node": 0.97, "tcp_stream_same_node": 1.0, "tcp_crr_same_node": 0.90,
+		"tcp_rr_cross_node_native": 0.95, "tcp_stream_cross_node_native": 0.97, "tcp_crr_cross_node_native": 0.85,
+		"tcp_rr_cross_node_vxlan": 0.80, "tcp_stream_cross_node_vxlan": 0.92, "tcp_crr_cross_node_vxlan": 0,
+		"bpf_us_per_connection": -20, "verdict_ns_1rule": -80, "verdict_ns_16rules": -80,
+		"stub_load_ms_p50": -1, "cni_add_ms_p50": -30, "cni_add_ms_p99": 0, "cni_add_30_parallel_s": -0.6,
+		"cni_add_100_parallel_s": -2, "cold_start_to_first_pod_s": -1,
+		"policy_apply_to_enforced_ms_p50": -20, "service_apply_to_answer_ms_p50": -20,
+		"agent_rss_mib_idle": -60, "bpf_maps_mib_default": -48,
+	}
+}
+
+// print writes the table: figure, value, what is wanted, and whether it is reached.
+func (b *bench) print() {
+	for _, name := range slices.Sorted(maps.Keys(want())) {
+		value, ok := b.results[name]
+		bound, verdict := want()[name], ""
+		switch {
+		case !ok:
+			fmt.Printf("%-36s %10s\n", name, "-")
+			continue
+		case bound > 0 && value < bound:
+			verdict = fmt.Sprintf("short of %g", bound)
+		case bound > 0:
+			verdict = fmt.Sprintf("ok, >= %g", bound)
+		case bound < 0 && value > -bound:
+			verdict = fmt.Sprintf("above %g", -bound)
+		case bound < 0:
+			verdict = fmt.Sprintf("ok, <= %g", -bound)
+		}
+		fmt.Printf("%-36s %10.3f   %s\n", name, value, verdict)
+	}
+}
+
+// write saves the results; a run that lacks a figure writes nothing.
+func (b *bench) write(path string) error {
+	for name := range want() {
+		if _, ok := b.results[name]; !ok {
+			return fmt.Errorf("%s was not measured; %s is left as it was", name, path)
+		}
+	}
+	text, err := json.MarshalIndent(b.results, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(text, '\n'), 0o644)
+}

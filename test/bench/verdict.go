@@ -1,0 +1,215 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/rlimit"
+
+	"tendril.io/tendril/bpf"
+)
+
+const (
+	verdictAddresses = 100_000
+	verdictActive    = 256 // addresses that packets come from: what a node talks to at a time
+	verdictClasses   = 4096
+	verdictWords     = 4096 / 64 // of a row of class_bits: 4096 selectors
+	verdictRepeat    = 2_000_000
+	verdictPort      = 80
+	firstCell        = 64
+)
+
+// verdict measures address -> peer -> policy in the shipped object's own functions, address_find and policy_judge, under
+// BPF_PROG_TEST_RUN: 100,000 addresses are known, each run takes one of 256 that lie apart by chance, there are 4,096
+// selectors, and in the policy the last of n entries matches. The floor is the same program without the two calls.
+func (b *bench) verdict(context.Context) error {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return err
+	}
+	for name, entries := range map[string]int{"verdict_ns_1rule": 1, "verdict_ns_16rules": 16} {
+		probe, err := newVerdictProbe(entries)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		for range b.rounds {
+			floor, err := timePerRun(probe.Programs["floor"])
+			if err == nil {
+				var full float64
+				full, err = timePerRun(probe.Programs["probe"])
+				b.sample(name, full-floor)
+			}
+			if err != nil {
+				probe.Close()
+				return fmt.Errorf("%s: %w", name, err)
+			}
+		}
+		probe.Close()
+	}
+	return nil
+}
+
+// timePerRun is in nanoseconds; the kernel takes the time of all repetitions together.
+func timePerRun(p *ebpf.Program) (float64, error) {
+	result, took, err := p.Benchmark(make([]byte, 64), verdictRepeat, nil)
+	if err != nil {
+		return 0, err
+	}
+	if result != uint32(bpf.ActionAllow) {
+		return 0, fmt.Errorf("the program says %d, want %d: it measures another path", result, bpf.ActionAllow)
+	}
+	return float64(took.Nanoseconds()), nil
+}
+
+// newVerdictProbe loads the two programs with the maps of the shipped object, and fills these.
+func newVerdictProbe(entries int) (*ebpf.Collection, error) {
+	spec, err := bpf.Load("pod")
+	if err != nil {
+		return nil, err
+	}
+	if err := spec.Variables["config"].Set(bpf.NodeConfig{ClassWords: verdictWords}); err != nil {
+		return nil, err
+	}
+	shipped := spec.Programs["from_pod"]
+	if shipped == nil {
+		return nil, errors.New("the object pod has no program from_pod")
+	}
+	functions, err := shippedFunctions(shipped.Instructions, "address_find", "policy_judge")
+	if err != nil {
+		return nil, err
+	}
+	first := shipped.Instructions[0]
+	spec.Programs = map[string]*ebpf.ProgramSpec{
+		"probe": verdictProgram("probe", first, functions),
+		"floor": verdictProgram("floor", first, nil),
+	}
+	for _, m := range spec.Maps {
+		m.Pinning = ebpf.PinNone
+	}
+	collection, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return nil, fmt.Errorf("%+v", err)
+	}
+	if err := fillVerdictMaps(collection.Maps, entries); err != nil {
+		collection.Close()
+		return nil, err
+	}
+	return collection, nil
+}
+
+// shippedFunctions cuts functions, and those that they call, out of a linked program.
+func shippedFunctions(program asm.Instructions, names ...string) (asm.Instructions, error) {
+	bodies := map[string]asm.Instructions{}
+	current := ""
+	for _, instruction := range program {
+		if symbol := instruction.Symbol(); symbol != "" && btf.FuncMetadata(&instruction) != nil {
+			current = symbol
+		}
+		bodies[current] = append(bodies[current], instruction)
+	}
+	var all asm.Instructions
+	taken := map[string]bool{}
+	for len(names) > 0 {
+		name := names[0]
+		names = names[1:]
+		if taken[name] {
+			continue
+		}
+		taken[name] = true
+		body := bodies[name]
+		if body == nil {
+			return nil, fmt.Errorf("from_pod has no function %s", name)
+		}
+		all = append(all, body...)
+		for _, instruction := range body {
+			if instruction.IsFunctionReference() {
+				names = append(names, instruction.Reference())
+			}
+		}
+	}
+	return all, nil
+}
+
+// verdictProgram picks one of the addresses and, if it has the functions, asks them; it returns the verdict's action. The
+// verifier wants type and line of every function, so the program borrows those of like, whose signature it has.
+func verdictProgram(name string, like asm.Instruction, functions asm.Instructions) *ebpf.ProgramSpec {
+	const address, found, out = -16, -32, -48 // on the stack
+	action := int16(unsafe.Offsetof(bpf.Verdict{}.Action))
+	peer := int16(unsafe.Offsetof(bpf.PeerInfo{}.Peer))
+	code := asm.Instructions{
+		btf.WithFuncMetadata(asm.FnGetPrandomU32.Call().WithSymbol(name), btf.FuncMetadata(&like)).WithSource(like.Source()),
+		asm.And.Imm32(asm.R0, verdictActive-1),
+		asm.Mul.Imm32(asm.R0, verdictAddresses/verdictActive),
+		asm.Add.Imm32(asm.R0, 10<<24), // 10.0.0.0 and on
+		asm.HostTo(asm.BE, asm.R0, asm.Word),
+		asm.StoreMem(asm.RFP, address+12, asm.R0, asm.Word),
+		asm.Mov.Imm(asm.R6, 0),
+		asm.StoreMem(asm.RFP, address, asm.R6, asm.DWord),
+		asm.Mov.Imm32(asm.R1, -65536), // 00 00 ff ff in memory: v4-mapped
+		asm.StoreMem(asm.RFP, address+8, asm.R1, asm.Word),
+	}
+	for slot := int16(out); slot < address; slot += 8 {
+		code = append(code, asm.StoreMem(asm.RFP, slot, asm.R6, asm.DWord))
+	}
+	code = append(code, asm.StoreImm(asm.RFP, out+action, int64(bpf.ActionAllow), asm.Byte))
+	if functions != nil {
+		code = append(code,
+			asm.Mov.Reg(asm.R1, asm.RFP), asm.Add.Imm(asm.R1, address),
+			asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, found),
+			call("address_find"),
+			asm.Mov.Imm(asm.R1, 1),
+			asm.LoadMem(asm.R2, asm.RFP, found+peer, asm.Word),
+			asm.Mov.Imm(asm.R3, 6<<16|verdictPort),
+			asm.Mov.Reg(asm.R4, asm.RFP), asm.Add.Imm(asm.R4, out),
+			call("policy_judge"))
+	}
+	code = append(code, asm.LoadMem(asm.R0, asm.RFP, out+action, asm.Byte), asm.Return())
+	return &ebpf.ProgramSpec{Name: name, Type: ebpf.SchedCLS, License: "Dual BSD/GPL", Instructions: append(code, functions...)}
+}
+
+func call(function string) asm.Instruction {
+	return asm.Instruction{
+		OpCode: asm.OpCode(asm.JumpClass).SetJumpOp(asm.Call), Src: asm.PseudoCall, Constant: -1,
+	}.WithReference(function)
+}
+
+// fillVerdictMaps writes addresses, peers, classes and one policy program.
+func fillVerdictMaps(maps map[string]*ebpf.Map, entries int) error {
+	random := rand.New(rand.NewPCG(1, 2))
+	var errs []error
+	put := func(name string, key, value any) { errs = append(errs, maps[name].Put(key, value)) }
+	for i := range uint32(verdictAddresses) {
+		raw := [16]byte{10: 0xff, 11: 0xff, 12: 10, 13: byte(i >> 16), 14: byte(i >> 8), 15: byte(i)}
+		put("addresses", raw, bpf.PeerInfo{Peer: uint32(bpf.PeerFirstFree) + random.Uint32N(50_000)})
+	}
+	for peer := range uint32(50_000) {
+		put("peer_class", uint32(bpf.PeerFirstFree)+peer, random.Uint32N(verdictClasses))
+	}
+	for word := range uint32(verdictClasses * verdictWords) {
+		bits := random.Uint64()
+		switch word % verdictWords {
+		case 0:
+			bits = 0 // the selectors that must not match
+		case verdictWords - 1:
+			bits = 1 << 63 // the one that must
+		}
+		put("class_bits", word, bits)
+	}
+	put("policy_cells", uint32(firstCell), bpf.PolicyHeader{Segments: 1, DefaultAction: bpf.ActionDeny, DefaultRule: 2})
+	put("policy_cells", uint32(firstCell+1), bpf.PolicySegment{
+		FirstPort: verdictPort, LastPort: verdictPort, Protocol: 6, EntriesFirst: 2, EntriesCount: uint16(entries)})
+	for i := range uint32(entries) {
+		entry := bpf.PolicyEntry{Rank: i + 1, Selector: uint16(i), Action: bpf.ActionDeny, Rule: 64 + i}
+		if int(i) == entries-1 {
+			entry.Selector, entry.Action = 4095, bpf.ActionAllow
+		}
+		put("policy_cells", firstCell+2+i, entry)
+	}
+	put("policy_programs", uint32(1), uint64(1)<<63|1<<32|firstCell)
+	return errors.Join(errs...)
+}
