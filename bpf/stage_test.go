@@ -344,6 +344,19 @@ func (s *stage) sweep(text string) (string, error) {
 	return fmt.Sprintf("removed=%d kept=%d", after.Removed, after.Kept), err
 }
 
+// fill MAP: puts entries of nobody into flows or nat until there is no room.
+func (s *stage) fill(name string) (string, error) {
+	m := s.maps[name]
+	key, value := make([]byte, m.KeySize()), make([]byte, m.ValueSize())
+	for i := range m.MaxEntries() + 1 {
+		binary.NativeEndian.PutUint32(key, i+1)
+		if err := m.Update(key, value, ebpf.UpdateNoExist); err != nil {
+			return "", nil // full
+		}
+	}
+	return "", errors.New("the map took more than its size")
+}
+
 // half-open INDEX: what counts against an endpoint's quota.
 func (s *stage) halfOpen(text string) (string, error) {
 	index, err := strconv.ParseUint(text, 10, 32)

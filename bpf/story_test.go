@@ -193,7 +193,7 @@ func (s *stage) do(command string) (string, error) {
 	commands := map[string]func(string) (string, error){
 		"endpoint": s.endpoint, "address": s.address, "node": s.node, "uplink": s.uplink, "program": s.program,
 		"peer": s.peer, "epoch": s.epoch, "service": s.service, "backend": s.backend, "flows": s.flows, "nat": s.nat,
-		"events": s.drain, "sweep": s.sweep, "age": s.age, "half-open": s.halfOpen, "forget": s.forget,
+		"events": s.drain, "sweep": s.sweep, "age": s.age, "half-open": s.halfOpen, "forget": s.forget, "fill": s.fill, "segments": s.segments,
 	}
 	if do := commands[name]; do != nil {
 		return do(rest)
@@ -253,6 +253,19 @@ func (s *stage) send(program, text string, ctx skBuff) (string, error) {
 		return "", err
 	}
 	return answer + "\n" + packet.String(), nil
+}
+
+// segments SIZE PACKET: a packet from pod 1 that will be cut into segments of SIZE bytes of payload.
+func (s *stage) segments(text string) (string, error) {
+	size, packet, _ := strings.Cut(text, " ")
+	n, err := strconv.ParseUint(size, 10, 16)
+	if err != nil {
+		return "", err
+	}
+	ctx := skBuff{IfIndex: 1, CB: [5]uint32{1, 101}}
+	ctx.Rest[27] = uint32(n) // gso_size
+	ctx.Rest[24] = 4         // gso_segs
+	return s.send("from_pod", packet, ctx)
 }
 
 // frameOf is a packet given as text, or as hex where the text form cannot say it.

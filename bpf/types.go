@@ -681,7 +681,7 @@ type NodeConfig struct {
 	PodMTU           uint32  // bytes of IP packet that a pod's device carries
 	TunnelMTU        uint32  // bytes of inner IP packet that the overlay carries
 	ClassWords       uint32  // __u64 words in a row of class_bits
-	HalfOpenLimit    uint32  // half-open flows an endpoint may have
+	HalfOpenLimit    uint32  // half-open flows an endpoint may have; 0 lets none open
 	NATPortMin       uint16  // first source port SNAT may pick
 	NATPortMax       uint16  // last
 	EventWakeupBytes uint32  // unread ring-buffer bytes above which a reader is woken
@@ -1083,7 +1083,8 @@ func Tallies() []Tally {
 
 // Event mirrors struct event of the datapath.
 //
-// What the ring buffer carries. Fixed size; source is the end that spoke first.
+// What the ring buffer carries. Fixed size. Of a flow, source is the end that spoke first; of a drop, the packet's sender, while
+// the egress rule is that of the end that spoke first.
 type Event struct {
 	Time                uint64 // ns, CLOCK_MONOTONIC
 	Source              Address

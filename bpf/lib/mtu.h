@@ -9,7 +9,7 @@
 /* mtu_size is the length of the largest IP packet that will be on the wire. */
 static __always_inline __u32 mtu_size(const struct __sk_buff *ctx, const struct packet *p)
 {
-	__u32 headers = p->transport - ETH_HLEN + (p->protocol == IPPROTO_TCP ? 20 : 8);
+	__u32 headers = p->transport - ETH_HLEN + p->transport_length;
 
 	return ctx->gso_size ? ctx->gso_size + headers : p->length;
 }

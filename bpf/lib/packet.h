@@ -57,6 +57,7 @@ struct packet {
 	__u8 ttl;
 	__u8 egress_action;         /* enum action */
 	__u8 ingress_action;
+	__u8 transport_length;      /* bytes of the transport header, options included */
 };
 
 /* 0 -> the packet in hand; private to each version of the datapath, one per CPU: programs of a CPU do not interrupt each other. */

@@ -67,6 +67,7 @@ static __always_inline int parse_transport(struct __sk_buff *ctx, struct packet 
 		if ((void *)t + 20 > end)
 			return DROP_INVALID_PACKET;
 		p->tcp_flags = ((__u8 *)t)[13];
+		p->transport_length = (((__u8 *)t)[12] >> 4) * 4;
 		break;
 	case IPPROTO_UDP:
 	case IPPROTO_SCTP:
@@ -74,6 +75,7 @@ static __always_inline int parse_transport(struct __sk_buff *ctx, struct packet 
 	case IPPROTO_ICMPV6:
 		if ((void *)(t + 1) > end)
 			return DROP_INVALID_PACKET;
+		p->transport_length = sizeof(*t);
 		break;
 	default:
 		return GO_ON;

@@ -32,7 +32,7 @@ struct node_config {
 	__u32 pod_mtu;              /* bytes of IP packet that a pod's device carries */
 	__u32 tunnel_mtu;           /* bytes of inner IP packet that the overlay carries */
 	__u32 class_words;          /* __u64 words in a row of class_bits */
-	__u32 half_open_limit;      /* half-open flows an endpoint may have */
+	__u32 half_open_limit;      /* half-open flows an endpoint may have; 0 lets none open */
 	__u16 nat_port_min;         /* first source port SNAT may pick */
 	__u16 nat_port_max;         /* last */
 	__u32 event_wakeup_bytes;   /* unread ring-buffer bytes above which a reader is woken */
@@ -313,7 +313,10 @@ enum tally {
 	TALLY_COUNT = 16,
 };
 
-/* What the ring buffer carries. Fixed size; source is the end that spoke first. */
+/*
+ * What the ring buffer carries. Fixed size. Of a flow, source is the end that spoke first; of a drop, the packet's sender, while
+ * the egress rule is that of the end that spoke first.
+ */
 struct event {
 	__u64 time;                 /* ns, CLOCK_MONOTONIC */
 	union address source;
