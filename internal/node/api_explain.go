@@ -81,21 +81,9 @@ func (s *api) party(text string) (policy.Party, error) {
 }
 
 // partyAt describes the owner of an address.
-func (s *api) partyAt(addr netip.Addr) policy.Party {
-	var fact policy.AddressFact
-	var known bool
-	s.a.policies.Read(func(*policy.Engine) {
-		fact, known = s.a.policies.facts.address(s.a.tables.DB.ReadTxn(), exact(addr))
-	})
-	party := policy.Party{Address: addr, Name: addr.String()}
-	switch {
-	case !known:
-		party.Reserved = identity.World
-	case fact.Workload != nil:
-		party.Workload, party.Endpoint = fact.Workload, fact.Endpoint
-	default:
-		party.Reserved = fact.Reserved
-	}
+func (s *api) partyAt(addr netip.Addr) (party policy.Party) {
+	s.a.policies.Read(func(engine *policy.Engine) { party = engine.Party(addr) })
+	party.Name = addr.String()
 	return party
 }
 

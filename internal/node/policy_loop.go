@@ -28,6 +28,7 @@ type policyLoop struct {
 	mu     sync.RWMutex // guards engine: the loop writes, the API reads
 	engine *policy.Engine
 
+	feeds     feeds                     // of the tables that facts come from
 	prefixes  map[netip.Prefix]struct{} // facts to look up again
 	known     map[netip.Prefix]struct{} // what the engine has been told of
 	endpoints map[uint32]struct{}       // subjects to look up again
@@ -86,11 +87,10 @@ func (l *policyLoop) Run(ctx context.Context, loaded <-chan struct{}, first func
 	case <-ctx.Done():
 		return nil
 	}
-	feeds, err := l.watch()
-	defer feeds.close()
-	if err != nil {
+	if err := l.start(); err != nil {
 		return err
 	}
+	defer l.feeds.close()
 	for prefix := range l.facts.fixed {
 		l.prefixes[prefix] = struct{}{}
 	}
@@ -98,9 +98,7 @@ func (l *policyLoop) Run(ctx context.Context, loaded <-chan struct{}, first func
 	done := first
 	for ctx.Err() == nil {
 		l.mu.Lock()
-		txn := l.tables.DB.ReadTxn()
-		feeds.pull(txn, watches)
-		settled, err := l.step(ctx, txn)
+		settled, err := l.round(ctx, watches)
 		l.mu.Unlock()
 		if err != nil {
 			l.log.Error("publish policy; will try again", "error", err)
@@ -123,16 +121,32 @@ func (l *policyLoop) Run(ctx context.Context, loaded <-chan struct{}, first func
 	return nil
 }
 
-func (l *policyLoop) watch() (feeds, error) {
+// round takes what has changed to the kernel. It reports whether nothing is left to do. The caller holds mu.
+func (l *policyLoop) round(ctx context.Context, watches *statedb.WatchSet) (settled bool, err error) {
+	txn := l.tables.DB.ReadTxn()
+	l.feeds.pull(txn, watches)
+	return l.step(ctx, txn)
+}
+
+// catchUp brings the kernel to where the tables are. The caller holds mu.
+func (l *policyLoop) catchUp(ctx context.Context) error {
+	for {
+		settled, err := l.round(ctx, statedb.NewWatchSet())
+		if settled || err != nil {
+			return err
+		}
+	}
+}
+
+func (l *policyLoop) start() error {
 	t := l.tables
-	var all feeds
 	var problem error
 	add := func(f feed, err error) {
 		if err != nil {
 			problem = err
 			return
 		}
-		all = append(all, f)
+		l.feeds = append(l.feeds, f)
 	}
 	add(watch(t.DB, t.Nodes, l.nodeChanged))
 	add(watch(t.DB, t.Namespaces, l.namespaceChanged))
@@ -141,7 +155,7 @@ func (l *policyLoop) watch() (feeds, error) {
 	add(watch(t.DB, t.Pods, l.podChanged))
 	add(watch(t.DB, t.IPs, func(row *table.IP, _ bool) { l.prefixes[exact(row.Addr)] = struct{}{} }))
 	add(watch(t.DB, t.Endpoints, func(row *table.Endpoint, _ bool) { l.endpointChanged(row) }))
-	return all, problem
+	return problem
 }
 
 // setSelf notes what this node knows of itself, whatever the store says of it.

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -16,6 +17,7 @@ import (
 	storev1 "tendril.io/tendril/api/store/v1"
 	"tendril.io/tendril/internal/datapath"
 	"tendril.io/tendril/internal/netlink"
+	"tendril.io/tendril/internal/policy"
 	"tendril.io/tendril/internal/service"
 	"tendril.io/tendril/internal/store"
 	"tendril.io/tendril/internal/table"
@@ -43,19 +45,23 @@ func (a *Agent) pruneOnce(ctx context.Context, done *settled) error {
 			return nil
 		}
 	}
-	// Synced may close between two rounds of a loop; the next round takes the rest.
-	if !sleep(ctx, time.Second) {
-		return nil
-	}
 	a.policies.mu.Lock()
+	defer a.policies.mu.Unlock()
 	a.services.mu.Lock()
+	defer a.services.mu.Unlock()
+	// Synced may have closed between two rounds of a loop: take what came by then.
+	if err := errors.Join(a.policies.catchUp(ctx), a.services.catchUp(ctx)); err != nil {
+		return fmt.Errorf("before pruning: %w", err)
+	}
 	removed, err := a.datapath.Prune(ctx, a.wanted())
-	a.services.mu.Unlock()
-	a.policies.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("prune the datapath: %w", err)
 	}
 	released := a.datapath.Numbers().PruneUnclaimed()
+	// Released numbers become free with the publication that follows.
+	if err := errors.Join(a.datapath.Publish(ctx, &policy.Delta{}), a.datapath.PublishServices(ctx, &service.Delta{})); err != nil {
+		return fmt.Errorf("free what nobody claimed: %w", err)
+	}
 	a.log.Info("kernel holds what the tables say and nothing else", "removed", removed, "numbers_released", released)
 	return nil
 }

@@ -21,6 +21,7 @@ type serviceLoop struct {
 	mu    sync.RWMutex // guards brain: the loop writes, the API reads
 	brain *service.Brain
 
+	feeds       feeds          // of the tables that services come from
 	unpublished *service.Delta // computed, not yet in the kernel
 }
 
@@ -37,16 +38,15 @@ func (l *serviceLoop) Run(ctx context.Context, loaded <-chan struct{}, first fun
 	case <-ctx.Done():
 		return nil
 	}
-	feeds, err := l.watch()
-	defer feeds.close()
-	if err != nil {
+	if err := l.start(); err != nil {
 		return err
 	}
+	defer l.feeds.close()
 	watches := statedb.NewWatchSet()
 	done := first
 	for ctx.Err() == nil {
 		l.mu.Lock()
-		feeds.pull(l.tables.DB.ReadTxn(), watches)
+		l.feeds.pull(l.tables.DB.ReadTxn(), watches)
 		err := l.step(ctx)
 		l.mu.Unlock()
 		if err != nil {
@@ -67,7 +67,13 @@ func (l *serviceLoop) Run(ctx context.Context, loaded <-chan struct{}, first fun
 	return nil
 }
 
-func (l *serviceLoop) watch() (feeds, error) {
+// catchUp brings the kernel to where the tables are. The caller holds mu.
+func (l *serviceLoop) catchUp(ctx context.Context) error {
+	l.feeds.pull(l.tables.DB.ReadTxn(), statedb.NewWatchSet())
+	return l.step(ctx)
+}
+
+func (l *serviceLoop) start() error {
 	t := l.tables
 	nodes, err1 := watch(t.DB, t.Nodes, func(row *table.Node, deleted bool) {
 		if deleted {
@@ -92,10 +98,11 @@ func (l *serviceLoop) watch() (feeds, error) {
 	})
 	for _, err := range []error{err1, err2, err3} {
 		if err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return feeds{nodes, services, backends}, nil
+	l.feeds = feeds{nodes, services, backends}
+	return nil
 }
 
 // step takes what has changed to the kernel; a delta that could not be published is published again first.
