@@ -180,7 +180,7 @@ func eventually(t *testing.T, what string, within time.Duration, check func(cont
 // called.
 func (c *cluster) probe(t *testing.T, from lab.Place, kind lab.ProbeKind, target netip.AddrPort) (end func()) {
 	t.Helper()
-	process, err := c.StartProbe(from, kind, target, 2*time.Millisecond)
+	process, err := c.StartProbe(t.Context(), from, kind, target, 2*time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
 	}
