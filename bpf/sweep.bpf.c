@@ -36,13 +36,15 @@ static __always_inline void sweep_flow(struct sweep_walk *walk, const struct flo
 __noinline int sweep_key(const struct flow_key *key, __u32 force)
 {
 	struct sweep_walk walk = {.now = bpf_ktime_get_ns(), .force = force};
+	struct flow_key copy;
 	struct flow *flow;
 
 	if (!key)
 		return 0;
-	flow = bpf_map_lookup_elem(&flows, key);
+	copy = *key;
+	flow = bpf_map_lookup_elem(&flows, &copy);
 	if (flow)
-		sweep_flow(&walk, key, flow);
+		sweep_flow(&walk, &copy, flow);
 	return walk.removed;
 }
 

@@ -109,6 +109,20 @@ int tunnel_in(struct __sk_buff *ctx)
 	return finish(ctx, p, reason);
 }
 
+/*
+ * tunnel_source_set changes the frame's source, which the stack made the overlay device's own address. That is the same
+ * on every node, and vxlan drops a frame from its own address as a loop.
+ */
+static __always_inline int tunnel_source_set(struct __sk_buff *ctx)
+{
+	struct ethhdr *ethernet = (void *)(long)ctx->data;
+
+	if ((void *)(ethernet + 1) > (void *)(long)ctx->data_end)
+		return DROP_INVALID_PACKET;
+	ethernet->h_source[5] ^= 1;
+	return GO_ON;
+}
+
 /* tunnel_out_ip finds the node of a packet's destination and names it in the outer header. */
 static __always_inline int tunnel_out_ip(struct __sk_buff *ctx, struct packet *p)
 {
@@ -123,7 +137,9 @@ static __always_inline int tunnel_out_ip(struct __sk_buff *ctx, struct packet *p
 	node = bpf_map_lookup_elem(&nodes, &p->to.node);
 	if (!node || !address_set(&node->tunnel))
 		return DROP_UNKNOWN_NODE;
-	reason = tunnel_key_set(ctx, &node->tunnel);
+	reason = tunnel_source_set(ctx);
+	if (reason == GO_ON)
+		reason = tunnel_key_set(ctx, &node->tunnel);
 	if (reason == GO_ON)
 		ctx->mark = MARK_FORWARDED;
 	return reason == GO_ON ? REASON_PASSED : reason;

@@ -12,13 +12,15 @@ __noinline int address_find(const union address *address, struct peer_info *foun
 {
 	struct peer_info *info;
 	struct prefix prefix;
+	union address key;
 
 	if (!address || !found)
 		return 0;
-	info = bpf_map_lookup_elem(&addresses, address);
+	key = *address; /* kernel 6.1 takes keys from the stack and from maps only */
+	info = bpf_map_lookup_elem(&addresses, &key);
 	if (!info) {
 		prefix.length = 128;
-		__builtin_memcpy(prefix.address, address, sizeof(prefix.address));
+		__builtin_memcpy(prefix.address, &key, sizeof(prefix.address));
 		info = bpf_map_lookup_elem(&prefixes, &prefix);
 	}
 	if (info) {

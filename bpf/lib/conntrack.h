@@ -315,6 +315,7 @@ static __always_inline void flow_fill(const struct packet *p, const struct flow_
 __noinline int flow_open(struct packet *p, const struct flow_key *key, __u32 epoch)
 {
 	struct flow *flow = flow_draft();
+	struct flow_key copy;
 	__u32 flags = 0;
 	int reason;
 
@@ -329,8 +330,9 @@ __noinline int flow_open(struct packet *p, const struct flow_key *key, __u32 epo
 	reason = flow_quota(p, &flags);
 	if (reason != GO_ON)
 		return reason;
-	flow_fill(p, key, flow, flags);
-	if (bpf_map_update_elem(&flows, key, flow, BPF_ANY)) {
+	copy = *key;
+	flow_fill(p, &copy, flow, flags);
+	if (bpf_map_update_elem(&flows, &copy, flow, BPF_ANY)) {
 		flow_uncount(flow);
 		return DROP_FLOW_TABLE_FULL;
 	}

@@ -106,11 +106,13 @@ static __always_inline int tunnel_key_set(struct __sk_buff *ctx, const union add
 __noinline int deliver_tunnel(struct __sk_buff *ctx, struct packet *p)
 {
 	struct node *node;
+	__u32 index;
 	int reason;
 
 	if (!p)
 		return DROP_TUNNEL_KEY;
-	node = bpf_map_lookup_elem(&nodes, &p->to.node);
+	index = p->to.node;
+	node = bpf_map_lookup_elem(&nodes, &index);
 	if (!node || !address_set(&node->tunnel))
 		return DROP_UNKNOWN_NODE;
 	reason = deliver_prepare(ctx, p, config.tunnel_mtu);

@@ -14,7 +14,8 @@ static __always_inline struct event *event_reserve(void)
 {
 	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 
-	tally_add(event ? TALLY_EVENTS_SENT : TALLY_EVENTS_LOST);
+	if (!event) /* tested once: kernel 6.1 does not see that a second test has the same answer */
+		tally_add(TALLY_EVENTS_LOST);
 	return event;
 }
 
@@ -25,6 +26,7 @@ static __always_inline void event_submit(struct event *event)
 	__u32 mark = config.event_wakeup_bytes;
 	bool wake = !mark || (unread >= mark && unread % mark < EVENT_WAKEUP_WINDOW);
 
+	tally_add(TALLY_EVENTS_SENT);
 	bpf_ringbuf_submit(event, wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 }
 

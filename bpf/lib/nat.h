@@ -108,6 +108,7 @@ __noinline int nat_open(struct __sk_buff *ctx, struct packet *p, const struct fl
 {
 	struct uplink *uplink = bpf_map_lookup_elem(&uplinks, &ifindex);
 	struct nat_search search = {.ctx = ctx};
+	struct flow_key copy;
 	struct flow *flow;
 	int reason;
 
@@ -128,7 +129,8 @@ __noinline int nat_open(struct __sk_buff *ctx, struct packet *p, const struct fl
 	if (reason != GO_ON)
 		return reason;
 	tally_add(TALLY_NAT_CREATED);
-	flow = bpf_map_lookup_elem(&flows, key);
+	copy = *key;
+	flow = bpf_map_lookup_elem(&flows, &copy);
 	if (!flow) {
 		bpf_map_delete_elem(&nat, &search.key);
 		return DROP_FLOW_TABLE_FULL;

@@ -42,6 +42,7 @@ static __always_inline struct frontend *service_frontend(const struct packet *p)
 static __always_inline int service_remember(const struct packet *p, const struct flow_key *key, __u32 backend)
 {
 	struct flow *entry = flow_draft();
+	struct flow_key copy = *key;
 
 	if (!entry)
 		return DROP_FLOW_TABLE_FULL;
@@ -53,7 +54,7 @@ static __always_inline int service_remember(const struct packet *p, const struct
 	entry->source_endpoint = p->from.endpoint;
 	if (address_equal(&key->low, &p->source) && key->low_port == p->source_port)
 		entry->flags = FLOW_LOW_IS_SOURCE;
-	if (bpf_map_update_elem(&flows, key, entry, BPF_ANY))
+	if (bpf_map_update_elem(&flows, &copy, entry, BPF_ANY))
 		return DROP_FLOW_TABLE_FULL;
 	tally_add(TALLY_FLOWS_CREATED);
 	return GO_ON;
