@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"tendril.io/tendril/internal/lab"
-	"tendril.io/tendril/internal/store"
+	"tendril.io/tendril/internal/store/server"
 )
 
 // labPrograms are what the lab runs in its namespaces; help does not list them.
@@ -23,7 +23,7 @@ func labPrograms() []*cobra.Command {
 
 // newLabStoreCommand runs etcd and the Publish service in one process.
 func newLabStoreCommand() *cobra.Command {
-	var config store.ServerConfig
+	var config server.Config
 	var socket string
 	command := &cobra.Command{
 		Use:   "store",
@@ -32,13 +32,13 @@ func newLabStoreCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			config.Logger = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 			group, ctx := errgroup.WithContext(cmd.Context())
-			server, err := store.Serve(ctx, config)
+			running, err := server.Serve(ctx, config)
 			if err != nil {
 				return err
 			}
-			group.Go(server.Wait)
+			group.Go(running.Wait)
 			if socket != "" {
-				group.Go(func() error { return lab.Forward(ctx, socket, server.ClientAddr()) })
+				group.Go(func() error { return lab.Forward(ctx, socket, running.ClientAddr()) })
 			}
 			return group.Wait()
 		},
@@ -61,6 +61,7 @@ func newLabProbeCommand() *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			config.Addr = args[0]
+			config.Started = func() { fmt.Fprint(cmd.ErrOrStderr(), lab.Probing) }
 			result, err := lab.Probe(cmd.Context(), config)
 			if err != nil {
 				return err

@@ -10,7 +10,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	"google.golang.org/protobuf/proto"
 
 	storev1 "tendril.io/tendril/api/store/v1"
 	"tendril.io/tendril/internal/table"
@@ -37,16 +36,7 @@ func (a *applier) print() []string {
 	return keys
 }
 
-func value(t testing.TB, m proto.Message) []byte {
-	t.Helper()
-	bytes, err := proto.Marshal(m)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return bytes
-}
-
-func put(t testing.TB, r Record) event { return event{key: r.Key, value: value(t, r.Value)} }
+func put(t testing.TB, r Record) event { return event{key: r.Key, value: Encoded(t, r.Value)} }
 
 func ignore(event) {}
 
@@ -55,14 +45,14 @@ func TestTheSameEventsInAnyOrderOfKeysEndInTheSameTables(t *testing.T) {
 	var chains [][]event // each in order, among each other in none
 	for i := range 6 {
 		name := fmt.Sprintf("p%d", i)
-		p, other := pod("n1", name), namespace(name, "a")
+		p, other := PodRecord("n1", name), NamespaceRecord(name, "a")
 		chains = append(chains, []event{
 			put(t, p), {key: p.Key, value: []byte{0xff}}, {key: p.Key, remove: true}, put(t, p),
 		}, []event{
-			put(t, other), put(t, namespace(name, "b")), {key: other.Key, remove: i%2 == 0, value: value(t, &storev1.Namespace{})},
+			put(t, other), put(t, NamespaceRecord(name, "b")), {key: other.Key, remove: i%2 == 0, value: Encoded(t, &storev1.Namespace{})},
 		}, []event{
-			{key: ipKey("n1", fmt.Sprintf("10.0.0.%d", i)).String(), value: value(t, ip(name))},
-			put(t, policy(name, "{}")),
+			{key: AddrKey("n1", fmt.Sprintf("10.0.0.%d", i)).String(), value: Encoded(t, IPValue(name))},
+			put(t, PolicyRecord(name, "{}")),
 		})
 	}
 	var want []string
@@ -100,12 +90,12 @@ func TestTheSameEventsInAnyOrderOfKeysEndInTheSameTables(t *testing.T) {
 
 func TestAStaleRowGoesWhenItsOwnKindIsMarkedAndNoOther(t *testing.T) {
 	a := testApplier(t)
-	node1, node2 := ipKey("n1", "10.0.0.1").String(), ipKey("n2", "10.0.1.1").String()
+	node1, node2 := AddrKey("n1", "10.0.0.1").String(), AddrKey("n2", "10.0.1.1").String()
 	a.settle("e1", map[Key]bool{}, true, ignore)
 	a.apply([]event{
-		put(t, pod("n1", "web")), put(t, namespace("default", "red")),
-		{key: node1, value: value(t, ip("web"))}, {key: node2, value: value(t, ip("far"))},
-		{key: "nodes/n1", value: value(t, node("192.0.2.1"))},
+		put(t, PodRecord("n1", "web")), put(t, NamespaceRecord("default", "red")),
+		{key: node1, value: Encoded(t, IPValue("web"))}, {key: node2, value: Encoded(t, IPValue("far"))},
+		{key: "nodes/n1", value: Encoded(t, NodeValue("192.0.2.1"))},
 	}, ignore)
 	a.settle("e2", map[Key]bool{}, true, ignore)
 	all := a.print()
@@ -123,7 +113,7 @@ func TestAStaleRowGoesWhenItsOwnKindIsMarkedAndNoOther(t *testing.T) {
 	}
 	for _, step := range steps {
 		var pruned []string
-		a.apply([]event{{key: step.marker, value: value(t, &storev1.Synced{})}}, func(e event) { pruned = append(pruned, e.key) })
+		a.apply([]event{{key: step.marker, value: Encoded(t, &storev1.Synced{})}}, func(e event) { pruned = append(pruned, e.key) })
 		slices.Sort(pruned)
 		if diff := cmp.Diff(step.gone, pruned); diff != "" {
 			t.Errorf("%s pruned (-want +got):\n%s", step.marker, diff)
@@ -138,9 +128,9 @@ func TestAStaleRowGoesWhenItsOwnKindIsMarkedAndNoOther(t *testing.T) {
 func TestARowWrittenAgainIsNoLongerStale(t *testing.T) {
 	a := testApplier(t)
 	a.settle("e1", map[Key]bool{}, true, ignore)
-	a.apply([]event{put(t, pod("n1", "web"))}, ignore)
+	a.apply([]event{put(t, PodRecord("n1", "web"))}, ignore)
 	a.settle("e2", map[Key]bool{}, true, ignore)
-	a.apply([]event{put(t, pod("n1", "web")), {key: "synced/e2/pods"}}, ignore)
+	a.apply([]event{put(t, PodRecord("n1", "web")), {key: "synced/e2/pods"}}, ignore)
 	if diff := cmp.Diff([]string{"pods/n1/default/web"}, a.print()); diff != "" {
 		t.Errorf("tables (-want +got):\n%s", diff)
 	}
@@ -149,9 +139,9 @@ func TestARowWrittenAgainIsNoLongerStale(t *testing.T) {
 func TestBetweenFillingsARemovalOnlyMakesARowStale(t *testing.T) {
 	a := testApplier(t)
 	a.settle("e1", map[Key]bool{}, true, ignore)
-	a.apply([]event{put(t, pod("n1", "web"))}, ignore)
+	a.apply([]event{put(t, PodRecord("n1", "web"))}, ignore)
 	a.settle("", map[Key]bool{}, true, ignore)
-	a.apply([]event{{key: pod("n1", "web").Key, remove: true}}, ignore)
+	a.apply([]event{{key: PodRecord("n1", "web").Key, remove: true}}, ignore)
 	if len(a.print()) != 1 {
 		t.Error("the row went with the wipe")
 	}
@@ -164,7 +154,7 @@ func TestBetweenFillingsARemovalOnlyMakesARowStale(t *testing.T) {
 func TestMarkersOfAStoreThatWentBackDoNotCountUntilWrittenAgain(t *testing.T) {
 	a := testApplier(t)
 	a.settle("e1", map[Key]bool{}, true, ignore)
-	a.apply([]event{put(t, pod("n1", "web"))}, ignore)
+	a.apply([]event{put(t, PodRecord("n1", "web"))}, ignore)
 	seen := map[Key]bool{syncedKey("e1", KindPod): true}
 	a.settle("e1", seen, false, ignore)
 	if len(a.print()) != 1 {
@@ -178,10 +168,10 @@ func TestMarkersOfAStoreThatWentBackDoNotCountUntilWrittenAgain(t *testing.T) {
 
 func TestAnUnchangedRecordDoesNotTouchItsTable(t *testing.T) {
 	a := testApplier(t)
-	a.apply([]event{put(t, pod("n1", "web")), put(t, namespace("default", "red"))}, ignore)
+	a.apply([]event{put(t, PodRecord("n1", "web")), put(t, NamespaceRecord("default", "red"))}, ignore)
 	before := a.tables.List(a.tables.DB.ReadTxn())
 	count := 0
-	a.apply([]event{put(t, pod("n1", "web")), put(t, namespace("default", "red"))}, func(event) { count++ })
+	a.apply([]event{put(t, PodRecord("n1", "web")), put(t, NamespaceRecord("default", "red"))}, func(event) { count++ })
 	if diff := cmp.Diff(before, a.tables.List(a.tables.DB.ReadTxn())); diff != "" || count != 0 {
 		t.Errorf("%d events counted as changes; tables (-before +after):\n%s", count, diff)
 	}
@@ -193,7 +183,7 @@ func TestAnAppliedPodEventCostsFewAllocations(t *testing.T) {
 	const n = 2000
 	raw := make([]*mvccpb.KeyValue, 0, n)
 	for i := range n {
-		e := put(t, pod("node-1", fmt.Sprintf("web-%d", i)))
+		e := put(t, PodRecord("node-1", fmt.Sprintf("web-%d", i)))
 		raw = append(raw, &mvccpb.KeyValue{Key: []byte(e.key), Value: e.value})
 	}
 	a := testApplier(t)
@@ -239,7 +229,7 @@ func tableFloor(t *testing.T, n int) float64 {
 func BenchmarkApplyOnePodEvent(b *testing.B) {
 	a := testApplier(b)
 	a.epoch = "e1"
-	ready := pod("node-1", "web")
+	ready := PodRecord("node-1", "web")
 	on := put(b, ready)
 	ready.Value.(*storev1.Pod).Ready = false
 	off := put(b, ready)

@@ -72,7 +72,7 @@ func dialEtcd(endpoints []string, tls *tls.Config, logger *slog.Logger) (*client
 		TLS:                  tls,
 		DialKeepAliveTime:    10 * time.Second,
 		DialKeepAliveTimeout: 5 * time.Second,
-		Logger:               quietLogger(logger),
+		Logger:               EtcdLogger(logger),
 		MaxUnaryRetries:      1, // retries are ours: see Backoff
 		DialOptions:          []grpc.DialOption{reconnect()},
 	})
@@ -107,7 +107,7 @@ func dialPublish(addr string, tls *tls.Config) (*grpc.ClientConn, error) {
 // and go meanwhile. It returns an error only where going on makes no sense, such as an unreadable file.
 func (c *Client) Run(ctx context.Context, tables *table.Tables) error {
 	f := &feed{
-		client: c.etcd, prefix: clusterPrefix(c.config.Cluster), applier: newApplier(tables), calls: c.calls,
+		client: c.etcd, prefix: Prefix(c.config.Cluster), applier: newApplier(tables), calls: c.calls,
 		logger: c.config.Logger, nodes: c.nodes(tables), onEpoch: c.onEpoch, answered: c.started,
 		loaded: c.loaded, synced: c.synced,
 	}

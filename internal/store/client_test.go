@@ -1,4 +1,4 @@
-package store
+package store_test
 
 import (
 	"bytes"
@@ -10,11 +10,12 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	storev1 "tendril.io/tendril/api/store/v1"
+	. "tendril.io/tendril/internal/store"
 )
 
 func TestAnAgentSeesTheStoreFirstWholeAndThenChangeByChange(t *testing.T) {
 	w := newWorld(t)
-	w.fill(pod("n1", "web"), namespace("default", "red"))
+	w.fill(PodRecord("n1", "web"), NamespaceRecord("default", "red"))
 	a := w.agent("n1")
 	a.untilSynced()
 	select {
@@ -30,7 +31,7 @@ func TestAnAgentSeesTheStoreFirstWholeAndThenChangeByChange(t *testing.T) {
 		t.Errorf("tables (-want +got):\n%s", diff)
 	}
 
-	a.caughtUp(w.apply(namespace("default", "blue"), pod("n1", "db"), Record{pod("n1", "web").Key, nil}).Revision)
+	a.caughtUp(w.apply(NamespaceRecord("default", "blue"), PodRecord("n1", "db"), Record{PodRecord("n1", "web").Key, nil}).Revision)
 	want = []string{
 		"namespaces default team=blue",
 		"pods n1 default db uid-db 01020300000000000000000000000000 - ready",
@@ -45,7 +46,7 @@ func TestAnAgentSeesTheStoreFirstWholeAndThenChangeByChange(t *testing.T) {
 
 func TestAWatchResumesAfterTheStoreWasAway(t *testing.T) {
 	w := newWorld(t)
-	w.fill(pod("n1", "web"))
+	w.fill(PodRecord("n1", "web"))
 	a := w.agent("n1")
 	a.untilSynced()
 	w.halt()
@@ -54,7 +55,7 @@ func TestAWatchResumesAfterTheStoreWasAway(t *testing.T) {
 		t.Error("the pod vanished with the store")
 	}
 	w.start()
-	w.apply(pod("n1", "late"))
+	w.apply(PodRecord("n1", "late"))
 	a.untilHas("late")
 	if c := a.client.Status().Counters; c.Snapshots != 1 || c.Resumes == 0 {
 		t.Errorf("the watch was not resumed: %+v", c)
@@ -63,10 +64,10 @@ func TestAWatchResumesAfterTheStoreWasAway(t *testing.T) {
 
 func TestNoRowVanishesWhileTheStoreIsWipedAndRefilled(t *testing.T) {
 	w := newWorld(t)
-	w.fill(pod("n1", "web"), pod("n1", "old"), namespace("default", "red"))
+	w.fill(PodRecord("n1", "web"), PodRecord("n1", "old"), NamespaceRecord("default", "red"))
 	a := w.agent("n1")
-	a.set(ipKey("n1", "10.1.0.5"), ip("web"))
-	a.set(NodeKey("n1"), node("192.0.2.1"))
+	a.set(AddrKey("n1", "10.1.0.5"), IPValue("web"))
+	a.set(NodeKey("n1"), NodeValue("192.0.2.1"))
 	a.untilSynced()
 	a.untilHas("ips n1 10.1.0.5")
 	before := a.rows()
@@ -76,16 +77,16 @@ func TestNoRowVanishesWhileTheStoreIsWipedAndRefilled(t *testing.T) {
 	if diff := cmp.Diff(before, a.rows()); diff != "" {
 		t.Errorf("with the store empty (-before +now):\n%s", diff)
 	}
-	w.apply(pod("n1", "web"), namespace("default", "blue")) // a filling in progress: no marker yet
+	w.apply(PodRecord("n1", "web"), NamespaceRecord("default", "blue")) // a filling in progress: no marker yet
 	a.untilHas("team=blue")
 	if !a.has("old") {
 		t.Error("a pod was pruned before the filling was complete")
 	}
-	w.fill(pod("n1", "web"), namespace("default", "blue"))
+	w.fill(PodRecord("n1", "web"), NamespaceRecord("default", "blue"))
 	a.untilGone("old")
 	a.untilHas("ips n1 10.1.0.5")
 	until(t, "the agent has published its keys anew", func() bool {
-		r, err := w.raw().Get(t.Context(), clusterPrefix(cluster)+"ips/n1/10.1.0.5")
+		r, err := w.raw.Get(t.Context(), Prefix(cluster)+"ips/n1/10.1.0.5")
 		return err == nil && len(r.Kvs) == 1
 	})
 }
@@ -94,14 +95,14 @@ func TestANodesAddressesStayUntilThatNodeHasRepublishedOrIsDeleted(t *testing.T)
 	w := newWorld(t)
 	w.fill()
 	writer, reader := w.agent("n1"), w.agent("n2")
-	writer.set(ipKey("n1", "10.1.0.5"), ip("web"))
-	writer.set(NodeKey("n1"), node("192.0.2.1"))
+	writer.set(AddrKey("n1", "10.1.0.5"), IPValue("web"))
+	writer.set(NodeKey("n1"), NodeValue("192.0.2.1"))
 	reader.untilHas("nodes n1")
 	reader.untilHas("ips n1 10.1.0.5")
 	writer.stop()
 
 	w.wipe()
-	w.fill(namespace("after", "wipe"))
+	w.fill(NamespaceRecord("after", "wipe"))
 	reader.untilHas("namespaces after")
 	reader.untilSynced()
 	if !reader.has("ips n1 10.1.0.5") || !reader.has("nodes n1") {
@@ -109,15 +110,15 @@ func TestANodesAddressesStayUntilThatNodeHasRepublishedOrIsDeleted(t *testing.T)
 	}
 
 	back := w.agent("n1")
-	if err := back.client.Publisher().Delete(ipKey("n1", "10.1.0.5")); err != nil {
+	if err := back.client.Publisher().Delete(AddrKey("n1", "10.1.0.5")); err != nil {
 		t.Fatal(err)
 	}
-	back.set(ipKey("n1", "10.1.0.6"), ip("api"))
+	back.set(AddrKey("n1", "10.1.0.6"), IPValue("api"))
 	reader.untilHas("ips n1 10.1.0.6")
 	reader.untilGone("ips n1 10.1.0.5")
 	back.stop()
 
-	if err := w.writer().DeleteNode(t.Context(), "n1"); err != nil {
+	if err := w.writer.DeleteNode(t.Context(), "n1"); err != nil {
 		t.Fatal(err)
 	}
 	reader.untilGone("n1")
@@ -125,10 +126,10 @@ func TestANodesAddressesStayUntilThatNodeHasRepublishedOrIsDeleted(t *testing.T)
 
 func TestAStoreWipedInPlaceByOneTransactionTakesNothingAlong(t *testing.T) {
 	w := newWorld(t)
-	w.fill(pod("n1", "web"))
+	w.fill(PodRecord("n1", "web"))
 	a := w.agent("n1")
 	a.untilSynced()
-	if _, err := w.raw().Delete(t.Context(), clusterPrefix(cluster), clientv3.WithPrefix()); err != nil {
+	if _, err := w.raw.Delete(t.Context(), Prefix(cluster), clientv3.WithPrefix()); err != nil {
 		t.Fatal(err)
 	}
 	until(t, "the agent sees the empty store", func() bool { return a.client.Status().Epoch == "" })
@@ -141,11 +142,11 @@ func TestAStoreWipedInPlaceByOneTransactionTakesNothingAlong(t *testing.T) {
 
 func TestARevisionFromTheFutureIsNotWaitedFor(t *testing.T) {
 	w := newWorld(t)
-	w.fill(pod("n1", "web"))
+	w.fill(PodRecord("n1", "web"))
 	for range 20 { // revisions that the restored store will not have
 		w.put("namespaces/default", nil)
 	}
-	epoch, err := w.raw().Get(t.Context(), clusterPrefix(cluster)+"epoch")
+	epoch, err := w.raw.Get(t.Context(), Prefix(cluster)+"epoch")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,21 +163,21 @@ func TestARevisionFromTheFutureIsNotWaitedFor(t *testing.T) {
 	if !a.has("web") {
 		t.Error("the pod vanished")
 	}
-	w.apply(pod("n1", "new"))
+	w.apply(PodRecord("n1", "new"))
 	a.untilHas("new")
-	w.fill(pod("n1", "new"))
+	w.fill(PodRecord("n1", "new"))
 	a.untilGone("web")
 }
 
 func TestCompactionPastOurRevisionLeadsToAFullRead(t *testing.T) {
 	w := newWorld(t)
-	w.fill(pod("n1", "web"), pod("n1", "old"))
+	w.fill(PodRecord("n1", "web"), PodRecord("n1", "old"))
 	a := w.agent("n1")
 	a.untilSynced()
 	a.stop()
-	w.apply(Record{pod("n1", "old").Key, nil})
-	last := w.apply(pod("n1", "new")).Revision
-	if _, err := w.raw().Compact(t.Context(), last, clientv3.WithCompactPhysical()); err != nil {
+	w.apply(Record{PodRecord("n1", "old").Key, nil})
+	last := w.apply(PodRecord("n1", "new")).Revision
+	if _, err := w.raw.Compact(t.Context(), last, clientv3.WithCompactPhysical()); err != nil {
 		t.Fatal(err)
 	}
 	b := w.agent("n1")
@@ -189,7 +190,7 @@ func TestCompactionPastOurRevisionLeadsToAFullRead(t *testing.T) {
 
 func TestTablesAreLoadedFromDiskWhileTheStoreIsAway(t *testing.T) {
 	w := newWorld(t)
-	w.fill(pod("n1", "web"))
+	w.fill(PodRecord("n1", "web"))
 	a := w.agent("n1")
 	a.untilSynced()
 	before := a.rows()
@@ -213,13 +214,13 @@ func TestTablesAreLoadedFromDiskWhileTheStoreIsAway(t *testing.T) {
 
 func TestABadRecordIsKeptOutAndNamedWhileOthersPass(t *testing.T) {
 	w := newWorld(t)
-	w.fill(pod("n1", "web"))
+	w.fill(PodRecord("n1", "web"))
 	a := w.agent("n1")
 	a.untilSynced()
 	w.put("pods/n1/default/web", []byte("\xff\xff not protobuf"))
 	w.put("pods/n1/only-three", nil)
 	w.put("flavours/of/the/future", nil)
-	w.apply(pod("n1", "good"))
+	w.apply(PodRecord("n1", "good"))
 	a.untilHas("good")
 	if !a.has("web") {
 		t.Error("the last good row was dropped for a bad record")
@@ -231,7 +232,7 @@ func TestABadRecordIsKeptOutAndNamedWhileOthersPass(t *testing.T) {
 	if diff := cmp.Diff([]string{"pods/n1/default/web", "pods/n1/only-three"}, objects); diff != "" {
 		t.Errorf("problems (-want +got):\n%s", diff)
 	}
-	a.caughtUp(w.apply(pod("n1", "web")).Revision)
+	a.caughtUp(w.apply(PodRecord("n1", "web")).Revision)
 	if got := len(a.client.Status().Problems); got != 1 {
 		t.Errorf("problems after the repair: got %d, want 1", got)
 	}
@@ -243,10 +244,10 @@ func TestKeysSetWhileTheStoreIsAwayArriveInOrderAfterARestart(t *testing.T) {
 	w.halt()
 	a := w.agent("n1")
 	start := time.Now()
-	a.set(ipKey("n1", "10.1.0.5"), ip("web"))
-	a.set(ipKey("n1", "10.1.0.6"), ip("gone"))
-	a.set(NodeKey("n1"), node("192.0.2.1"))
-	if err := a.client.Publisher().Delete(ipKey("n1", "10.1.0.6")); err != nil {
+	a.set(AddrKey("n1", "10.1.0.5"), IPValue("web"))
+	a.set(AddrKey("n1", "10.1.0.6"), IPValue("gone"))
+	a.set(NodeKey("n1"), NodeValue("192.0.2.1"))
+	if err := a.client.Publisher().Delete(AddrKey("n1", "10.1.0.6")); err != nil {
 		t.Fatal(err)
 	}
 	if took := time.Since(start); took > time.Second {
@@ -262,7 +263,7 @@ func TestKeysSetWhileTheStoreIsAwayArriveInOrderAfterARestart(t *testing.T) {
 	if b.has("10.1.0.6") {
 		t.Error("a deleted key was published")
 	}
-	if diff := cmp.Diff([]Key{ipKey("n1", "10.1.0.5"), NodeKey("n1")}, b.client.Publisher().Own()); diff != "" {
+	if diff := cmp.Diff([]Key{AddrKey("n1", "10.1.0.5"), NodeKey("n1")}, b.client.Publisher().Own()); diff != "" {
 		t.Errorf("own keys (-want +got):\n%s", diff)
 	}
 }
@@ -271,10 +272,10 @@ func TestTheHeartbeatIsTheOnlyLeasedKey(t *testing.T) {
 	w := newWorld(t)
 	w.fill()
 	a := w.agent("n1")
-	a.set(NodeKey("n1"), node("192.0.2.1"))
+	a.set(NodeKey("n1"), NodeValue("192.0.2.1"))
 	a.set(AliveKey("n1"), &storev1.Alive{BootId: "b1"})
 	lease := func(key string) (id int64, value []byte) {
-		r, err := w.raw().Get(t.Context(), clusterPrefix(cluster)+key)
+		r, err := w.raw.Get(t.Context(), Prefix(cluster)+key)
 		if err != nil || len(r.Kvs) == 0 {
 			return -1, nil
 		}

@@ -12,7 +12,7 @@ import (
 // Config is what an agent needs to reach the store. Endpoints and PublishAddr are host addresses, never a service's.
 type Config struct {
 	Endpoints   []string // of etcd, host:port or URL
-	PublishAddr string   // host:port of the Publish server
+	PublishAddr string   // host:port of the Publish service
 	Cluster     string   // name of the cluster, in every key
 	Node        string   // name of this node
 
@@ -40,7 +40,7 @@ func (c Config) Validate() error {
 	if c.JournalPath == "" {
 		return errors.New("store config: journal path is empty; name a file that survives restarts")
 	}
-	if err := checkName(c.Node); err != nil {
+	if err := CheckName(c.Node); err != nil {
 		return fmt.Errorf("store config: node: %w", err)
 	}
 	if c.RateLimit < 0 {
@@ -50,7 +50,7 @@ func (c Config) Validate() error {
 }
 
 func checkCluster(cluster string) error {
-	if err := checkName(cluster); err != nil {
+	if err := CheckName(cluster); err != nil {
 		return fmt.Errorf("store config: cluster: %w", err)
 	}
 	return nil
@@ -62,17 +62,6 @@ type WriterConfig struct {
 	Cluster   string
 	TLS       *tls.Config
 	Logger    *slog.Logger
-}
-
-// ServerConfig is for the embedded store and the Publish server beside it.
-type ServerConfig struct {
-	Dir         string // etcd's data
-	ClientAddr  string // host:port that etcd listens on; port 0 picks one
-	PublishAddr string // host:port that Publish listens on; port 0 picks one
-	Cluster     string
-	QuotaBytes  int64       // size at which etcd refuses writes, 0: 2 GiB
-	TLS         *tls.Config // of the Publish server; its clients' certificates name their nodes. nil: plaintext
-	Logger      *slog.Logger
 }
 
 // Status is how the connection to the store stands.

@@ -11,12 +11,11 @@
 //   - a record that cannot be a row is kept out and reported; the last good row stays
 //   - what was last known is on disk and in the tables before the store answers
 //
-// Writing by agents (publisher.go, send.go, publish.go): a Publisher takes the node's own keys, writes them to a journal
-// and sends them in order to the Publish server, which checks that they are the node's own. When the store has a new epoch,
+// Writing by agents (publisher.go, send.go): a Publisher takes the node's own keys, writes them to a journal and sends them
+// in order to the Publish service (package server), which checks that they are the node's own. When the store has a new epoch,
 // all of them are sent again, and then the marker.
 //
-// alive/<node> is the one leased key. Agents hold no lease, because they may only read: the Publish server grants one for
-// the key and renews it at each heartbeat. It finds the lease at the key, so that any replica can.
+// alive/<node> is the one leased key. Agents hold no lease, because they may only read: the Publish service does.
 //
 // Writing by the operator, the lab and `tendril apply` (writer.go): a Writer writes what differs and nothing else.
 //

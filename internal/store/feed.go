@@ -112,16 +112,17 @@ func (f *feed) head(ctx context.Context) (*pb.ResponseHeader, string, error) {
 	if len(response.Kvs) == 0 {
 		return response.Header, "", nil
 	}
-	epoch, err := readEpoch(response.Kvs[0].Value)
+	epoch, err := ReadEpoch(response.Kvs[0].Value)
 	return response.Header, epoch, err
 }
 
-func readEpoch(value []byte) (string, error) {
+// ReadEpoch decodes the value of the key epoch: the id of this filling of the store.
+func ReadEpoch(value []byte) (string, error) {
 	var m storev1.Epoch
 	if err := proto.Unmarshal(value, &m); err != nil {
 		return "", fmt.Errorf("key %q: %w", KindEpoch, err)
 	}
-	if err := checkName(m.GetId()); err != nil {
+	if err := CheckName(m.GetId()); err != nil {
 		return "", fmt.Errorf("key %q: %w", KindEpoch, err)
 	}
 	return m.GetId(), nil
@@ -398,7 +399,7 @@ func (f *feed) changesEpoch(events []*mvccpb.Event) bool {
 		if string(e.Kv.Key[len(f.prefix):]) != string(KindEpoch) {
 			continue
 		}
-		epoch, err := readEpoch(e.Kv.Value)
+		epoch, err := ReadEpoch(e.Kv.Value)
 		if e.Type == mvccpb.DELETE || err != nil || epoch != f.epoch {
 			return true
 		}
@@ -511,7 +512,7 @@ func (f *feed) load(path string) error {
 func (f *feed) restore(last map[string][]byte) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if epoch, err := readEpoch(last[string(KindEpoch)]); err == nil && len(last[fileCluster]) == 8 && len(last[fileRevision]) == 8 {
+	if epoch, err := ReadEpoch(last[string(KindEpoch)]); err == nil && len(last[fileCluster]) == 8 && len(last[fileRevision]) == 8 {
 		f.epoch = epoch
 		f.cluster = binary.LittleEndian.Uint64(last[fileCluster])
 		f.revision = int64(binary.LittleEndian.Uint64(last[fileRevision]))

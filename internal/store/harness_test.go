@@ -1,11 +1,11 @@
-package store
+package store_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,7 +17,8 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 
-	storev1 "tendril.io/tendril/api/store/v1"
+	. "tendril.io/tendril/internal/store"
+	"tendril.io/tendril/internal/store/server"
 	"tendril.io/tendril/internal/table"
 )
 
@@ -36,8 +37,10 @@ type world struct {
 	t                       *testing.T
 	dir                     string
 	clientAddr, publishAddr string
-	server                  *Server
+	server                  *server.Server
 	stop                    context.CancelFunc
+	raw                     *clientv3.Client // past every check
+	writer                  *Writer
 }
 
 func newWorld(t *testing.T) *world {
@@ -61,14 +64,20 @@ func freeAddr(t *testing.T) string {
 func (w *world) start() {
 	w.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	server, err := Serve(ctx, ServerConfig{
+	running, err := server.Serve(ctx, server.Config{
 		Dir: filepath.Join(w.dir, "etcd"), ClientAddr: w.clientAddr, PublishAddr: w.publishAddr, Cluster: cluster,
 	})
 	if err != nil {
 		cancel()
 		w.t.Fatal(err)
 	}
-	w.server, w.stop = server, cancel
+	w.server, w.stop = running, cancel
+	if w.raw, err = clientv3.New(clientv3.Config{Endpoints: []string{w.clientAddr}, Logger: EtcdLogger(slog.New(slog.DiscardHandler))}); err != nil {
+		w.t.Fatal(err)
+	}
+	if w.writer, err = NewWriter(WriterConfig{Endpoints: []string{w.clientAddr}, Cluster: cluster}); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // halt stops the store; its data stays.
@@ -77,7 +86,7 @@ func (w *world) halt() {
 		return
 	}
 	w.stop()
-	if err := w.server.Wait(); err != nil {
+	if err := errors.Join(w.raw.Close(), w.writer.Close(), w.server.Wait()); err != nil {
 		w.t.Errorf("store ended: %v", err)
 	}
 	w.server = nil
@@ -93,15 +102,9 @@ func (w *world) wipe() {
 	w.start()
 }
 
-func (w *world) writer() *Writer {
-	return w.server.Writer(cluster, slog.New(slog.DiscardHandler))
-}
-
-func (w *world) raw() *clientv3.Client { return w.server.client }
-
 func (w *world) fill(records ...Record) Result {
 	w.t.Helper()
-	result, err := w.writer().Fill(w.t.Context(), records)
+	result, err := w.writer.Fill(w.t.Context(), records)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -110,7 +113,7 @@ func (w *world) fill(records ...Record) Result {
 
 func (w *world) apply(records ...Record) Result {
 	w.t.Helper()
-	result, err := w.writer().Apply(w.t.Context(), records)
+	result, err := w.writer.Apply(w.t.Context(), records)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -120,7 +123,7 @@ func (w *world) apply(records ...Record) Result {
 // put writes bytes as they are, past every check.
 func (w *world) put(key string, value []byte) {
 	w.t.Helper()
-	if _, err := w.raw().Put(w.t.Context(), clusterPrefix(cluster)+key, string(value)); err != nil {
+	if _, err := w.raw.Put(w.t.Context(), Prefix(cluster)+key, string(value)); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -223,33 +226,9 @@ func (a *agent) caughtUp(revision int64) {
 	until(a.t, fmt.Sprintf("revision %d is applied", revision), func() bool { return a.client.Status().Revision >= revision })
 }
 
-func pod(node, name string) Record {
-	hash := [16]byte{1, 2, 3}
-	return Record{PodKey(node, "default", name).String(), &storev1.Pod{Uid: "uid-" + name, Labels: hash[:], Ready: true}}
-}
-
-func namespace(name, value string) Record {
-	return Record{NamespaceKey(name).String(), &storev1.Namespace{Labels: map[string]string{"team": value}}}
-}
-
-func policy(name, object string) Record {
-	return Record{PolicyKey("NetworkPolicy", "default", name).String(), &storev1.Policy{Object: []byte(object)}}
-}
-
-func node(addr string) *storev1.Node {
-	bytes := netip.MustParseAddr(addr).As4()
-	return &storev1.Node{Addresses: [][]byte{bytes[:]}, PodCidrs: []string{"10.1.0.0/24"}, MinVersion: 1, MaxVersion: 1}
-}
-
-func ip(name string) *storev1.IP {
-	return &storev1.IP{PodUid: "uid-" + name, Sandbox: "box-" + name, Namespace: "default", Pod: name}
-}
-
 func (a *agent) set(key Key, record proto.Message) {
 	a.t.Helper()
 	if err := a.client.Publisher().Set(key, record); err != nil {
 		a.t.Fatal(err)
 	}
 }
-
-func ipKey(node, addr string) Key { return IPKey(node, netip.MustParseAddr(addr)) }

@@ -137,6 +137,18 @@ func (k Key) Check() error {
 	return nil
 }
 
+// CheckOwner says why a node's agent must not write the key, if so: it writes its own keys and nothing else.
+func (k Key) CheckOwner(node string) error {
+	switch k.Kind {
+	case KindNode, KindAlive, KindAck, KindIP, KindSynced:
+		if k.Node() == node {
+			return nil
+		}
+		return fmt.Errorf("key %q: not under node %q", k, node)
+	}
+	return fmt.Errorf("key %q: agents do not write %s", k, k.Kind)
+}
+
 // ParseKey reads a key without the cluster's prefix. Every key has one spelling: what parses prints the same.
 func ParseKey(text string) (Key, error) {
 	kind, rest, more := strings.Cut(text, "/")
@@ -163,7 +175,7 @@ func checkParts(kind Kind, parts []string) error {
 		return fmt.Errorf("want %d names after %q, have %d", want, kind, len(parts))
 	}
 	for _, part := range parts {
-		if err := checkName(part); err != nil {
+		if err := CheckName(part); err != nil {
 			return err
 		}
 	}
@@ -197,8 +209,8 @@ func shape(kind Kind, parts []string) (count int, known bool) {
 	return 0, false
 }
 
-// checkName refuses what would change a key's shape or could not be printed.
-func checkName(name string) error {
+// CheckName refuses what would change a key's shape or could not be printed.
+func CheckName(name string) error {
 	switch {
 	case name == "":
 		return errors.New("a name is empty")
@@ -242,5 +254,5 @@ func filled() []Kind {
 // isFilled says whether the operator writes the kind.
 func isFilled(kind Kind) bool { return slices.Contains(filled(), kind) }
 
-// clusterPrefix is what all keys of a cluster begin with.
-func clusterPrefix(cluster string) string { return "/tendril/v1/" + cluster + "/" }
+// Prefix is what all keys of a cluster begin with.
+func Prefix(cluster string) string { return "/tendril/v1/" + cluster + "/" }

@@ -58,7 +58,7 @@ func TestABackoffDoublesUpToItsMaximumAndStartsOver(t *testing.T) {
 	}
 }
 
-// A fakePublish is a Publish server in memory that notes when it was asked.
+// A fakePublish is a Publish service in memory that notes when it was asked.
 type fakePublish struct {
 	mu     sync.Mutex
 	asked  []time.Time
@@ -127,7 +127,7 @@ func TestAPublisherWaitsLongerAfterEachFailureAndForgetsNothing(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- p.run(ctx, one) }()
-		if err := p.Set(ipKey("n1", "10.1.0.5"), ip("web")); err != nil {
+		if err := p.Set(AddrKey("n1", "10.1.0.5"), IPValue("web")); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(10 * time.Minute)

@@ -64,11 +64,14 @@ const (
 	journalEpoch = "@epoch"
 )
 
-// maxWrites is how many writes etcd takes in one transaction by default.
-const maxWrites = 128
+// MaxWrites is how many writes etcd takes in one transaction by default.
+const MaxWrites = 128
 
-// heartbeat is how often alive/<node> is renewed, x log2(nodes); the Publish server's lease lasts four of them.
+// heartbeat is how often alive/<node> is renewed, x log2(nodes).
 const heartbeat = 10 * time.Second
+
+// AliveTime is how long alive/<node> lasts after a heartbeat in a cluster of that many nodes: four heartbeats.
+func AliveTime(nodes int) time.Duration { return 4 * longest(heartbeat, nodes) }
 
 func openPublisher(node, path string, client storev1.PublishClient, calls *calls, logger *slog.Logger) (*Publisher, error) {
 	p := &Publisher{
@@ -124,19 +127,7 @@ func (p *Publisher) check(key Key) error {
 	if err := key.Check(); err != nil {
 		return err
 	}
-	return checkOwn(key, p.node)
-}
-
-// checkOwn says whether a node may write a key.
-func checkOwn(key Key, node string) error {
-	switch key.Kind {
-	case KindNode, KindAlive, KindAck, KindIP, KindSynced:
-		if key.Node() == node {
-			return nil
-		}
-		return fmt.Errorf("key %q: not under node %q", key, node)
-	}
-	return fmt.Errorf("key %q: agents do not write %s", key, key.Kind)
+	return key.CheckOwner(p.node)
 }
 
 // Set publishes a record under one of the node's own keys. Setting alive/<node> starts its heartbeat, which is not kept
@@ -187,6 +178,14 @@ func (p *Publisher) Own() []Key {
 	}
 	slices.SortFunc(keys, func(a, b Key) int { return strings.Compare(a.String(), b.String()) })
 	return keys
+}
+
+// Settled says whether the store has taken note of the last change of one of the node's own keys.
+func (p *Publisher) Settled(key Key) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	o, ok := p.own[key]
+	return !ok || o.sequence <= p.acked
 }
 
 // change writes a change to the journal and queues it. Nothing has changed if the journal refuses.

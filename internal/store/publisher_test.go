@@ -7,18 +7,20 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	storev1 "tendril.io/tendril/api/store/v1"
 )
 
 func (p *Publisher) mustSet(t *testing.T, key Key, pod string) {
 	t.Helper()
-	if err := p.Set(key, ip(pod)); err != nil {
+	if err := p.Set(key, IPValue(pod)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -30,7 +32,7 @@ func (p *Publisher) mustDelete(t *testing.T, key Key) {
 	}
 }
 
-func addrKey(i int) Key { return ipKey("n1", fmt.Sprintf("10.1.0.%d", i)) }
+func addrKey(i int) Key { return AddrKey("n1", fmt.Sprintf("10.1.0.%d", i)) }
 
 func TestAKeySetTwiceIsSentOnceInItsLastPlace(t *testing.T) {
 	fake := newFake()
@@ -66,7 +68,7 @@ func TestATransactionHoldsNoMoreThanTheStoreTakes(t *testing.T) {
 	defer p.close()
 	var want []string
 	for i := range 300 {
-		key := ipKey("n1", fmt.Sprintf("10.1.%d.%d", i/100, i%100))
+		key := AddrKey("n1", fmt.Sprintf("10.1.%d.%d", i/100, i%100))
 		p.mustSet(t, key, "a")
 		want = append(want, "+"+key.String())
 	}
@@ -74,7 +76,7 @@ func TestATransactionHoldsNoMoreThanTheStoreTakes(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, r := range fake.puts {
-		if n := len(r.GetWrites()); n > maxWrites {
+		if n := len(r.GetWrites()); n > MaxWrites {
 			t.Errorf("%d writes in one transaction", n)
 		}
 	}
@@ -97,7 +99,7 @@ func TestANewEpochGetsAllKeysAgainAndThenTheMarker(t *testing.T) {
 	if diff := cmp.Diff([]string{"+ips/n1/10.1.0.1"}, fake.keys()); diff != "" {
 		t.Errorf("before the node has introduced itself (-want +got):\n%s", diff)
 	}
-	if err := p.Set(NodeKey("n1"), node("192.0.2.1")); err != nil {
+	if err := p.Set(NodeKey("n1"), NodeValue("192.0.2.1")); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.drain(t.Context()); err != nil {
@@ -135,7 +137,7 @@ func TestAnAgentKilledWhilePublishingAnewStartsOver(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal")
 	p := testPublisher(t, path, fake)
 	p.mustSet(t, addrKey(1), "a")
-	if err := p.Set(NodeKey("n1"), node("192.0.2.1")); err != nil {
+	if err := p.Set(NodeKey("n1"), NodeValue("192.0.2.1")); err != nil {
 		t.Fatal(err)
 	}
 	fake.answer = func(r *storev1.PutRequest) error {
@@ -160,7 +162,7 @@ func TestAMarkerOfAnEpochThatIsOverIsGivenUp(t *testing.T) {
 	fake := newFake()
 	p := testPublisher(t, filepath.Join(t.TempDir(), "journal"), fake)
 	defer p.close()
-	if err := p.Set(NodeKey("n1"), node("192.0.2.1")); err != nil {
+	if err := p.Set(NodeKey("n1"), NodeValue("192.0.2.1")); err != nil {
 		t.Fatal(err)
 	}
 	fake.answer = func(r *storev1.PutRequest) error {
@@ -283,7 +285,7 @@ func TestAnAgentKilledBetweenTwoBatchesStillKnowsWhatWasNotSent(t *testing.T) {
 	fake := newFake()
 	path := filepath.Join(t.TempDir(), "journal")
 	p := testPublisher(t, path, fake)
-	for i := range maxWrites + 2 {
+	for i := range MaxWrites + 2 {
 		p.mustSet(t, addrKey(i), "a")
 	}
 	p.republish("e1", false)
@@ -299,7 +301,7 @@ func TestAnAgentKilledBetweenTwoBatchesStillKnowsWhatWasNotSent(t *testing.T) {
 	p.close()
 	p = testPublisher(t, path, fake)
 	defer p.close()
-	if p.Settled(addrKey(maxWrites + 1)) {
+	if p.Settled(addrKey(MaxWrites + 1)) {
 		t.Error("a key that was never sent counts as sent")
 	}
 }
@@ -308,7 +310,7 @@ func TestAStoreThatLostWritesGetsAllKeysAgainEvenAfterAKill(t *testing.T) {
 	fake := newFake()
 	path := filepath.Join(t.TempDir(), "journal")
 	p := testPublisher(t, path, fake)
-	if err := p.Set(NodeKey("n1"), node("192.0.2.1")); err != nil {
+	if err := p.Set(NodeKey("n1"), NodeValue("192.0.2.1")); err != nil {
 		t.Fatal(err)
 	}
 	p.republish("e1", false)
@@ -323,5 +325,24 @@ func TestAStoreThatLostWritesGetsAllKeysAgainEvenAfterAKill(t *testing.T) {
 	defer p.close()
 	if !p.republish("e1", false) {
 		t.Error("after a restart the keys count as published")
+	}
+}
+
+func TestARecordOfAnotherKindIsNotPublished(t *testing.T) {
+	p := testPublisher(t, t.TempDir()+"/journal", newFake())
+	defer p.close()
+	for _, test := range []struct {
+		key    Key
+		record proto.Message
+	}{
+		{NodeKey("n1"), IPValue("web")}, {NodeKey("n2"), NodeValue("192.0.2.1")}, {PodKey("n1", "a", "b"), &storev1.Pod{}},
+		{NodeKey("n1"), nil}, {Key{Kind: KindIP, First: "n1", Second: "x"}, IPValue("web")},
+	} {
+		if err := p.Set(test.key, test.record); err == nil || !strings.Contains(err.Error(), test.key.String()) {
+			t.Errorf("%s: got %v, want an error that names the key", test.key, err)
+		}
+	}
+	if pending, _ := p.describe(); pending != 0 {
+		t.Errorf("%d changes wait", pending)
 	}
 }

@@ -56,6 +56,40 @@ func checkMessage(key Key, record proto.Message) error {
 	return nil
 }
 
+// CheckValue says why readers would keep a value out: it does not decode, or the record cannot be a row.
+func CheckValue(key Key, value []byte) error {
+	message := newMessage(key.Kind)
+	if message == nil {
+		return fmt.Errorf("key %q: %w", key, errUnknownKind)
+	}
+	if err := proto.Unmarshal(value, message); err != nil {
+		return fmt.Errorf("key %q: %w", key, err)
+	}
+	return checkRow(key, message)
+}
+
+// checkRow refuses a record that cannot be a row. Kinds that become none, or that any record can be, pass.
+func checkRow(key Key, record proto.Message) (err error) {
+	switch m := record.(type) {
+	case *storev1.Node:
+		_, err = nodeRow(key, m)
+	case *storev1.IP:
+		_, err = ipRow(key, m)
+	case *storev1.Pod:
+		_, err = podRow(key, m)
+	case *storev1.Service:
+		_, err = serviceRow(key, m)
+	case *storev1.Endpoints:
+		_, err = backendsRow(key, m)
+	case *storev1.Policy:
+		_, err = policyRow(key, m)
+	}
+	if err != nil {
+		return fmt.Errorf("key %q: %w", key, err)
+	}
+	return nil
+}
+
 // The functions below turn a record into a row. They refuse what no part of the agent could act on, naming the
 // field; the caller names the key.
 

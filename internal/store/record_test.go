@@ -52,7 +52,7 @@ func TestEachRecordBecomesTheRowOfItsKey(t *testing.T) {
 		NamedPorts: []table.NamedPort{{Name: "http", Port: 80, Protocol: 6}},
 	}, gotPod, err)
 
-	gotIP, err := ipRow(ipKey("n1", "fd00::5"), ip("web"))
+	gotIP, err := ipRow(AddrKey("n1", "fd00::5"), IPValue("web"))
 	equal(t, &table.IP{
 		Node: "n1", Addr: netip.MustParseAddr("fd00::5"), PodUID: "uid-web", Sandbox: "box-web", Namespace: "default", Pod: "web",
 	}, gotIP, err)
@@ -123,7 +123,7 @@ func TestARecordThatCannotBeARowNamesTheField(t *testing.T) {
 	} {
 		a := testApplier(t)
 		key := test.key.String()
-		a.apply([]event{{key: key, value: value(t, test.record)}}, ignore)
+		a.apply([]event{{key: key, value: Encoded(t, test.record)}}, ignore)
 		problems := a.listProblems()
 		if len(problems) != 1 || problems[0].Object != key || !strings.Contains(problems[0].Message, test.says) {
 			t.Errorf("%s %v: got %v, want a problem with %q", key, test.record, problems, test.says)

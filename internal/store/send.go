@@ -105,7 +105,7 @@ func (p *Publisher) drain(ctx context.Context) error {
 func (p *Publisher) batch() (batch []queued, writes []*storev1.Write) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	limit := maxWrites
+	limit := MaxWrites
 	if p.single {
 		limit = 1
 	}

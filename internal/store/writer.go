@@ -42,7 +42,7 @@ type Result struct {
 func policyCounter() Key { return Key{Kind: KindCounter, First: string(KindPolicy)} }
 
 // writeBatch leaves room for the policy counter in a transaction.
-const writeBatch = maxWrites - 1
+const writeBatch = MaxWrites - 1
 
 // writeTries is how often a batch is tried anew because another writer was faster.
 const writeTries = 16
@@ -62,7 +62,7 @@ func NewWriter(config WriterConfig) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Writer{client, clusterPrefix(config.Cluster), config.Logger}, nil
+	return &Writer{client, Prefix(config.Cluster), config.Logger}, nil
 }
 
 // Close ends the connection.
@@ -198,21 +198,7 @@ func checkRecord(key Key, value proto.Message) error {
 	if err := checkMessage(key, value); err != nil {
 		return err
 	}
-	var err error
-	switch m := value.(type) {
-	case *storev1.Pod:
-		_, err = podRow(key, m)
-	case *storev1.Service:
-		_, err = serviceRow(key, m)
-	case *storev1.Endpoints:
-		_, err = backendsRow(key, m)
-	case *storev1.Policy:
-		_, err = policyRow(key, m)
-	}
-	if err != nil {
-		return fmt.Errorf("key %q: %w", key, err)
-	}
-	return nil
+	return checkRow(key, value)
 }
 
 // ensureEpoch returns the store's epoch, starting one if the store is empty.
@@ -230,7 +216,7 @@ func (w *Writer) ensureEpoch(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("read or start the store's epoch: %w", err)
 	}
 	last := response.Responses[len(response.Responses)-1].GetResponseRange()
-	return readEpoch(last.Kvs[0].Value)
+	return ReadEpoch(last.Kvs[0].Value)
 }
 
 // newEpoch is a random id; two fillings never share one.

@@ -1,4 +1,4 @@
-package store
+package server_test
 
 import (
 	"context"
@@ -8,40 +8,132 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"fmt"
+	"log/slog"
 	"math/big"
 	"strings"
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	storev1 "tendril.io/tendril/api/store/v1"
+	"tendril.io/tendril/internal/store"
+	"tendril.io/tendril/internal/store/server"
 )
+
+const cluster = "test"
+
+// TestMain fails the run if a goroutine outlives the tests.
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// A running store, and clients of both of its sides.
+type running struct {
+	server  *server.Server
+	raw     *clientv3.Client
+	publish storev1.PublishClient
+	epoch   string
+}
+
+// serve starts a store with an epoch and nothing else in it.
+func serve(t *testing.T) *running {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	s, err := server.Serve(ctx, server.Config{
+		Dir: t.TempDir(), ClientAddr: "127.0.0.1:0", PublishAddr: "127.0.0.1:0", Cluster: cluster,
+	})
+	if err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		if err := s.Wait(); err != nil {
+			t.Errorf("store ended: %v", err)
+		}
+	})
+	r := &running{server: s}
+	if r.raw, err = clientv3.New(clientv3.Config{Endpoints: []string{s.ClientAddr()}, Logger: store.EtcdLogger(slog.New(slog.DiscardHandler))}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.raw.Close() })
+	conn := dial(t, s.PublishAddr(), insecure.NewCredentials())
+	t.Cleanup(func() { conn.Close() })
+	r.publish = storev1.NewPublishClient(conn)
+	r.fill(t)
+	return r
+}
+
+func dial(t *testing.T, addr string, creds credentials.TransportCredentials) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(creds))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// fill starts an epoch, as the operator does.
+func (r *running) fill(t *testing.T) {
+	t.Helper()
+	writer, err := store.NewWriter(store.WriterConfig{Endpoints: []string{r.server.ClientAddr()}, Cluster: cluster})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	if _, err := writer.Fill(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if r.epoch, err = store.ReadEpoch(r.get(t, "epoch").Kvs[0].Value); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (r *running) get(t *testing.T, key string) *clientv3.GetResponse {
+	t.Helper()
+	response, err := r.raw.Get(t.Context(), store.Prefix(cluster)+key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response
+}
+
+func (r *running) put(t *testing.T, node string, writes ...*storev1.Write) error {
+	_, err := r.publish.Put(t.Context(), &storev1.PutRequest{Node: node, Writes: writes})
+	return err
+}
 
 func write(key string, value []byte) *storev1.Write { return &storev1.Write{Key: key, Value: value} }
 
 func remove(key string) *storev1.Write { return &storev1.Write{Key: key, Remove: true} }
 
-func TestPublishTakesANodesOwnKeysAndRefusesAllOthers(t *testing.T) {
-	w := newWorld(t)
-	w.fill()
-	conn, err := dialPublish(w.publishAddr, nil)
+func encoded(t *testing.T, m proto.Message) []byte {
+	t.Helper()
+	value, err := proto.Marshal(m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	client := storev1.NewPublishClient(conn)
-	address, self := value(t, ip("web")), value(t, node("192.0.2.1"))
-	tooMany := make([]*storev1.Write, maxWrites+1)
+	return value
+}
+
+func address(t *testing.T) []byte {
+	return encoded(t, &storev1.IP{PodUid: "uid-web", Sandbox: "box-web", Namespace: "default", Pod: "web"})
+}
+
+func TestPublishTakesANodesOwnKeysAndRefusesAllOthers(t *testing.T) {
+	r := serve(t)
+	address, self, epoch := address(t), encoded(t, &storev1.Node{Addresses: [][]byte{{192, 0, 2, 1}}}), r.epoch
+	tooMany := make([]*storev1.Write, store.MaxWrites+1)
 	for i := range tooMany {
 		tooMany[i] = write("acks/n1", nil)
-	}
-	epoch, err := w.writer().ensureEpoch(t.Context())
-	if err != nil {
-		t.Fatal(err)
 	}
 	for _, test := range []struct {
 		what   string
@@ -67,44 +159,73 @@ func TestPublishTakesANodesOwnKeysAndRefusesAllOthers(t *testing.T) {
 		{"a key that is none", "n1", []*storev1.Write{write("ips/n1/10.0.0.01", address)}, codes.InvalidArgument, "10.0.0.01"},
 		{"a value that is none", "n1", []*storev1.Write{write("nodes/n1", []byte{0xff})}, codes.InvalidArgument, "nodes/n1"},
 		{"a node with a bad address", "n1", []*storev1.Write{write("nodes/n1", []byte{10, 3, 1, 2, 3})}, codes.InvalidArgument, "3 bytes"},
-		{"a large value", "n1", []*storev1.Write{write("nodes/n1", make([]byte, maxValue+1))}, codes.InvalidArgument, "the limit"},
+		{"a large value", "n1", []*storev1.Write{write("nodes/n1", make([]byte, 64<<10+1))}, codes.InvalidArgument, "the limit"},
 		{"a key twice", "n1", []*storev1.Write{write("acks/n1", nil), remove("acks/n1")}, codes.InvalidArgument, "twice"},
 		{"nothing", "n1", nil, codes.InvalidArgument, "want 1 to 128"},
 		{"too much", "n1", tooMany, codes.InvalidArgument, "want 1 to 128"},
 	} {
-		before := revision(t, w)
-		_, err := client.Put(t.Context(), &storev1.PutRequest{Node: test.node, Writes: test.writes})
+		before := r.get(t, "epoch").Header.Revision
+		err := r.put(t, test.node, test.writes...)
 		if got := status.Code(err); got != test.want || !strings.Contains(status.Convert(err).Message(), test.says) {
 			t.Errorf("%s: got %v, want %v and %q", test.what, err, test.want, test.says)
 		}
-		if changed := revision(t, w) != before; changed != (test.want == codes.OK) {
+		if changed := r.get(t, "epoch").Header.Revision != before; changed != (test.want == codes.OK) {
 			t.Errorf("%s: the store changed: %t", test.what, changed)
 		}
 	}
 }
 
-func revision(t *testing.T, w *world) int64 {
-	t.Helper()
-	r, err := w.raw().Get(t.Context(), "x")
+func TestPublishKeepsFieldsThatItDoesNotKnow(t *testing.T) {
+	r := serve(t)
+	newer := protowire.AppendTag(address(t), 100, protowire.BytesType)
+	newer = protowire.AppendString(newer, "from the future")
+	if err := r.put(t, "n1", write("ips/n1/10.0.0.1", newer)); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.get(t, "ips/n1/10.0.0.1").Kvs[0].Value; string(got) != string(newer) {
+		t.Errorf("stored %q, want %q", got, newer)
+	}
+}
+
+func TestAliveHasALeaseOfItsOwnThatEachHeartbeatRenewsAndGrowsWithTheCluster(t *testing.T) {
+	r := serve(t)
+	lease := func(node string) clientv3.LeaseID {
+		t.Helper()
+		if err := r.put(t, node, write("alive/"+node, nil)); err != nil {
+			t.Fatal(err)
+		}
+		return clientv3.LeaseID(r.get(t, "alive/"+node).Kvs[0].Lease)
+	}
+	first, second := lease("n1"), lease("n2")
+	if first == 0 || first == second {
+		t.Errorf("leases %x and %x, want two", first, second)
+	}
+	if again := lease("n1"); again != first {
+		t.Errorf("the second heartbeat has lease %x, want the first's, %x", again, first)
+	}
+	for i := range 300 {
+		if _, err := r.raw.Put(t.Context(), fmt.Sprintf("%snodes/m%d", store.Prefix(cluster), i), ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	longer := lease("n1")
+	if longer == first {
+		t.Error("the lease of a cluster of 300 is that of a cluster of none")
+	}
+	ttl, err := r.raw.TimeToLive(t.Context(), longer)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return r.Header.Revision
-}
-
-func TestPublishKeepsFieldsThatItDoesNotKnow(t *testing.T) {
-	w := newWorld(t)
-	w.fill()
-	newer := protowire.AppendTag(value(t, ip("web")), 100, protowire.BytesType)
-	newer = protowire.AppendString(newer, "from the future")
-	s := &publishServer{client: w.raw(), prefix: clusterPrefix(cluster)}
-	if _, err := s.Put(t.Context(), &storev1.PutRequest{Node: "n1", Writes: []*storev1.Write{write("ips/n1/10.0.0.1", newer)}}); err != nil {
+	if want := int64(store.AliveTime(300).Seconds()); ttl.GrantedTTL != want {
+		t.Errorf("the longer lease lasts %d s, want %d", ttl.GrantedTTL, want)
+	}
+	if _, err := r.raw.Revoke(t.Context(), longer); err != nil {
 		t.Fatal(err)
 	}
-	r, err := w.raw().Get(t.Context(), clusterPrefix(cluster)+"ips/n1/10.0.0.1")
-	if err != nil || string(r.Kvs[0].Value) != string(newer) {
-		t.Errorf("stored %q, want %q (%v)", r.Kvs[0].Value, newer, err)
+	if left := r.get(t, "alive/n1").Kvs; len(left) != 0 {
+		t.Errorf("without its lease the key is still there: %v", left)
 	}
+	lease("n1") // a node that was away grants itself life again
 }
 
 // authority signs certificates for a test.
@@ -163,20 +284,21 @@ func TestOverTLSANodeIsWhatItsCertificateSays(t *testing.T) {
 	a := newAuthority(t)
 	dir := t.TempDir()
 	ctx, cancel := context.WithCancel(context.Background())
-	server, err := Serve(ctx, ServerConfig{
+	running, err := server.Serve(ctx, server.Config{
 		Dir: dir, ClientAddr: "127.0.0.1:0", PublishAddr: "127.0.0.1:0", Cluster: cluster, TLS: a.config("operator"),
 	})
 	if err != nil {
 		cancel()
 		t.Fatal(err)
 	}
-	defer server.Wait()
+	defer running.Wait()
 	defer cancel()
 	put := func(config *tls.Config, node string) codes.Code {
-		conn, err := dialPublish(server.PublishAddr(), config)
-		if err != nil {
-			t.Fatal(err)
+		creds := insecure.NewCredentials()
+		if config != nil {
+			creds = credentials.NewTLS(config)
 		}
+		conn := dial(t, running.PublishAddr(), creds)
 		defer conn.Close()
 		_, err = storev1.NewPublishClient(conn).Put(t.Context(), &storev1.PutRequest{
 			Node: node, Writes: []*storev1.Write{write("acks/"+node, nil)},
@@ -200,37 +322,18 @@ func TestOverTLSANodeIsWhatItsCertificateSays(t *testing.T) {
 }
 
 func TestTheServerRefusesAConfigurationThatCannotWork(t *testing.T) {
-	good := ServerConfig{Dir: t.TempDir(), ClientAddr: "127.0.0.1:0", PublishAddr: "127.0.0.1:0", Cluster: cluster}
-	for says, spoil := range map[string]func(*ServerConfig){
-		"dir is empty":                 func(c *ServerConfig) { c.Dir = "" },
-		`address "nowhere"`:            func(c *ServerConfig) { c.ClientAddr = "nowhere" },
-		"listen for publish":           func(c *ServerConfig) { c.PublishAddr = "192.0.2.77:1" },
-		`cluster: name "a/b" contains`: func(c *ServerConfig) { c.Cluster = "a/b" },
+	good := server.Config{Dir: t.TempDir(), ClientAddr: "127.0.0.1:0", PublishAddr: "127.0.0.1:0", Cluster: cluster}
+	for says, spoil := range map[string]func(*server.Config){
+		"dir is empty":                 func(c *server.Config) { c.Dir = "" },
+		`address "nowhere"`:            func(c *server.Config) { c.ClientAddr = "nowhere" },
+		"listen for publish":           func(c *server.Config) { c.PublishAddr = "192.0.2.77:1" },
+		`cluster: name "a/b" contains`: func(c *server.Config) { c.Cluster = "a/b" },
 	} {
 		config := good
 		spoil(&config)
-		server, err := Serve(t.Context(), config)
+		running, err := server.Serve(t.Context(), config)
 		if err == nil || !strings.Contains(err.Error(), says) {
-			t.Errorf("got %v, %v; want an error with %q", server, err, says)
+			t.Errorf("got %v, %v; want an error with %q", running, err, says)
 		}
-	}
-}
-
-func TestARecordOfAnotherKindIsNotPublished(t *testing.T) {
-	p := testPublisher(t, t.TempDir()+"/journal", newFake())
-	defer p.close()
-	for _, test := range []struct {
-		key    Key
-		record proto.Message
-	}{
-		{NodeKey("n1"), ip("web")}, {NodeKey("n2"), node("192.0.2.1")}, {PodKey("n1", "a", "b"), &storev1.Pod{}},
-		{NodeKey("n1"), nil}, {Key{Kind: KindIP, First: "n1", Second: "x"}, ip("web")},
-	} {
-		if err := p.Set(test.key, test.record); err == nil || !strings.Contains(err.Error(), test.key.String()) {
-			t.Errorf("%s: got %v, want an error that names the key", test.key, err)
-		}
-	}
-	if pending, _ := p.describe(); pending != 0 {
-		t.Errorf("%d changes wait", pending)
 	}
 }

@@ -1,7 +1,9 @@
-package store
+package server
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,15 +14,25 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
-	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
 	storev1 "tendril.io/tendril/api/store/v1"
+	"tendril.io/tendril/internal/store"
 )
 
-// Server is an embedded etcd of one member, and the Publish server beside it.
+// Config is for the embedded store and the Publish service beside it.
+type Config struct {
+	Dir         string // etcd's data
+	ClientAddr  string // host:port that etcd listens on; port 0 picks one
+	PublishAddr string // host:port that Publish listens on; port 0 picks one
+	Cluster     string
+	QuotaBytes  int64       // size at which etcd refuses writes, 0: 2 GiB
+	TLS         *tls.Config // of the Publish service; its clients' certificates name their nodes. nil: plaintext
+	Logger      *slog.Logger
+}
+
+// Server is an embedded etcd of one member, and the Publish service beside it.
 type Server struct {
 	etcd    *embed.Etcd
 	client  *clientv3.Client
@@ -36,8 +48,8 @@ const (
 )
 
 // Serve starts the store and returns once it answers. It runs until the context ends; Wait then returns.
-func Serve(ctx context.Context, config ServerConfig) (*Server, error) {
-	if err := config.validate(); err != nil {
+func Serve(ctx context.Context, config Config) (*Server, error) {
+	if err := config.Validate(); err != nil {
 		return nil, err
 	}
 	if config.Logger == nil {
@@ -57,7 +69,8 @@ func Serve(ctx context.Context, config ServerConfig) (*Server, error) {
 	return s, nil
 }
 
-func (c ServerConfig) validate() error {
+// Validate says what is missing or malformed.
+func (c Config) Validate() error {
 	if c.Dir == "" {
 		return errors.New("store server: dir is empty; name a directory for the store's data")
 	}
@@ -66,11 +79,14 @@ func (c ServerConfig) validate() error {
 			return fmt.Errorf("store server: address %q: %w", addr, err)
 		}
 	}
-	return checkCluster(c.Cluster)
+	if err := store.CheckName(c.Cluster); err != nil {
+		return fmt.Errorf("store server: cluster: %w", err)
+	}
+	return nil
 }
 
 // startEtcd starts the embedded member and waits until it answers.
-func startEtcd(ctx context.Context, config ServerConfig) (*embed.Etcd, error) {
+func startEtcd(ctx context.Context, config Config) (*embed.Etcd, error) {
 	etcd, err := embed.StartEtcd(etcdConfig(config))
 	if err != nil {
 		return nil, fmt.Errorf("start store in %s: %w", config.Dir, err)
@@ -89,7 +105,7 @@ func startEtcd(ctx context.Context, config ServerConfig) (*embed.Etcd, error) {
 }
 
 // etcdConfig is a member on its own. Its peer address is never dialled; etcd wants one all the same.
-func etcdConfig(config ServerConfig) *embed.Config {
+func etcdConfig(config Config) *embed.Config {
 	c := embed.NewConfig()
 	c.Name = "tendril"
 	c.Dir = config.Dir
@@ -98,28 +114,28 @@ func etcdConfig(config ServerConfig) *embed.Config {
 	c.ListenPeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
 	c.AdvertisePeerUrls = c.ListenPeerUrls
 	c.InitialCluster = c.InitialClusterFromName(c.Name)
-	c.InitialClusterToken = newEpoch() // counts on first start only: another store, another cluster id
-	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(quietLogger(config.Logger))
+	c.InitialClusterToken = rand.Text() // counts on first start only: another store, another cluster id
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(store.EtcdLogger(config.Logger))
 	c.AutoCompactionMode = "periodic"
 	c.AutoCompactionRetention = "10m"
 	c.QuotaBackendBytes = config.QuotaBytes
 	if c.QuotaBackendBytes == 0 {
 		c.QuotaBackendBytes = defaultQuota
 	}
-	c.MaxTxnOps = maxWrites
+	c.MaxTxnOps = store.MaxWrites
 	c.GRPCKeepAliveMinTime = 5 * time.Second // agents ask every 10 s
 	c.EnableGRPCGateway = false
 	return c
 }
 
-func newPublishServer(client *clientv3.Client, config ServerConfig) *grpc.Server {
+func newPublishServer(client *clientv3.Client, config Config) *grpc.Server {
 	var options []grpc.ServerOption
 	if config.TLS != nil {
 		options = append(options, grpc.Creds(credentials.NewTLS(config.TLS)))
 	}
 	server := grpc.NewServer(options...)
-	storev1.RegisterPublishServer(server, &publishServer{
-		client: client, prefix: clusterPrefix(config.Cluster), named: config.TLS != nil,
+	storev1.RegisterPublishServer(server, &publishService{
+		client: client, prefix: store.Prefix(config.Cluster), named: config.TLS != nil,
 	})
 	return server
 }
@@ -150,45 +166,5 @@ func (s *Server) Wait() error {
 // ClientAddr is where etcd listens, host:port.
 func (s *Server) ClientAddr() string { return s.etcd.Clients[0].Addr().String() }
 
-// PublishAddr is where the Publish server listens, host:port.
+// PublishAddr is where the Publish service listens, host:port.
 func (s *Server) PublishAddr() string { return s.publish.Addr().String() }
-
-// Writer returns a writer that needs no connection. It must not be used after Wait returns.
-func (s *Server) Writer(cluster string, logger *slog.Logger) *Writer {
-	return &Writer{client: v3client.New(s.etcd.Server), prefix: clusterPrefix(cluster), logger: logger}
-}
-
-// quietLogger passes etcd's errors on, and nothing less: its warnings are about what clients do.
-func quietLogger(logger *slog.Logger) *zap.Logger {
-	return zap.New(&zapBridge{logger: logger}, zap.WithFatalHook(zapcore.WriteThenPanic))
-}
-
-// zapBridge is a zapcore.Core over a slog logger.
-type zapBridge struct {
-	logger *slog.Logger
-	fields []zapcore.Field
-}
-
-func (*zapBridge) Enabled(level zapcore.Level) bool { return level >= zapcore.ErrorLevel }
-
-func (b *zapBridge) With(fields []zapcore.Field) zapcore.Core {
-	return &zapBridge{b.logger, append(b.fields[:len(b.fields):len(b.fields)], fields...)}
-}
-
-func (b *zapBridge) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
-	if b.Enabled(entry.Level) {
-		return checked.AddCore(entry, b)
-	}
-	return checked
-}
-
-func (b *zapBridge) Write(entry zapcore.Entry, fields []zapcore.Field) error {
-	encoder := zapcore.NewMapObjectEncoder()
-	for _, field := range append(b.fields[:len(b.fields):len(b.fields)], fields...) {
-		field.AddTo(encoder)
-	}
-	b.logger.Error("etcd", "message", entry.Message, "fields", encoder.Fields)
-	return nil
-}
-
-func (*zapBridge) Sync() error { return nil }

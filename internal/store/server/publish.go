@@ -1,4 +1,4 @@
-package store
+package server
 
 import (
 	"context"
@@ -13,14 +13,14 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	storev1 "tendril.io/tendril/api/store/v1"
+	"tendril.io/tendril/internal/store"
 )
 
-// publishServer is where agents write. It lets a node write its own keys and nothing else; the values go to the store
+// publishService is where agents write. It lets a node write its own keys and nothing else; the values go to the store
 // byte for byte, so that fields of a newer version than the server's survive.
-type publishServer struct {
+type publishService struct {
 	storev1.UnimplementedPublishServer
 	client *clientv3.Client
 	prefix string
@@ -32,7 +32,7 @@ type publishServer struct {
 const maxValue = 64 << 10
 
 // Put applies writes of one node in one transaction.
-func (s *publishServer) Put(ctx context.Context, r *storev1.PutRequest) (*storev1.PutResponse, error) {
+func (s *publishService) Put(ctx context.Context, r *storev1.PutRequest) (*storev1.PutResponse, error) {
 	if err := s.authenticate(ctx, r.GetNode()); err != nil {
 		return nil, status.Error(codes.PermissionDenied, err.Error())
 	}
@@ -48,8 +48,8 @@ func (s *publishServer) Put(ctx context.Context, r *storev1.PutRequest) (*storev
 }
 
 // authenticate compares the claimed node with the certificate.
-func (s *publishServer) authenticate(ctx context.Context, node string) error {
-	if err := checkName(node); err != nil {
+func (s *publishService) authenticate(ctx context.Context, node string) error {
+	if err := store.CheckName(node); err != nil {
 		return fmt.Errorf("node: %w", err)
 	}
 	if !s.named {
@@ -68,17 +68,17 @@ func (s *publishServer) authenticate(ctx context.Context, node string) error {
 }
 
 // checkWrites refuses a request as a whole, naming the first key at fault, with the code to answer.
-func checkWrites(r *storev1.PutRequest) ([]Key, codes.Code, error) {
-	if n := len(r.GetWrites()); n == 0 || n > maxWrites {
-		return nil, codes.InvalidArgument, fmt.Errorf("node %q: %d writes, want 1 to %d", r.GetNode(), n, maxWrites)
+func checkWrites(r *storev1.PutRequest) ([]store.Key, codes.Code, error) {
+	if n := len(r.GetWrites()); n == 0 || n > store.MaxWrites {
+		return nil, codes.InvalidArgument, fmt.Errorf("node %q: %d writes, want 1 to %d", r.GetNode(), n, store.MaxWrites)
 	}
-	keys := make([]Key, 0, len(r.GetWrites()))
+	keys := make([]store.Key, 0, len(r.GetWrites()))
 	for _, w := range r.GetWrites() {
-		key, err := ParseKey(w.GetKey())
+		key, err := store.ParseKey(w.GetKey())
 		if err != nil {
 			return nil, codes.InvalidArgument, err
 		}
-		if err := checkOwn(key, r.GetNode()); err != nil {
+		if err := key.CheckOwner(r.GetNode()); err != nil {
 			return nil, codes.PermissionDenied, err
 		}
 		if slices.Contains(keys, key) {
@@ -93,9 +93,9 @@ func checkWrites(r *storev1.PutRequest) ([]Key, codes.Code, error) {
 }
 
 // checkValue refuses what readers could not read.
-func checkValue(key Key, w *storev1.Write) error {
+func checkValue(key store.Key, w *storev1.Write) error {
 	if w.GetRemove() {
-		if key.Kind == KindSynced {
+		if key.Kind == store.KindSynced {
 			return fmt.Errorf("key %q: a marker is not removed by a node", key)
 		}
 		return nil
@@ -103,27 +103,13 @@ func checkValue(key Key, w *storev1.Write) error {
 	if len(w.GetValue()) > maxValue {
 		return fmt.Errorf("key %q: %d bytes, the limit is %d", key, len(w.GetValue()), maxValue)
 	}
-	message := newMessage(key.Kind)
-	if err := proto.Unmarshal(w.GetValue(), message); err != nil {
-		return fmt.Errorf("key %q: %w", key, err)
-	}
-	var err error
-	switch m := message.(type) {
-	case *storev1.Node:
-		_, err = nodeRow(key, m)
-	case *storev1.IP:
-		_, err = ipRow(key, m)
-	}
-	if err != nil {
-		return fmt.Errorf("key %q: %w", key, err)
-	}
-	return nil
+	return store.CheckValue(key, w.GetValue())
 }
 
 var errEpochGone = errors.New("the store's epoch is another one")
 
 // commit writes the transaction. A marker is written only while its epoch is the store's.
-func (s *publishServer) commit(ctx context.Context, r *storev1.PutRequest, keys []Key) (int64, error) {
+func (s *publishService) commit(ctx context.Context, r *storev1.PutRequest, keys []store.Key) (int64, error) {
 	var ops []clientv3.Op
 	var conditions []clientv3.Cmp
 	for i, w := range r.GetWrites() {
@@ -132,7 +118,7 @@ func (s *publishServer) commit(ctx context.Context, r *storev1.PutRequest, keys 
 		case w.GetRemove():
 			ops = append(ops, clientv3.OpDelete(name))
 			continue
-		case keys[i].Kind == KindSynced:
+		case keys[i].Kind == store.KindSynced:
 			condition, err := s.epochIs(ctx, keys[i].First)
 			if err != nil {
 				return 0, err
@@ -140,7 +126,7 @@ func (s *publishServer) commit(ctx context.Context, r *storev1.PutRequest, keys 
 			conditions = append(conditions, condition)
 		}
 		var options []clientv3.OpOption
-		if keys[i].Kind == KindAlive {
+		if keys[i].Kind == store.KindAlive {
 			lease, err := s.lease(ctx, name)
 			if err != nil {
 				return 0, err
@@ -160,8 +146,8 @@ func (s *publishServer) commit(ctx context.Context, r *storev1.PutRequest, keys 
 }
 
 // epochIs is the condition that the store is still in an epoch.
-func (s *publishServer) epochIs(ctx context.Context, epoch string) (clientv3.Cmp, error) {
-	name := s.prefix + string(KindEpoch)
+func (s *publishService) epochIs(ctx context.Context, epoch string) (clientv3.Cmp, error) {
+	name := s.prefix + string(store.KindEpoch)
 	response, err := s.client.Get(ctx, name)
 	if err != nil {
 		return clientv3.Cmp{}, fmt.Errorf("read epoch: %w", err)
@@ -169,7 +155,7 @@ func (s *publishServer) epochIs(ctx context.Context, epoch string) (clientv3.Cmp
 	if len(response.Kvs) == 0 {
 		return clientv3.Cmp{}, errEpochGone
 	}
-	if now, err := readEpoch(response.Kvs[0].Value); err != nil || now != epoch {
+	if now, err := store.ReadEpoch(response.Kvs[0].Value); err != nil || now != epoch {
 		return clientv3.Cmp{}, errEpochGone
 	}
 	return clientv3.Compare(clientv3.ModRevision(name), "=", response.Kvs[0].ModRevision), nil
@@ -177,12 +163,12 @@ func (s *publishServer) epochIs(ctx context.Context, epoch string) (clientv3.Cmp
 
 // lease renews the lease of alive/<node>, or grants one. The lease belongs to the key, not to this server: another
 // replica finds it there.
-func (s *publishServer) lease(ctx context.Context, name string) (clientv3.LeaseID, error) {
-	count, err := s.client.Get(ctx, s.prefix+string(KindNode)+"/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+func (s *publishService) lease(ctx context.Context, name string) (clientv3.LeaseID, error) {
+	count, err := s.client.Get(ctx, s.prefix+string(store.KindNode)+"/", clientv3.WithPrefix(), clientv3.WithCountOnly())
 	if err != nil {
 		return 0, fmt.Errorf("count nodes: %w", err)
 	}
-	want := int64(4 * longest(heartbeat, int(count.Count)) / time.Second)
+	want := int64(store.AliveTime(int(count.Count)) / time.Second)
 	current, err := s.client.Get(ctx, name)
 	if err != nil {
 		return 0, fmt.Errorf("read %s: %w", name, err)

@@ -1,0 +1,11 @@
+// Package server is the store's other side: an etcd embedded in the process (server.go), and the Publish service through which
+// agents write (publish.go).
+//
+// Agents share one role in etcd that may only read. What they write goes through Publish, which lets a node write the keys
+// under its own name and nothing else. Who a node is, its certificate says; without TLS, in the lab, the claimed name counts.
+//
+// A heartbeat of alive/<node> renews the key's lease. The lease is looked up at the key, not remembered, so that any replica
+// of the service can renew it.
+//
+// It is a package of its own because agents must not carry an etcd server along: only what runs a store imports it.
+package server
