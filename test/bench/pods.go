@@ -9,12 +9,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	agentv1 "tendril.io/tendril/api/agent/v1"
 	"tendril.io/tendril/internal/cni"
@@ -63,9 +65,9 @@ func (b *bench) adds(ctx context.Context, l *lab.Lab, n int, prefix string) (too
 	var boxes []sandbox
 	for i := range n {
 		name := fmt.Sprintf("%s-%d", prefix, i)
-		netns := "tendril-" + l.Name + "-bench-" + name
-		if text, err := exec.CommandContext(ctx, "ip", "netns", "add", netns).CombinedOutput(); err != nil {
-			return 0, fmt.Errorf("namespace %s: %w: %s", netns, err, text)
+		netns := filepath.Join("/run/netns", "tendril-"+l.Name+"-bench-"+name)
+		if err := newNetns(netns); err != nil {
+			return 0, fmt.Errorf("namespace %s: %w", netns, err)
 		}
 		boxes = append(boxes, sandbox{name, netns})
 	}
@@ -74,9 +76,26 @@ func (b *bench) adds(ctx context.Context, l *lab.Lab, n int, prefix string) (too
 	took = time.Since(begin)
 	err = errors.Join(err, b.each(ctx, l, node, boxes, cni.Del))
 	for _, box := range boxes {
-		err = errors.Join(err, exec.Command("ip", "netns", "delete", box.netns).Run())
+		err = errors.Join(err, unix.Unmount(box.netns, unix.MNT_DETACH), os.Remove(box.netns))
 	}
 	return took, err
+}
+
+// newNetns makes a network namespace that stays until it is unmounted, as container runtimes do.
+func newNetns(path string) error {
+	if err := os.WriteFile(path, nil, 0o444); err != nil {
+		return err
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with its namespace
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			err = unix.Mount("/proc/thread-self/ns/net", path, "none", unix.MS_BIND, "")
+		}
+		done <- err
+	}()
+	return <-done
 }
 
 // each executes the plugin for all sandboxes at once.
@@ -100,7 +119,7 @@ func (b *bench) plugin(ctx context.Context, l *lab.Lab, node lab.Place, box sand
 	}
 	cmd := exec.CommandContext(ctx, filepath.Join(b.bin, "tendril-cni"))
 	cmd.Env = append(os.Environ(), "CNI_COMMAND="+string(command), "CNI_CONTAINERID="+box.name, "CNI_IFNAME=eth0",
-		"CNI_NETNS=/run/netns/"+box.netns, "CNI_PATH="+b.bin,
+		"CNI_NETNS="+box.netns, "CNI_PATH="+b.bin,
 		"CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=bench;K8S_POD_NAME="+box.name+";K8S_POD_UID="+box.name)
 	var out bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(text), &out, &out
