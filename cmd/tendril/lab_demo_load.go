@@ -87,7 +87,7 @@ type load struct {
 // underLoad disturbs something in the middle of a load and judges what the load saw.
 func (d *demo) underLoad(ctx context.Context, what string, disturb func() error) error {
 	d.s.lines(d.s.strong.Render(what))
-	running, err := d.startLoad()
+	running, err := d.startLoad(ctx)
 	if err != nil {
 		return err
 	}
@@ -99,7 +99,7 @@ func (d *demo) underLoad(ctx context.Context, what string, disturb func() error)
 	return d.endLoad(ctx, running)
 }
 
-func (d *demo) startLoad() (*load, error) {
+func (d *demo) startLoad(ctx context.Context) (*load, error) {
 	client, server := d.pods["client"].Place, d.pods["server"]
 	v4, v6 := netip.AddrPortFrom(server.Addr(4), 7), netip.AddrPortFrom(server.Addr(6), 7)
 	running := &load{}
@@ -113,7 +113,7 @@ func (d *demo) startLoad() (*load, error) {
 		{"TCP over IPv6, every 1 ms", v6, lab.ProbeTCP, time.Millisecond},
 		{"new TCP connection, 10 ms", v4, lab.ProbeConnect, 10 * time.Millisecond},
 	} {
-		probe, err := d.l.StartProbe(client, one.kind, one.target, one.interval)
+		probe, err := d.l.StartProbe(ctx, client, one.kind, one.target, one.interval)
 		if err != nil {
 			return nil, err
 		}

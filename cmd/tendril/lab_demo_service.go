@@ -97,7 +97,7 @@ func (d *demo) removeBackend(ctx context.Context) error {
 	target := netip.AddrPortFrom(webService()[0], 80)
 	var probes []*lab.Process
 	for range kept {
-		probe, err := d.l.StartProbe(d.pods["client"].Place, lab.ProbeHTTP, target, 10*time.Millisecond)
+		probe, err := d.l.StartProbe(ctx, d.pods["client"].Place, lab.ProbeHTTP, target, 10*time.Millisecond)
 		if err != nil {
 			return err
 		}
@@ -161,7 +161,7 @@ func (d *demo) listMapping(ctx context.Context) error {
 		return err
 	}
 	outside := lab.OutsideAddrs()[0]
-	probe, err := d.l.StartProbe(d.pods["client"].Place, lab.ProbeHTTP, netip.AddrPortFrom(outside, 80), 10*time.Millisecond)
+	probe, err := d.l.StartProbe(ctx, d.pods["client"].Place, lab.ProbeHTTP, netip.AddrPortFrom(outside, 80), 10*time.Millisecond)
 	if err != nil {
 		return err
 	}

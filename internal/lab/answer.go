@@ -21,6 +21,7 @@ func Echo(ctx context.Context, port uint16) error {
 	if err != nil {
 		return fmt.Errorf("echo: %w", err)
 	}
+	enlarge(packets)
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		return fmt.Errorf("echo: %w", errors.Join(err, packets.Close()))

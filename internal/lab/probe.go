@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // ProbeKind says what a probe sends at each tick.
@@ -36,6 +37,7 @@ type ProbeConfig struct {
 	Interval time.Duration // default 1 ms
 	Duration time.Duration // default 10 s; a cancelled context ends the probe earlier, which is no error
 	Grace    time.Duration // how long to wait for late answers after the last was sent; default 1 s
+	Started  func()        // called once the connection stands, before anything is sent; may be nil
 }
 
 // ProbeResult counts what a probe saw. Sent is the sum of Answered and Lost.
@@ -69,6 +71,9 @@ func Probe(ctx context.Context, config ProbeConfig) (ProbeResult, error) {
 	if config.Grace == 0 {
 		config.Grace = time.Second
 	}
+	if config.Started == nil {
+		config.Started = func() {}
+	}
 	if config.Interval < 0 || config.Duration < 0 || config.Grace < 0 {
 		return ProbeResult{}, errors.New("probe: interval, duration and grace must be positive")
 	}
@@ -99,6 +104,8 @@ func probeKept(ctx context.Context, config ProbeConfig, tally *tally) error {
 		return err
 	}
 	defer conn.Close()
+	enlarge(conn)
+	config.Started()
 	var group errgroup.Group
 	group.Go(func() error {
 		readAnswers(conn, config.Kind, tally)
@@ -113,6 +120,23 @@ func probeKept(ctx context.Context, config ProbeConfig, tally *tally) error {
 	tally.settle(config.Grace)
 	conn.Close()
 	return group.Wait()
+}
+
+// enlarge gives a datagram socket room for seconds of messages, beyond what the system allows by default, so that a
+// process that has to wait for a processor loses nothing. Without privileges the room stays as it is.
+func enlarge(conn any) {
+	packets, ok := conn.(*net.UDPConn)
+	if !ok {
+		return
+	}
+	raw, err := packets.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20)
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 16<<20)
+	})
 }
 
 // every calls f at each tick until the time is over. Ticks that the machine was too busy for are made up for at once.
@@ -198,6 +222,7 @@ func readBody(reader *bufio.Reader) (string, error) {
 
 // probeConnect opens a connection at each tick, each in a goroutine of its own, so that a slow one delays no other.
 func probeConnect(ctx context.Context, config ProbeConfig, tally *tally) error {
+	config.Started()
 	var group errgroup.Group
 	every(ctx, config, func(sequence uint64) {
 		tally.send(sequence)

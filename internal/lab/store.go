@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -45,6 +46,14 @@ func (l *Lab) withWriter(f func(*store.Writer) error) error {
 // what an operator would find: the lab's pods.
 func (l *Lab) StartStore(ctx context.Context) error {
 	if err := l.runStore(ctx); err != nil {
+		return err
+	}
+	var epochs []store.Record
+	err := l.withWriter(func(w *store.Writer) (err error) {
+		epochs, err = w.List(ctx, store.KindEpoch)
+		return err
+	})
+	if err != nil || len(epochs) > 0 {
 		return err
 	}
 	records, err := l.records()
@@ -133,14 +142,16 @@ func (l *Lab) operatorRecords(ctx context.Context) ([]store.Record, error) {
 	return records, err
 }
 
-// records translates all pods of the lab.
+// records translates all pods of the lab. Pods share namespaces and label sets: of equal keys the last record holds.
 func (l *Lab) records() ([]store.Record, error) {
 	pods, err := l.Pods()
-	var records []store.Record
+	byKey := map[string]store.Record{}
 	for _, pod := range pods {
-		records = append(records, pod.records()...)
+		for _, record := range pod.records() {
+			byKey[record.Key] = record
+		}
 	}
-	return records, err
+	return slices.Collect(maps.Values(byKey)), err
 }
 
 // records is what the operator writes about a pod: its namespace, its label set, itself.

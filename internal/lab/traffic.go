@@ -69,10 +69,26 @@ func (p Place) FetchMany(ctx context.Context, addr netip.Addr, port uint16, conn
 	return counts, nil
 }
 
-// StartProbe starts an open-loop probe in a place; it runs until EndProbe.
-func (l *Lab) StartProbe(place Place, kind ProbeKind, target netip.AddrPort, interval time.Duration) (*Process, error) {
-	return l.Start(place, "probe-"+string(kind), l.tendril(), "lab", "probe", target.String(),
+// Probing is what a probe prints when it has begun.
+const Probing = "probing\n"
+
+// StartProbe starts an open-loop probe in a place, and returns once it sends; it runs until EndProbe.
+func (l *Lab) StartProbe(ctx context.Context, place Place, kind ProbeKind, target netip.AddrPort, interval time.Duration) (*Process, error) {
+	probe, err := l.Start(place, "probe-"+string(kind), l.tendril(), "lab", "probe", target.String(),
 		"--kind", string(kind), "--interval", interval.String(), "--duration", "1h")
+	if err != nil {
+		return nil, err
+	}
+	err = Wait(ctx, probe.Name, 10*time.Second, func(context.Context) error {
+		switch {
+		case strings.HasPrefix(probe.Output(), Probing):
+			return nil
+		case !probe.Alive():
+			return fmt.Errorf("it has ended%s", probe.quoteLog(3))
+		}
+		return fmt.Errorf("it has no connection to %s yet", target)
+	})
+	return probe, err
 }
 
 // EndProbe interrupts a probe and returns what it saw.
@@ -84,7 +100,7 @@ func EndProbe(ctx context.Context, probe *Process) (ProbeResult, error) {
 	if _, err := probe.Wait(ctx); err != nil {
 		return result, err
 	}
-	if err := json.Unmarshal([]byte(probe.Output()), &result); err != nil {
+	if err := json.Unmarshal([]byte(strings.TrimPrefix(probe.Output(), Probing)), &result); err != nil {
 		return result, fmt.Errorf("probe %s: %w%s", probe.Name, err, probe.quoteLog(5))
 	}
 	return result, nil
