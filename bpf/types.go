@@ -18,16 +18,16 @@ const (
 	CapPolicyCells Capacity = 262144  // 16-byte cells of policy content, 4 MiB
 	CapEndpoints   Capacity = 4096    // pods of one node
 	CapNodes       Capacity = 16384   // nodes of the cluster
-	CapAddresses   Capacity = 524288  // exact addresses
+	CapAddresses   Capacity = 262144  // exact addresses
 	CapPrefixes    Capacity = 1048576 // CIDRs
 	CapFlows       Capacity = 524288  // conntrack entries
 	CapMappings    Capacity = 262144  // SNAT mappings
 	CapFragments   Capacity = 8192    // datagrams whose first fragment was seen
 	CapFrontends   Capacity = 131072  // service address, port and protocol
-	CapSlots       Capacity = 524288  // backend references of all frontends
-	CapBackends    Capacity = 262144  // backends
+	CapSlots       Capacity = 262144  // backend references of all frontends
+	CapBackends    Capacity = 131072  // backends
 	CapUplinks     Capacity = 64      // outward devices
-	CapEventBytes  Capacity = 4194304 // ring buffer
+	CapEventBytes  Capacity = 2097152 // ring buffer
 )
 
 // Feature is enum feature of the datapath.

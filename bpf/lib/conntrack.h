@@ -197,6 +197,19 @@ static __always_inline void flow_judge_side(const struct peer_info *own, const s
 		policy_judge(ingress ? endpoint->ingress : endpoint->egress, other->peer, wanted, verdict);
 }
 
+/*
+ * flow_peer makes a pod of this node the peer of its address: a range may hold one of a pod's addresses and not the
+ * other, and the endpoint's record knows neither.
+ */
+static __always_inline void flow_peer(const union address *address, struct peer_info *who)
+{
+	struct peer_info found = {};
+
+	address_find(address, &found);
+	if (found.flags & ADDRESS_LOCAL_POD && found.endpoint == who->endpoint)
+		who->peer = found.peer;
+}
+
 /* flow_judge judges both ends of the packet's flow, whichever way the packet goes, and returns what they say together. */
 static __always_inline int flow_judge(struct packet *p, __u32 epoch, struct verdict *egress, struct verdict *ingress)
 {
@@ -208,6 +221,10 @@ static __always_inline int flow_judge(struct packet *p, __u32 epoch, struct verd
 
 	*egress = (struct verdict){.epoch = epoch};
 	*ingress = (struct verdict){.epoch = epoch};
+	if (p->from.flags & p->to.flags & ADDRESS_LOCAL_POD) {
+		flow_peer(&p->source, &p->from);
+		flow_peer(&p->destination, &p->to);
+	}
 	flow_judge_side(source, destination, wanted, false, egress);
 	flow_judge_side(destination, source, wanted, true, ingress);
 	p->egress_rule = egress->rule;

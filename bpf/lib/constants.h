@@ -16,16 +16,16 @@ enum capacity {
 	CAP_POLICY_CELLS = 262144,  /* 16-byte cells of policy content, 4 MiB */
 	CAP_ENDPOINTS = 4096,       /* pods of one node */
 	CAP_NODES = 16384,          /* nodes of the cluster */
-	CAP_ADDRESSES = 524288,     /* exact addresses */
+	CAP_ADDRESSES = 262144,     /* exact addresses */
 	CAP_PREFIXES = 1048576,     /* CIDRs */
 	CAP_FLOWS = 524288,         /* conntrack entries */
 	CAP_MAPPINGS = 262144,      /* SNAT mappings */
 	CAP_FRAGMENTS = 8192,       /* datagrams whose first fragment was seen */
 	CAP_FRONTENDS = 131072,     /* service address, port and protocol */
-	CAP_SLOTS = 524288,         /* backend references of all frontends */
-	CAP_BACKENDS = 262144,      /* backends */
+	CAP_SLOTS = 262144,         /* backend references of all frontends */
+	CAP_BACKENDS = 131072,      /* backends */
 	CAP_UPLINKS = 64,           /* outward devices */
-	CAP_EVENT_BYTES = 4194304,  /* ring buffer */
+	CAP_EVENT_BYTES = 2097152,  /* ring buffer */
 };
 
 /* Load-time switches in node_config.features. A feature that is off is cut away by the verifier. */

@@ -223,20 +223,19 @@ const (
 // nodeConfig is what programs know of the node when they are loaded.
 func (a *Agent) nodeConfig() bpf.NodeConfig {
 	config := bpf.NodeConfig{
-		Node4:            addressOf(a.uplink.addr4),
-		Node6:            addressOf(a.uplink.addr6),
-		Loopback4:        bpf.AddressOf(netip.MustParseAddr(hairpinSource4)),
-		Loopback6:        bpf.AddressOf(netip.MustParseAddr(hairpinSource6)),
-		Features:         bpf.FeatureServices | bpf.FeatureIPv4 | bpf.FeatureIPv6,
-		UplinkIfIndex:    a.uplink.ifindex,
-		OverlayIfIndex:   a.overlay,
-		VNI:              a.config.VNI,
-		PodMTU:           a.mtus.Device,
-		TunnelMTU:        a.mtus.Tunnel,
-		HalfOpenLimit:    a.config.HalfOpenLimit,
-		NATPortMin:       1024,
-		NATPortMax:       65535,
-		EventWakeupBytes: 1 << 20,
+		Node4:          addressOf(a.uplink.addr4),
+		Node6:          addressOf(a.uplink.addr6),
+		Loopback4:      bpf.AddressOf(netip.MustParseAddr(hairpinSource4)),
+		Loopback6:      bpf.AddressOf(netip.MustParseAddr(hairpinSource6)),
+		Features:       bpf.FeatureServices | bpf.FeatureIPv4 | bpf.FeatureIPv6,
+		UplinkIfIndex:  a.uplink.ifindex,
+		OverlayIfIndex: a.overlay,
+		VNI:            a.config.VNI,
+		PodMTU:         a.mtus.Device,
+		TunnelMTU:      a.mtus.Tunnel,
+		HalfOpenLimit:  a.config.HalfOpenLimit,
+		NATPortMin:     1024,
+		NATPortMax:     65535,
 	}
 	for _, router := range a.book.Routers() {
 		if router.Is4() {

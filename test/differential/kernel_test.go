@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -331,6 +332,41 @@ func TestKernelAgreesWithReference(t *testing.T) {
 		}
 	})
 	t.Logf("%d packets agree", asked)
+}
+
+// A pod's packet to a pod of the same node is judged by both, the destination's ingress included: a range that holds
+// the source's address holds the source, in each family for itself.
+func TestPodsOfOneNodeAreJudgedByTheRangesOfTheirAddresses(t *testing.T) {
+	k := openKernel(t)
+	rapid.Check(t, func(rt *rapid.T) {
+		k.become(rt, drawWorld(rt))
+		for _, packet := range rapid.SliceOfN(rapid.SampledFrom(k.packets()), 40, 40).Draw(rt, "packets") {
+			if packet.Direction == policy.Ingress || !k.isLocal(packet.Peer) {
+				continue
+			}
+			there := packet
+			there.Endpoint, there.Peer, there.Direction = k.ownerOf(packet.Peer), addressOf(packet.Endpoint, packet.Peer), policy.Ingress
+			e := k.send(rt, packet)
+			if e.EgressAction == bpf.ActionNone || e.IngressAction == bpf.ActionNone {
+				rt.Fatalf("packet %+v: event %+v, want both ends judged", packet, e)
+			}
+			if got, want := k.answer(rt, e.IngressAction, e.IngressRule), k.want(there); got != want {
+				rt.Fatalf("packet %+v, seen from its destination\nkernel    %+v\nreference %+v", packet, got, want)
+			}
+		}
+	})
+}
+
+func (k *kernel) isLocal(addr netip.Addr) bool { return k.ownerOf(addr) != 0 }
+
+// ownerOf is the endpoint that has an address, or 0.
+func (k *kernel) ownerOf(addr netip.Addr) uint32 {
+	for endpoint := range k.told.Subjects {
+		if slices.Contains(addressesOf(endpoint), addr) {
+			return endpoint
+		}
+	}
+	return 0
 }
 
 // addressOf is the endpoint's address in the family of another.
