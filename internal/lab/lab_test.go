@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -14,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"tendril.io/tendril/internal/node"
 )
 
 // bareLab is a lab without agents, under a name of its own; it is gone when the test ends, whatever happens.
@@ -43,9 +46,9 @@ func needRoot(t *testing.T) {
 	}
 }
 
-func addPod(t *testing.T, l *Lab, node, name string) *Pod {
+func addPod(t *testing.T, l *Lab, on, name string) *Pod {
 	t.Helper()
-	pod, err := l.AddPod(t.Context(), PodSpec{Node: node, Name: name})
+	pod, err := l.AddPod(t.Context(), PodSpec{Node: on, Name: name})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,12 +109,12 @@ func TestPodsOfABareLabReachEachOther(t *testing.T) {
 func TestNodesReachOutsideAndOutsideKnowsNoPods(t *testing.T) {
 	l := bareLab(t, 1)
 	pod := addPod(t, l, "node1", "a")
-	node, err := l.Node("node1")
+	host, err := l.Node("node1")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, addr := range OutsideAddrs() {
-		if err := greet(t.Context(), node, l.Outside(), addr); err != nil {
+		if err := greet(t.Context(), host, l.Outside(), addr); err != nil {
 			t.Errorf("node1 to outside at %s: %v", addr, err)
 		}
 	}
@@ -142,11 +145,11 @@ func TestACutCableSeparatesANode(t *testing.T) {
 func TestProcessesAreBornInTheirPlace(t *testing.T) {
 	l := bareLab(t, 1)
 	pod := addPod(t, l, "node1", "a")
-	node, err := l.Node("node1")
+	host, err := l.Node("node1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, place := range []Place{pod.Place, node, l.Outside(), l.Control()} {
+	for _, place := range []Place{pod.Place, host, l.Outside(), l.Control()} {
 		cgroup, err := place.Exec(t.Context(), "cat", "/proc/self/cgroup")
 		if err != nil {
 			t.Fatal(err)
@@ -388,5 +391,56 @@ func TestManyPodsCanBeMadeAtOnce(t *testing.T) {
 			}
 			seen[addr] = pod.Name
 		}
+	}
+}
+
+func TestLabsSurviveTheFirstUseOfIPNetns(t *testing.T) {
+	l := bareLab(t, 1)
+	raw, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(raw), " "+netnsRoot+" ") {
+		t.Fatalf("%s is no mount of its own: a later `ip netns add` would cover the namespaces of %s", netnsRoot, l.Name)
+	}
+}
+
+func TestARecordOfEachPodAndOneOfWhatTheyShare(t *testing.T) {
+	l := bareLab(t, 1)
+	for _, name := range []string{"a", "b"} {
+		if _, err := l.AddPod(t.Context(), PodSpec{Node: "node1", Namespace: "shop", Name: name, Labels: map[string]string{"app": "x"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	records, err := l.records()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kinds := map[string]int{}
+	for _, record := range records {
+		kind, _, _ := strings.Cut(record.Key, "/")
+		kinds[kind]++
+	}
+	if want := map[string]int{"pods": 2, "namespaces": 1, "labels": 1}; !maps.Equal(kinds, want) {
+		t.Errorf("records %v, want %v", kinds, want)
+	}
+}
+
+func TestTheAgentsReadTheConfigurationThatTheLabWrites(t *testing.T) {
+	needRoot(t)
+	l := &Lab{Config: Config{Nodes: 2, Mode: ModeVXLAN, IPv4: true, IPv6: true, NoFlowRecords: true,
+		MapSizes: map[string]uint32{"flows": 1000}}, names: names{"x"}, cgroups: "/sys/fs/cgroup"}
+	file := t.TempDir() + "/agent.json"
+	if err := saveRecord(file, l.agentConfig("node2")); err != nil {
+		t.Fatal(err)
+	}
+	got, err := node.Load(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Node != "node2" || got.Mode != node.ModeVXLAN || got.FlowRecords || !got.Masquerade ||
+		got.PodCIDRs[1].String() != "fd44:0:0:2::/64" || got.MapSizes["flows"] != 1000 ||
+		got.Cgroup != "/sys/fs/cgroup/tendril-lab-x/node2" || got.BPFRoot != "/sys/fs/bpf/tendril-lab-x/node2" {
+		t.Errorf("the agent reads %+v", got)
 	}
 }

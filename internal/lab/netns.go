@@ -29,7 +29,7 @@ func onOwnThread(f func() (clean bool, err error)) error {
 
 // createNetns makes a named network namespace with its loopback device up.
 func createNetns(path string) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := shareFolder(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("namespace %s: %w", path, err)
 	}
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o444)
@@ -50,6 +50,31 @@ func createNetns(path string) error {
 		return errors.Join(fmt.Errorf("namespace %s: %w", path, err), deleteNetns(path))
 	}
 	return nil
+}
+
+// shareFolder makes the folder of named namespaces a shared mount of its own, as ip-netns(8) does at its first use, under
+// the same lock. Were it left to a later `ip netns add`, that would cover the namespaces that are there by then, and
+// nobody could remove them any more.
+func shareFolder(folder string) error {
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return err
+	}
+	lock, err := os.Open(folder)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", folder, err)
+	}
+	err = unix.Mount("", folder, "none", unix.MS_SHARED|unix.MS_REC, "")
+	if !errors.Is(err, unix.EINVAL) { // which says that it is no mount
+		return err
+	}
+	if err := unix.Mount(folder, folder, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("mount %s on itself: %w", folder, err)
+	}
+	return unix.Mount("", folder, "none", unix.MS_SHARED|unix.MS_REC, "")
 }
 
 // deleteNetns removes a named namespace; one that is not there is fine. Its devices go when its last process has.

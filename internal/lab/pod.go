@@ -30,7 +30,8 @@ type PodSpec struct {
 	NamedPorts     []NamedPort       `json:"named_ports,omitempty"`
 	// NamespaceLabels are the namespace's own, besides kubernetes.io/metadata.name. The last pod's hold.
 	NamespaceLabels map[string]string `json:"namespace_labels,omitempty"`
-	// NoRecord leaves the pod out of the store, as when the store is away: labels come with the CNI call alone.
+	// NoRecord is for a pod that comes while the store is away: its record is written when StartStore brings the store
+	// back, and until then its labels come with the CNI call alone.
 	NoRecord bool `json:"no_record,omitempty"`
 }
 

@@ -42,25 +42,28 @@ func (l *Lab) withWriter(f func(*store.Writer) error) error {
 	return nil
 }
 
-// StartStore starts the store and the Publish service on what data there is. A store that starts empty is filled with
-// what an operator would find: the lab's pods.
+// StartStore starts the store and the Publish service on what data there is, and lets the operator catch up: the lab's
+// pods are written, and an empty store is declared complete.
 func (l *Lab) StartStore(ctx context.Context) error {
 	if err := l.runStore(ctx); err != nil {
-		return err
-	}
-	var epochs []store.Record
-	err := l.withWriter(func(w *store.Writer) (err error) {
-		epochs, err = w.List(ctx, store.KindEpoch)
-		return err
-	})
-	if err != nil || len(epochs) > 0 {
 		return err
 	}
 	records, err := l.records()
 	if err != nil {
 		return err
 	}
-	return l.fill(ctx, records)
+	return l.withWriter(func(w *store.Writer) error {
+		epochs, err := w.List(ctx, store.KindEpoch)
+		if err != nil {
+			return err
+		}
+		if len(epochs) == 0 {
+			_, err = w.Fill(ctx, records)
+		} else {
+			_, err = w.Apply(ctx, records)
+		}
+		return err
+	})
 }
 
 func (l *Lab) runStore(ctx context.Context) error {
