@@ -32,9 +32,6 @@ func PodByName(namespace, name string) statedb.Query[*Pod] {
 // PodByUID finds the pod of a Kubernetes uid.
 func PodByUID(uid string) statedb.Query[*Pod] { return podByUID().Query(uid) }
 
-// PodByNode finds the pods of a node; it is a query for Prefix, not for List.
-func PodByNode(node string) statedb.Query[*Pod] { return PodByKey(node + "/") }
-
 // PodByLabels finds the pods that have a label set.
 func PodByLabels(hash [16]byte) statedb.Query[*Pod] { return podByLabels().Query(hash) }
 
@@ -70,11 +67,6 @@ func BackendsByKey(namespace, service, slice string) statedb.Query[*Backends] {
 	return backendsByKey().Query(joined(namespace, service, slice))
 }
 
-// BackendsByService finds all slices of a service's backends.
-func BackendsByService(namespace, service string) statedb.Query[*Backends] {
-	return backendsByService().Query(joined(namespace, service))
-}
-
 // PolicyByKey finds a policy; namespace is empty for cluster-wide kinds.
 func PolicyByKey(kind, namespace, name string) statedb.Query[*Policy] {
 	return policyByKey().Query(joined(kind, namespace, name))
@@ -83,16 +75,8 @@ func PolicyByKey(kind, namespace, name string) statedb.Query[*Policy] {
 // EndpointByID finds an endpoint of this node.
 func EndpointByID(id uint32) statedb.Query[*Endpoint] { return endpointByID().Query(id) }
 
-// EndpointBySandbox finds the endpoints of a container runtime's sandbox.
-func EndpointBySandbox(sandbox string) statedb.Query[*Endpoint] {
-	return endpointBySandbox().Query(sandbox)
-}
-
 // EndpointByIP finds the endpoint that has an address.
 func EndpointByIP(addr netip.Addr) statedb.Query[*Endpoint] { return endpointByIP().Query(addr) }
-
-// EndpointByPodUID finds the endpoints of a pod by its Kubernetes uid.
-func EndpointByPodUID(uid string) statedb.Query[*Endpoint] { return endpointByPodUID().Query(uid) }
 
 // EndpointByPod finds the endpoints of a pod by name.
 func EndpointByPod(namespace, name string) statedb.Query[*Endpoint] {
@@ -101,33 +85,6 @@ func EndpointByPod(namespace, name string) statedb.Query[*Endpoint] {
 
 // DeviceByIndex finds a device.
 func DeviceByIndex(ifindex uint32) statedb.Query[*Device] { return deviceByIndex().Query(ifindex) }
-
-// DeviceByName finds a device.
-func DeviceByName(name string) statedb.Query[*Device] { return deviceByName().Query(name) }
-
-// PeerByNumber finds a peer.
-func PeerByNumber(peer uint32) statedb.Query[*Peer] { return peerByNumber().Query(peer) }
-
-// PeerByClass finds the peers of a class.
-func PeerByClass(class uint32) statedb.Query[*Peer] { return peerByClass().Query(class) }
-
-// AddressByPrefix finds what the datapath is told about a prefix.
-func AddressByPrefix(prefix netip.Prefix) statedb.Query[*Address] {
-	return addressByPrefix().Query(prefix)
-}
-
-// AddressByPeer finds the addresses that have a peer.
-func AddressByPeer(peer uint32) statedb.Query[*Address] { return addressByPeer().Query(peer) }
-
-// FrontendByService finds the frontends of a service.
-func FrontendByService(namespace, name string) statedb.Query[*Frontend] {
-	return frontendByService().Query(joined(namespace, name))
-}
-
-// SlotByService finds the slots of a service.
-func SlotByService(namespace, name string) statedb.Query[*Slot] {
-	return slotByService().Query(joined(namespace, name))
-}
 
 func nodeByName() statedb.Index[*Node, string] {
 	return text("name", true, func(n *Node) string { return n.Name })
@@ -208,20 +165,12 @@ func backendsByKey() statedb.Index[*Backends, string] {
 	return text("key", true, func(b *Backends) string { return joined(b.Namespace, b.Service, b.Slice) })
 }
 
-func backendsByService() statedb.Index[*Backends, string] {
-	return text("service", false, func(b *Backends) string { return joined(b.Namespace, b.Service) })
-}
-
 func policyByKey() statedb.Index[*Policy, string] {
 	return text("key", true, func(p *Policy) string { return joined(p.Kind, p.Namespace, p.Name) })
 }
 
 func endpointByID() statedb.Index[*Endpoint, uint32] {
 	return number("id", true, func(e *Endpoint) uint32 { return e.ID })
-}
-
-func endpointBySandbox() statedb.Index[*Endpoint, string] {
-	return text("sandbox", false, func(e *Endpoint) string { return e.Sandbox })
 }
 
 func endpointByIP() statedb.Index[*Endpoint, netip.Addr] {
@@ -239,20 +188,12 @@ func endpointByIP() statedb.Index[*Endpoint, netip.Addr] {
 	}
 }
 
-func endpointByPodUID() statedb.Index[*Endpoint, string] {
-	return text("pod-uid", false, func(e *Endpoint) string { return e.PodUID })
-}
-
 func endpointByPod() statedb.Index[*Endpoint, string] {
 	return text("pod", false, func(e *Endpoint) string { return joined(e.Namespace, e.Pod) })
 }
 
 func deviceByIndex() statedb.Index[*Device, uint32] {
 	return number("index", true, func(d *Device) uint32 { return d.Index })
-}
-
-func deviceByName() statedb.Index[*Device, string] {
-	return text("name", false, func(d *Device) string { return d.Name })
 }
 
 func routeByKey() statedb.Index[*Route, string] {
@@ -267,70 +208,6 @@ func routeWantedByKey() statedb.Index[*RouteWanted, string] {
 func routeKey(r *Route) string {
 	table := binary.BigEndian.AppendUint32(nil, r.Table)
 	return string(append(table, index.NetIPPrefix(r.Prefix)...)) + r.Device
-}
-
-func selectorByBit() statedb.Index[*Selector, uint32] {
-	return number("bit", true, func(s *Selector) uint32 { return s.Bit })
-}
-
-func classByNumber() statedb.Index[*Class, uint32] {
-	return number("class", true, func(c *Class) uint32 { return c.Class })
-}
-
-func peerByNumber() statedb.Index[*Peer, uint32] {
-	return number("peer", true, func(p *Peer) uint32 { return p.Peer })
-}
-
-func peerByClass() statedb.Index[*Peer, uint32] {
-	return number("class", false, func(p *Peer) uint32 { return p.Class })
-}
-
-func addressByPrefix() statedb.Index[*Address, netip.Prefix] {
-	return statedb.Index[*Address, netip.Prefix]{
-		Name:       "prefix",
-		FromObject: func(a *Address) index.KeySet { return index.NewKeySet(prefixKey(a.Prefix)) },
-		FromKey:    prefixKey,
-		FromString: index.NetIPPrefixString,
-		Unique:     true,
-	}
-}
-
-// prefixKey keeps 0.0.0.0/0 and ::/0 apart by counting bits of the mapped form.
-func prefixKey(prefix netip.Prefix) index.Key {
-	bits := prefix.Bits()
-	if prefix.Addr().Is4() {
-		bits += 96
-	}
-	addr := prefix.Masked().Addr().As16()
-	return append(addr[:], uint8(bits))
-}
-
-func addressByPeer() statedb.Index[*Address, uint32] {
-	return number("peer", false, func(a *Address) uint32 { return a.Peer })
-}
-
-func programByNumber() statedb.Index[*Program, uint32] {
-	return number("program", true, func(p *Program) uint32 { return p.Program })
-}
-
-func frontendByKey() statedb.Index[*Frontend, string] {
-	return text("key", true, func(f *Frontend) string {
-		addr := f.Addr.As16()
-		key := binary.BigEndian.AppendUint16(addr[:], f.Port)
-		return string(append(key, f.Protocol))
-	})
-}
-
-func frontendByService() statedb.Index[*Frontend, string] {
-	return text("service", false, func(f *Frontend) string { return f.Service })
-}
-
-func slotByNumber() statedb.Index[*Slot, uint32] {
-	return number("slot", true, func(s *Slot) uint32 { return s.Slot })
-}
-
-func slotByService() statedb.Index[*Slot, string] {
-	return text("service", false, func(s *Slot) string { return s.Service })
 }
 
 // text is an index by a string.

@@ -1,8 +1,10 @@
 // Package table defines the rows that the agent's parts exchange, and the tables that hold them.
 //
-// Sources (the store, the CNI, the kernel) write the first group of tables, brains derive the second, reconcilers make
-// the kernel equal to it. A row is immutable once inserted: change a copy. Every row prints itself as cells, so that
-// `tendril db show` and tests see the same text.
+// Sources (the store, the CNI plugin, the kernel) write them; only routes_wanted is derived. What policy and services come to
+// is not here: the brains hold it, and print it in the same form.
+//
+// A row is immutable once inserted: change a copy. Every row prints itself as cells, so that `tendril db show` and tests see
+// the same text.
 package table
 
 import (

@@ -9,8 +9,7 @@ import (
 	"github.com/cilium/statedb"
 )
 
-// Tables is every table of an agent, and the database that gives snapshots across them. Whoever derives a table is
-// its only writer.
+// Tables is every table of an agent that holds rows, and the database that gives snapshots across them.
 type Tables struct {
 	DB *statedb.DB
 
@@ -29,14 +28,7 @@ type Tables struct {
 	Devices   statedb.RWTable[*Device]
 	Routes    statedb.RWTable[*Route]
 
-	// Derived.
-	Selectors    statedb.RWTable[*Selector]
-	Classes      statedb.RWTable[*Class]
-	Peers        statedb.RWTable[*Peer]
-	Addresses    statedb.RWTable[*Address]
-	Programs     statedb.RWTable[*Program]
-	Frontends    statedb.RWTable[*Frontend]
-	Slots        statedb.RWTable[*Slot]
+	// Derived, by the node from Nodes.
 	RoutesWanted statedb.RWTable[*RouteWanted]
 
 	known []known // in the order of the fields
@@ -51,7 +43,7 @@ type known struct {
 // New makes a database with all tables, empty.
 func New() (*Tables, error) {
 	t := &Tables{DB: statedb.New(statedb.WithMetrics(&statedb.NopMetrics{}))}
-	steps := []func(*Tables) error{addStored, addLocal, addPolicy, addService}
+	steps := []func(*Tables) error{addStored, addLocal}
 	for _, step := range steps {
 		if err := step(t); err != nil {
 			return nil, err
@@ -147,7 +139,7 @@ func addStored(t *Tables) error {
 		add(t, &t.LabelSets, "labelsets", "label sets by content hash", labelSetByHash()),
 		add(t, &t.Namespaces, "namespaces", "labels of namespaces", namespaceByName()),
 		add(t, &t.Services, "services", "services as declared", serviceByName()),
-		add(t, &t.Backends, "backends", "backends of services, one row a slice", backendsByKey(), backendsByService()),
+		add(t, &t.Backends, "backends", "backends of services, one row a slice", backendsByKey()),
 		add(t, &t.Policies, "policies", "policies as written", policyByKey()),
 	)
 }
@@ -155,27 +147,9 @@ func addStored(t *Tables) error {
 func addLocal(t *Tables) error {
 	return first(
 		add(t, &t.Endpoints, "endpoints", "pods of this node",
-			endpointByID(), endpointBySandbox(), endpointByIP(), endpointByPodUID(), endpointByPod()),
-		add(t, &t.Devices, "devices", "network devices of this node", deviceByIndex(), deviceByName()),
+			endpointByID(), endpointByIP(), endpointByPod()),
+		add(t, &t.Devices, "devices", "network devices of this node", deviceByIndex()),
 		add(t, &t.Routes, "routes", "routes of this node, from the kernel", routeByKey()),
-	)
-}
-
-func addPolicy(t *Tables) error {
-	return first(
-		add(t, &t.Selectors, "selectors", "selectors of the node's policies and their bits", selectorByBit()),
-		add(t, &t.Classes, "classes", "sets of selectors that match some peer", classByNumber()),
-		add(t, &t.Peers, "peers", "what policy tells apart about addresses", peerByNumber(), peerByClass()),
-		add(t, &t.Addresses, "addresses", "addresses and prefixes as the datapath knows them",
-			addressByPrefix(), addressByPeer()),
-		add(t, &t.Programs, "policy_programs", "compiled policies", programByNumber()),
-	)
-}
-
-func addService(t *Tables) error {
-	return first(
-		add(t, &t.Frontends, "frontends", "service addresses as the datapath knows them", frontendByKey(), frontendByService()),
-		add(t, &t.Slots, "slots", "backends in the order in which frontends use them", slotByNumber(), slotByService()),
 		add(t, &t.RoutesWanted, "routes_wanted", "routes that this node should have", routeWantedByKey()),
 	)
 }
