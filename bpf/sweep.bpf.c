@@ -51,8 +51,11 @@ __noinline int sweep_key(const struct flow_key *key, __u32 force)
 SEC("syscall")
 int sweep_keys(struct sweep *sweep)
 {
-	__u32 removed = 0, kept = 0, count = sweep->count, force = sweep->force;
+	__u32 removed = 0, count = sweep->count, force = sweep->force;
 
+	if (count > SWEEP_KEYS)
+		count = SWEEP_KEYS;
+	/* Unrolled, since the verifier allows no variable offset here, and without a branch, since it follows each one. */
 #pragma unroll
 	for (int i = 0; i < SWEEP_KEYS; i++) {
 		struct flow_key key;
@@ -60,13 +63,10 @@ int sweep_keys(struct sweep *sweep)
 		if ((__u32)i >= count)
 			break;
 		key = sweep->keys[i];
-		if (sweep_key(&key, force))
-			removed++;
-		else
-			kept++;
+		removed += sweep_key(&key, force);
 	}
 	sweep->removed = removed;
-	sweep->kept = kept;
+	sweep->kept = count - removed;
 	return 0;
 }
 
