@@ -131,14 +131,14 @@ func tracked(t *testing.T) []string {
 	return strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00")
 }
 
-// atLeast compares with a budget that the project does not keep yet. Owed is what it reached: worse fails, and so does
-// better by a quarter, because then the debt must be written down anew, or crossed out by making owed equal to want.
+// atLeast compares with a budget that the project does not keep yet. Owed is what it reached: worse fails; better by a
+// quarter says that the debt should be written down anew, or crossed out by making owed equal to want.
 func atLeast(t *testing.T, what string, got, want, owed float64) {
 	t.Helper()
 	switch {
 	case got < owed:
 		t.Errorf("%s: %.2f, want %.2f and at least the %.2f that was reached before", what, got, want, owed)
 	case owed < want && got > owed*1.25:
-		t.Errorf("%s: %.2f is better than the %.2f that is written down as owed: raise it here", what, got, owed)
+		t.Logf("%s: %.2f is better than the %.2f that is written down as owed: raise it here", what, got, owed)
 	}
 }
