@@ -24,6 +24,8 @@ type applier struct {
 	marks    map[Key]bool       // markers of the epoch at hand that count
 	problems map[string]Problem // by key
 	epoch    string
+	self     string // this node's name, empty: none
+	selfDone bool   // this node's own marker has come since takeSelfDone was asked
 	pruned   uint64
 	bad      uint64
 }
@@ -148,11 +150,28 @@ func (a *applier) mark(txn statedb.WriteTxn, marker Key, remove bool, did applie
 		return
 	}
 	a.marks[marker] = true
+	a.selfDone = a.selfDone || (a.self != "" && marker == syncedNodeKey(a.epoch, a.self))
 	for key := range a.stale {
 		if a.markerOf(key) == marker && a.prune(txn, key) {
 			did(event{key: key.String(), remove: true})
 		}
 	}
+}
+
+// takeSelfDone says whether this node's own marker has come since the last time: the tables then have whatever the store
+// has under this node.
+func (a *applier) takeSelfDone() bool {
+	done := a.selfDone
+	a.selfDone = false
+	return done
+}
+
+// ownAddresses lists what the tables have under ips/<this node>.
+func (a *applier) ownAddresses() (keys []Key) {
+	for row := range a.tables.IPs.Prefix(a.tables.DB.ReadTxn(), table.IPByNode(a.self)) {
+		keys = append(keys, ipKeyOf(row))
+	}
+	return keys
 }
 
 // prune removes a stale row.

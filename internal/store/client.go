@@ -106,9 +106,11 @@ func dialPublish(addr string, tls *tls.Config) (*grpc.ClientConn, error) {
 // Run fills the tables and publishes the node's keys until the context ends; it can be called once. The store may come
 // and go meanwhile. It returns an error only where going on makes no sense, such as an unreadable file.
 func (c *Client) Run(ctx context.Context, tables *table.Tables) error {
+	applier := newApplier(tables)
+	applier.self = c.config.Node
 	f := &feed{
-		client: c.etcd, prefix: Prefix(c.config.Cluster), applier: newApplier(tables), calls: c.calls,
-		logger: c.config.Logger, nodes: c.nodes(tables), onEpoch: c.onEpoch, answered: c.started,
+		client: c.etcd, prefix: Prefix(c.config.Cluster), applier: applier, calls: c.calls,
+		logger: c.config.Logger, nodes: c.nodes(tables), onEpoch: c.onEpoch, onOwn: c.publisher.disown, answered: c.started,
 		loaded: c.loaded, synced: c.synced,
 	}
 	if c.config.SnapshotPath != "" {
@@ -177,6 +179,7 @@ func (c *Client) Status() Status {
 	status.Counters.Snapshots = c.calls.snapshots.Load()
 	status.Counters.Resumes = c.calls.resumes.Load()
 	status.Counters.Events = c.calls.events.Load()
+	status.Counters.Disowned = c.publisher.disowned.Load()
 	pending, problems := c.publisher.describe()
 	status.Counters.Pending = uint64(pending)
 	status.Problems = append(status.Problems, problems...)

@@ -2,6 +2,8 @@ package store_test
 
 import (
 	"bytes"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -290,4 +292,60 @@ func TestTheHeartbeatIsTheOnlyLeasedKey(t *testing.T) {
 	if second, _ := lease("alive/n1"); second != first {
 		t.Errorf("the lease was not renewed but replaced: %x, then %x", first, second)
 	}
+}
+
+func TestAnAgentThatLostItsJournalRemovesWhatItNoLongerKnows(t *testing.T) {
+	w := newWorld(t)
+	w.fill()
+	other, a := w.agent("n10"), w.agent("n1")
+	other.set(AddrKey("n10", "10.1.1.5"), IPValue("far"))
+	other.set(NodeKey("n10"), NodeValue("192.0.2.10"))
+	a.set(AddrKey("n1", "10.1.0.5"), IPValue("web"))
+	a.set(AddrKey("n1", "10.1.0.6"), IPValue("gone"))
+	a.set(NodeKey("n1"), NodeValue("192.0.2.1"))
+	other.untilHas("nodes n1")
+	until(t, "all is published", func() bool { return a.client.Status().Counters.Pending == 0 })
+	a.stop()
+	if err := os.Remove(filepath.Join(w.dir, "n1", "journal")); err != nil {
+		t.Fatal(err)
+	}
+
+	b := w.agent("n1")
+	b.set(AddrKey("n1", "10.1.0.5"), IPValue("web"))
+	b.untilSynced()
+	until(t, "the address is published", func() bool { return b.client.Status().Counters.Pending == 0 })
+	if !other.has("ips n1 10.1.0.6") {
+		t.Error("a key was removed before the agent said what it has")
+	}
+	b.set(NodeKey("n1"), NodeValue("192.0.2.1"))
+	other.untilGone("ips n1 10.1.0.6")
+	for _, want := range []string{"ips n1 10.1.0.5", "ips n10 10.1.1.5"} {
+		if !other.has(want) {
+			t.Errorf("%s is gone as well", want)
+		}
+	}
+	if got := b.client.Status().Counters.Disowned; got != 1 {
+		t.Errorf("disowned: got %d, want 1", got)
+	}
+}
+
+func TestAKeyThatABackupBroughtBackIsFoundWhenTheStoreIsReadWhole(t *testing.T) {
+	w := newWorld(t)
+	w.fill()
+	a := w.agent("n1")
+	a.set(AddrKey("n1", "10.1.0.5"), IPValue("web"))
+	a.set(NodeKey("n1"), NodeValue("192.0.2.1"))
+	until(t, "the marker is there", func() bool {
+		r, err := w.raw.Get(t.Context(), Prefix(cluster)+"synced/"+a.client.Status().Epoch+"/ips/n1")
+		return err == nil && len(r.Kvs) == 1
+	})
+	a.stop()
+	w.put("ips/n1/10.1.0.6", Encoded(t, IPValue("ghost")))
+	if err := os.Remove(filepath.Join(w.dir, "n1", "snapshot")); err != nil {
+		t.Fatal(err)
+	}
+	b := w.agent("n1")
+	until(t, "the key is disowned", func() bool { return b.client.Status().Counters.Disowned == 1 })
+	b.untilGone("ips n1 10.1.0.6")
+	b.untilHas("ips n1 10.1.0.5")
 }

@@ -89,6 +89,7 @@ type Counters struct {
 	BadRecords uint64 // records kept out
 	Pruned     uint64 // rows removed because a complete filling does not have them
 	Pending    uint64 // own keys not published yet
+	Disowned   uint64 // keys of this node that the store had and nobody here knew, removed
 }
 
 // Problem is something a person should act on.

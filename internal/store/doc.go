@@ -13,7 +13,8 @@
 //
 // Writing by agents (publisher.go, send.go): a Publisher takes the node's own keys, writes them to a journal and sends them
 // in order to the Publish service (package server), which checks that they are the node's own. When the store has a new epoch,
-// all of them are sent again, and then the marker.
+// all of them are sent again, and then the marker. When the marker comes back by the watch, addresses under this node that
+// the publisher does not know, left by a lost journal or brought back by a backup, are removed.
 //
 // alive/<node> is the one leased key. Agents hold no lease, because they may only read: the Publish service does.
 //

@@ -36,6 +36,8 @@ type feed struct {
 	nodes   func() int
 	// told, outside the lock: the store has this epoch; force: it lost writes that we may have made.
 	onEpoch func(epoch string, force bool)
+	// told, under the lock: these are the keys of this node's addresses that the store has.
+	onOwn func(addresses []Key)
 
 	mu          sync.Mutex // guards what follows and the applier
 	cluster     uint64
@@ -210,6 +212,7 @@ func (f *feed) snapshot(ctx context.Context, head *pb.ResponseHeader, epoch stri
 	}
 	f.mu.Lock()
 	f.applier.settle(epoch, seen, !behind, f.keep)
+	f.reportOwn()
 	f.cluster, f.epoch, f.revision = head.ClusterId, epoch, head.Revision
 	f.saved()
 	f.mu.Unlock()
@@ -255,6 +258,15 @@ func (f *feed) take(events []event) {
 	defer f.mu.Unlock()
 	f.applier.apply(events, f.keep)
 	f.calls.events.Add(uint64(len(events)))
+	f.reportOwn()
+}
+
+// reportOwn tells the publisher what the store has under this node, once the node's marker shows that nothing of it is
+// still on its way. It comes before saved: a start after a crash in between reads the marker again.
+func (f *feed) reportOwn() {
+	if f.applier.takeSelfDone() {
+		f.onOwn(f.applier.ownAddresses())
+	}
 }
 
 // keep writes an event that changed the tables to the snapshot file.

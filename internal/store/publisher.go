@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -29,6 +30,8 @@ type Publisher struct {
 	calls  *calls
 	logger *slog.Logger
 	wake   chan struct{}
+
+	disowned atomic.Uint64 // keys removed because nobody here knew of them
 
 	mu       sync.Mutex
 	log      *logFile
@@ -178,6 +181,28 @@ func (p *Publisher) Own() []Key {
 	}
 	slices.SortFunc(keys, func(a, b Key) int { return strings.Compare(a.String(), b.String()) })
 	return keys
+}
+
+// disown removes those of the node's keys, as the store has them, that the node does not know of: what an agent whose
+// journal was lost had published, or what a restored backup brought back. Until nodes/<node> is set it does nothing, since
+// the agent has not said yet what it has.
+func (p *Publisher) disown(stored []Key) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if self, had := p.own[NodeKey(p.node)]; !had || self.remove {
+		return
+	}
+	for _, key := range stored {
+		if _, known := p.own[key]; known { // or its removal is on its way
+			continue
+		}
+		if err := p.change(key, own{remove: true}); err != nil {
+			p.logger.Warn("the store has a key of this node that nobody here knows; it stays", "key", key, "error", err)
+			continue
+		}
+		p.disowned.Add(1)
+		p.logger.Warn("the store had a key of this node that nobody here knows; removing it", "key", key)
+	}
 }
 
 // Settled says whether the store has taken note of the last change of one of the node's own keys.

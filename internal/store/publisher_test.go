@@ -346,3 +346,44 @@ func TestARecordOfAnotherKindIsNotPublished(t *testing.T) {
 		t.Errorf("%d changes wait", pending)
 	}
 }
+
+func TestKeysOfTheNodeThatNobodyKnowsAreRemovedOnceTheNodeIsPublished(t *testing.T) {
+	fake := newFake()
+	p := testPublisher(t, t.TempDir()+"/journal", fake)
+	defer p.close()
+	stored := []Key{addrKey(1), addrKey(2), addrKey(3)}
+	p.mustSet(t, addrKey(1), "web")
+	p.disown(stored)
+	if pending, _ := p.describe(); pending != 1 || p.disowned.Load() != 0 {
+		t.Fatalf("before the node said what it has: %d changes wait, %d keys disowned", pending, p.disowned.Load())
+	}
+	if err := p.Set(NodeKey("n1"), NodeValue("192.0.2.1")); err != nil {
+		t.Fatal(err)
+	}
+	p.mustDelete(t, addrKey(2)) // known, and on its way
+	p.disown(stored)
+	p.disown(stored) // once is enough
+	if err := p.drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"+ips/n1/10.1.0.1", "+nodes/n1", "-ips/n1/10.1.0.2", "-ips/n1/10.1.0.3"}
+	if diff := cmp.Diff(want, fake.keys()); diff != "" {
+		t.Errorf("sent (-want +got):\n%s", diff)
+	}
+	if got := p.disowned.Load(); got != 1 {
+		t.Errorf("disowned: got %d, want 1", got)
+	}
+}
+
+func TestANodeThatTookItselfAwayDisownsNothing(t *testing.T) {
+	p := testPublisher(t, t.TempDir()+"/journal", newFake())
+	defer p.close()
+	if err := p.Set(NodeKey("n1"), NodeValue("192.0.2.1")); err != nil {
+		t.Fatal(err)
+	}
+	p.mustDelete(t, NodeKey("n1"))
+	p.disown([]Key{addrKey(1)})
+	if got := p.Own(); len(got) != 0 || p.disowned.Load() != 0 {
+		t.Errorf("own keys %v, %d disowned", got, p.disowned.Load())
+	}
+}
