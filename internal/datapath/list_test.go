@@ -2,7 +2,9 @@ package datapath
 
 import (
 	"context"
+	"errors"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -54,6 +56,86 @@ func TestMappingsAreListedInOrderAndFlushed(t *testing.T) {
 	}
 	if got := must(d.FlushMappings(nil)); got != 1 {
 		t.Errorf("%d removed, want all that was left", got)
+	}
+}
+
+// translate makes a masqueraded connection, with its translation, as programs do.
+func translate(t *testing.T, d *Datapath, pod string, nodePort uint16, protocol uint8) {
+	t.Helper()
+	from, to := netip.MustParseAddrPort(pod), netip.MustParseAddrPort("203.0.113.9:443")
+	key := bpf.FlowKey{
+		Low: bpf.AddressOf(from.Addr()), LowPort: bpf.NetPort(from.Port()),
+		High: bpf.AddressOf(to.Addr()), HighPort: bpf.NetPort(to.Port()), Protocol: protocol,
+	}
+	now := monotonic()
+	flow := bpf.Flow{
+		Created: now, Expires: now + uint64(time.Hour), Flags: bpf.FlowLowIsSource,
+		NATAddress: bpf.AddressOf(netip.MustParseAddr("192.0.2.1")), NATPort: bpf.NetPort(nodePort),
+	}
+	mapping, _ := mappingKey(&key, &flow)
+	value := bpf.NATMapping{Pod: key.Low, PodPort: key.LowPort, Created: now}
+	if err := errors.Join(d.set.maps["flows"].Put(&key, &flow), d.set.maps["nat"].Put(&mapping, &value)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestFlushingATranslationEndsItsConnectionOnly(t *testing.T) {
+	d := open(t, testConfig(rootFolder(t)))
+	translate(t, d, "10.1.0.5:1000", 40000, 6)
+	translate(t, d, "10.1.0.5:77", 40077, 1) // ICMP: the translation has no remote number
+	translate(t, d, "10.1.0.6:1001", 40001, 6)
+	putFlow(t, d, 1002, time.Hour, 0) // of the same pod, inside the cluster
+	pod := netip.MustParseAddr("10.1.0.5")
+	if got := must(d.FlushMappings(func(m Mapping) bool { return m.Pod.Addr() == pod })); got != 2 {
+		t.Errorf("%d translations flushed, want the pod's 2", got)
+	}
+	if diff := cmp.Diff(map[uint16]bool{1001: true, 1002: true}, flowPorts(t, d)); diff != "" {
+		t.Errorf("connections left (-want +got):\n%s", diff)
+	}
+	if left := must(d.Mappings()); len(left) != 1 || left[0].Pod.Port() != 1001 {
+		t.Errorf("translations left: %v, want that of port 1001", left)
+	}
+	if got := must(d.Tallies()); got[bpf.TallyFlowsRemoved] != 2 || got[bpf.TallyNATRemoved] != 2 {
+		t.Errorf("tallies %v: the ends are not counted where every end is", got)
+	}
+}
+
+func TestATranslationThatIsJustBeingMadeIsLeftAlone(t *testing.T) {
+	d := open(t, testConfig(rootFolder(t)))
+	translate(t, d, "10.1.0.5:1000", 40000, 6)
+	for entry := range d.Flows() {
+		if err := d.set.maps["flows"].Delete(&entry.Key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := must(d.FlushMappings(nil)); got != 0 || len(must(d.Mappings())) != 1 {
+		t.Errorf("%d flushed: a packet between its two writes loses its way back", got)
+	}
+}
+
+func TestFlushingConnectionsEndsThoseThatMatchThoughTheyLive(t *testing.T) {
+	d := open(t, testConfig(rootFolder(t)))
+	for port := range uint16(300) { // several batches of the program
+		putFlow(t, d, port, time.Hour, 0)
+	}
+	even := func(entry *FlowEntry) bool { return bpf.Port(entry.Key.LowPort)%2 == 0 }
+	if got := must(d.FlushFlows(even)); got != 150 {
+		t.Errorf("%d ended, want 150", got)
+	}
+	left := flowPorts(t, d)
+	if len(left) != 150 || left[0] || !left[1] {
+		t.Errorf("%d connections left, want the 150 of odd ports", len(left))
+	}
+	if got := must(d.FlushFlows(nil)); got != 150 || len(flowPorts(t, d)) != 0 {
+		t.Errorf("%d ended, want all 150 that were left", got)
+	}
+}
+
+func TestFlushingBeforeProgramsAreInForceSaysSo(t *testing.T) {
+	d := bare(t, testConfig(rootFolder(t)))
+	putFlow(t, d, 1, time.Hour, 0)
+	if n, err := d.FlushFlows(nil); err == nil || !strings.Contains(err.Error(), "not in force yet") {
+		t.Errorf("%d ended, error %v: want to be told to try again", n, err)
 	}
 }
 
@@ -245,4 +327,24 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	if err := d.Run(ctx); err != nil {
 		t.Errorf("run ended with %v", err)
 	}
+}
+
+func BenchmarkCountEntries(b *testing.B) {
+	const entries = 20000
+	cfg := testConfig(rootFolder(b))
+	cfg.Sizes["flows"] = 2 * entries
+	d := bare(b, cfg)
+	keys, values := make([]bpf.FlowKey, entries), make([]bpf.Flow, entries)
+	for i := range keys {
+		keys[i] = bpf.FlowKey{LowPort: uint16(i), HighPort: uint16(i >> 16), Protocol: 6}
+	}
+	if _, err := d.set.maps["flows"].BatchUpdate(keys, values, nil); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if n := must(countEntries(d.set.maps["flows"])); n != entries {
+			b.Fatalf("%d entries, want %d", n, entries)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/entries, "ns/entry")
 }

@@ -128,15 +128,26 @@ func (d *Datapath) expire(due *bpf.Sweep) error {
 	}
 	defer func() { due.Count = 0 }()
 	d.mu.Lock()
+	waits := d.current == nil
+	d.mu.Unlock()
+	if waits {
+		return nil // the first version is about to come into force; the next walk finds them again
+	}
+	return d.runSweep(due)
+}
+
+// runSweep has the program look at the keys of one batch; the counts of the outcome are in due afterwards.
+func (d *Datapath) runSweep(due *bpf.Sweep) error {
+	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.current == nil {
-		return nil // the first version is about to come into force
+		return errors.New("sweep connections: the programs are not in force yet: try again in some seconds")
 	}
 	program := d.current.programs[sweepProgram]
 	if program == nil {
 		return fmt.Errorf("sweep connections: there is no program %s", sweepProgram)
 	}
-	if _, err := program.Run(&ebpf.RunOptions{Context: due}); err != nil {
+	if _, err := program.Run(&ebpf.RunOptions{Context: due, ContextOut: due}); err != nil {
 		return fmt.Errorf("sweep connections: %w", err)
 	}
 	return nil

@@ -115,19 +115,44 @@ func (s *api) ListMappings(context.Context, *agentv1.ListMappingsRequest) (*agen
 
 // FlushMappings implements the API.
 func (s *api) FlushMappings(_ context.Context, request *agentv1.FlushMappingsRequest) (*agentv1.FlushMappingsResponse, error) {
-	match := func(datapath.Mapping) bool { return true }
-	if request.GetPodIp() != "" {
-		addr, err := netip.ParseAddr(request.GetPodIp())
-		if err != nil {
-			return nil, status.Errorf(codes.InvalidArgument, "pod_ip: %v", err)
-		}
-		match = func(m datapath.Mapping) bool { return m.Pod.Addr() == addr.Unmap() }
+	addr, err := flushed("pod_ip", request.GetPodIp())
+	if err != nil {
+		return nil, err
 	}
+	match := func(m datapath.Mapping) bool { return !addr.IsValid() || m.Pod.Addr() == addr }
 	removed, err := s.a.datapath.FlushMappings(match)
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
 	return &agentv1.FlushMappingsResponse{Removed: uint32(removed)}, nil
+}
+
+// FlushFlows implements the API.
+func (s *api) FlushFlows(_ context.Context, request *agentv1.FlushFlowsRequest) (*agentv1.FlushFlowsResponse, error) {
+	addr, err := flushed("ip", request.GetIp())
+	if err != nil {
+		return nil, err
+	}
+	match := func(entry *datapath.FlowEntry) bool {
+		return !addr.IsValid() || entry.Key.Low.Addr() == addr || entry.Key.High.Addr() == addr
+	}
+	removed, err := s.a.datapath.FlushFlows(match)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	return &agentv1.FlushFlowsResponse{Removed: uint32(removed)}, nil
+}
+
+// flushed reads the address of a request to flush; the invalid address, for none, means everything.
+func flushed(field, text string) (netip.Addr, error) {
+	if text == "" {
+		return netip.Addr{}, nil
+	}
+	addr, err := netip.ParseAddr(text)
+	if err != nil || addr.Zone() != "" {
+		return netip.Addr{}, status.Errorf(codes.InvalidArgument, "%s: %q is not an IP address; leave it out to flush everything", field, text)
+	}
+	return addr.Unmap(), nil
 }
 
 // ListFlows implements the API.
