@@ -214,6 +214,24 @@ func TestTablesAreLoadedFromDiskWhileTheStoreIsAway(t *testing.T) {
 	}
 }
 
+func TestAFileOfAStoreWithNothingInItIsResumedLikeAnyOther(t *testing.T) {
+	w := newWorld(t)
+	w.fill()
+	a := w.agent("n1")
+	a.untilSynced()
+	a.stop()
+	b := w.agent("n1")
+	b.untilSynced()
+	if c := b.client.Status().Counters; c.Snapshots != 0 || c.Resumes != 1 {
+		t.Errorf("not resumed: %+v", c)
+	}
+	b.caughtUp(w.apply(PodRecord("n1", "web")).Revision)
+	b.caughtUp(w.apply(Record{PodRecord("n1", "web").Key, nil}).Revision)
+	if b.has("web") {
+		t.Error("a removed pod stays")
+	}
+}
+
 func TestABadRecordIsKeptOutAndNamedWhileOthersPass(t *testing.T) {
 	w := newWorld(t)
 	w.fill(PodRecord("n1", "web"))

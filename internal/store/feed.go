@@ -528,6 +528,7 @@ func (f *feed) restore(last map[string][]byte) {
 		f.epoch = epoch
 		f.cluster = binary.LittleEndian.Uint64(last[fileCluster])
 		f.revision = int64(binary.LittleEndian.Uint64(last[fileRevision]))
+		f.applier.epoch = epoch
 	}
 	events := make([]event, 0, len(last))
 	for key, value := range last {
@@ -536,7 +537,6 @@ func (f *feed) restore(last map[string][]byte) {
 		}
 	}
 	if len(events) > 0 {
-		f.applier.epoch = f.epoch
 		f.applier.apply(events, func(event) {})
 		closeOnce(f.loaded)
 	}
