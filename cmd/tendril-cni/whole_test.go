@@ -68,6 +68,9 @@ func (*cluster) loadStub(endpoint, generation uint32, _ bpf.Entry) (endpoint.Pro
 	})
 }
 
+// adoptStub takes every stub for its own: there is one datapath here.
+func adoptStub(_, _, _ uint32, _ bpf.Entry) (bool, error) { return true, nil }
+
 // newNamespace makes a network namespace that goes with its file, and returns a path to it for as long.
 func newNamespace(t testing.TB) (file *os.File, path string) {
 	t.Helper()
@@ -129,7 +132,7 @@ func (n *node) start(t testing.TB, c *cluster) {
 	}
 	n.manager, err = endpoint.New(endpoint.Config{
 		Node: "n1", Cluster: "default", StateDir: n.dir, MTUs: endpoint.MTU(endpoint.Underlay{DeviceMTU: 1500, Tunnel: true}),
-		Book: book, Numbers: c, Links: n.handle, LoadStub: c.loadStub, Publisher: c, Tables: n.tables,
+		Book: book, Numbers: c, Links: n.handle, LoadStub: c.loadStub, AdoptStub: adoptStub, Publisher: c, Tables: n.tables,
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	if err != nil {

@@ -177,7 +177,7 @@ func TestBadConfigurationIsRefusedByFieldWithTheRemedy(t *testing.T) {
 func TestCommandsAreRefusedBeforeTheirVersion(t *testing.T) {
 	for command, since := range map[string]string{"CHECK": "0.4.0", "STATUS": "1.1.0", "GC": "1.1.0"} {
 		for i, version := range Versions() {
-			_, err := parse(map[string]string{"CNI_COMMAND": command}, `{"cniVersion":"`+version+`","name":"n"}`)
+			_, err := parse(map[string]string{"CNI_COMMAND": command}, `{"cniVersion":"`+version+`","name":"n","cni.dev/valid-attachments":[]}`)
 			if allowed := i >= slices.Index(Versions(), since); allowed != (err == nil) {
 				t.Errorf("%s with cniVersion %s: %v", command, version, err)
 			}
@@ -191,10 +191,37 @@ func TestDeletionNeedsNoNamespaceAndStatusNoContainer(t *testing.T) {
 		{"CNI_COMMAND": "STATUS", "CNI_NETNS": "", "CNI_CONTAINERID": "", "CNI_IFNAME": ""},
 		{"CNI_COMMAND": "GC", "CNI_NETNS": "", "CNI_CONTAINERID": "", "CNI_IFNAME": ""},
 	} {
-		if _, err := parse(change, goodConfig); err != nil {
+		if _, err := parse(change, gcConfig("[]")); err != nil {
 			t.Errorf("%v: %v", change, err)
 		}
 	}
+}
+
+// gcConfig is a configuration with what the runtime says may stay.
+func gcConfig(valid string) string {
+	return `{"cniVersion":"1.1.0","name":"tendril","type":"tendril-cni","cni.dev/valid-attachments":` + valid + `}`
+}
+
+func TestGarbageCollectionWantsTheListOfWhatMayStay(t *testing.T) {
+	gc := map[string]string{"CNI_COMMAND": "GC"}
+	_, err := parse(gc, goodConfig)
+	refused(t, err, CodeInvalidConfig, "cni.dev/valid-attachments", "[] if nothing may")
+	for valid, want := range map[string][]Attachment{
+		"[]":                                    {},
+		"null":                                  {}, // a nil slice of the CNI project's library
+		`[{"containerID":"a","ifname":"eth0"}]`: {{"a", "eth0"}},
+	} {
+		request, err := parse(gc, gcConfig(valid))
+		if err != nil {
+			t.Errorf("list %s: %v", valid, err)
+			continue
+		}
+		if diff := cmp.Diff(attachments(want), request.Config.ValidAttachments); diff != "" {
+			t.Errorf("list %s (-want +got):\n%s", valid, diff)
+		}
+	}
+	_, err = parse(gc, gcConfig(`{"containerID":"a"}`))
+	refused(t, err, CodeDecode, "not valid JSON")
 }
 
 func testResult() *Result {

@@ -34,10 +34,25 @@ type Config struct {
 	RuntimeConfig struct {
 		Tendril *PodArgs `json:"tendril,omitempty"`
 	} `json:"runtimeConfig,omitempty"`
-	// ValidAttachments are, with GC, all that the runtime knows of.
-	ValidAttachments []Attachment `json:"cni.dev/valid-attachments,omitempty"`
+	// ValidAttachments are, with GC, all that the runtime knows of; nil: it did not say, which is not the same as none.
+	ValidAttachments attachments `json:"cni.dev/valid-attachments,omitempty"`
 	// PrevResult is, with CHECK and DEL, what ADD answered.
 	PrevResult json.RawMessage `json:"prevResult,omitempty"`
+}
+
+// attachments is a list that is nil only if nobody gave it: runtimes written in Go spell a list of none as null.
+type attachments []Attachment
+
+// UnmarshalJSON is called for null as well, but not for a field that is absent.
+func (a *attachments) UnmarshalJSON(text []byte) error {
+	list := []Attachment{}
+	if err := json.Unmarshal(text, &list); err != nil {
+		return err
+	}
+	if *a = list; list == nil {
+		*a = attachments{}
+	}
+	return nil
 }
 
 // PodArgs describes a pod in the network configuration.
@@ -102,6 +117,11 @@ func (c *Config) supports(command Command) error {
 	if since != "" && slices.Index(Versions(), c.CNIVersion) < slices.Index(Versions(), since) {
 		return Errorf(CodeIncompatibleVersion, "incompatible CNI version",
 			"%s is not part of cniVersion %s: use %s or newer", command, c.CNIVersion, since)
+	}
+	// Taken for an empty list, a missing one would detach every pod of the node.
+	if command == GC && c.ValidAttachments == nil {
+		return Errorf(CodeInvalidConfig, "list of valid attachments is missing",
+			"cni.dev/valid-attachments is not set: list what may stay, or [] if nothing may")
 	}
 	if command == Add && len(c.PrevResult) > 0 && string(c.PrevResult) != "null" {
 		return Errorf(CodeUnsupportedField, "chaining behind another plugin is not supported",

@@ -29,6 +29,8 @@ type Handler interface {
 const (
 	// requestTime bounds reading a request; the plugin sends it at once.
 	requestTime = 5 * time.Second
+	// replyTime bounds writing a reply, which waits only for callers that read nothing of more than a socket holds.
+	replyTime = time.Second
 	// serveTime bounds a command. Runtimes give up after one to four minutes.
 	serveTime = 50 * time.Second
 )
@@ -63,14 +65,14 @@ func Serve(ctx context.Context, listener *net.UnixListener, handler Handler) err
 func serveConn(ctx context.Context, conn *net.UnixConn, handler Handler) {
 	defer conn.Close()
 	if err := checkCaller(conn); err != nil {
-		writeFrame(conn, Reply{Error: AsError(err)}, nil) // a caller that is gone needs no answer
+		answer(conn, Reply{Error: AsError(err)})
 		return
 	}
 	conn.SetReadDeadline(time.Now().Add(requestTime))
 	var raw Raw
 	netns, err := readFrame(conn, &raw)
 	if err != nil {
-		writeFrame(conn, Reply{Error: Errorf(CodeDecode, "malformed request to the agent", "%v", err)}, nil)
+		answer(conn, Reply{Error: Errorf(CodeDecode, "malformed request to the agent", "%v", err)})
 		return
 	}
 	defer closeFile(netns)
@@ -78,11 +80,17 @@ func serveConn(ctx context.Context, conn *net.UnixConn, handler Handler) {
 	defer cancel()
 	request, err := raw.Parse()
 	if err != nil {
-		writeFrame(conn, Reply{Error: AsError(err)}, nil)
+		answer(conn, Reply{Error: AsError(err)})
 		return
 	}
 	request.Netns = netns
-	writeFrame(conn, serve(ctx, handler, request), nil)
+	answer(conn, serve(ctx, handler, request))
+}
+
+// answer sends a reply. A caller that is gone, or does not read, needs none.
+func answer(conn *net.UnixConn, reply Reply) {
+	conn.SetWriteDeadline(time.Now().Add(replyTime))
+	writeFrame(conn, reply, nil)
 }
 
 // serve turns a command into a reply.

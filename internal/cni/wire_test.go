@@ -75,7 +75,7 @@ func serving(t *testing.T, handler Handler) (socket string, stop func()) {
 }
 
 func rawRequest(command Command) *Raw {
-	return &Raw{Command: command, ContainerID: "c1", IfName: "eth0", NetnsPath: "/run/netns/c1", Stdin: []byte(goodConfig)}
+	return &Raw{Command: command, ContainerID: "c1", IfName: "eth0", NetnsPath: "/run/netns/c1", Stdin: []byte(gcConfig("[]"))}
 }
 
 func TestRequestReachesTheHandlerWithItsNamespace(t *testing.T) {
@@ -114,6 +114,31 @@ func TestHandlersErrorReachesTheRuntime(t *testing.T) {
 		if err != nil || reply.Error == nil || reply.Error.Code != want {
 			t.Errorf("reply to %v is %+v, %v; want code %d", fail, reply, err, want)
 		}
+	}
+}
+
+// verbose fails with more than a socket's buffers hold.
+type verbose struct{ recorder }
+
+func (*verbose) Del(context.Context, *Request) error {
+	return errors.New(strings.Repeat("x", maxFrame/2))
+}
+
+func TestCallerThatDoesNotReadItsReplyHoldsUpNobody(t *testing.T) {
+	socket, stop := serving(t, &verbose{})
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := writeFrame(conn, rawRequest(Del), nil); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond) // the agent has the request, and fills the socket
+	begun := time.Now()
+	stop()
+	if took := time.Since(begun); took > 2*replyTime {
+		t.Errorf("the agent waited %s for a caller that reads nothing", took)
 	}
 }
 

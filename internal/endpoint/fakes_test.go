@@ -63,7 +63,9 @@ func (w *world) call(name string, do func()) error {
 	if n := len(slices.DeleteFunc(slices.Clone(w.calls), func(c string) bool { return c != name })); n > 0 {
 		nth = fmt.Sprintf("%s#%d", name, n+1)
 	}
-	w.calls = append(w.calls, name)
+	if w.calls = append(w.calls, name); len(w.calls) > 10_000 {
+		panic("the manager calls " + name + " without end")
+	}
 	switch {
 	case w.fail == nth || w.failEvery && w.fail == name:
 		return errFault
