@@ -22,7 +22,7 @@ const denyAll = `{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","me
 // changes measures how long a write to the store takes to hold: from just before the write to the first packet judged
 // or balanced by it, on the node of a pod that asks all the time.
 func (b *bench) changes(ctx context.Context) error {
-	return b.up(ctx, "benchchange", lab.ModeNative, 2, func(l *lab.Lab) error {
+	return b.up(ctx, "change", lab.ModeNative, 2, func(l *lab.Lab) error {
 		f, err := b.field(ctx, l)
 		if err != nil {
 			return err

@@ -25,7 +25,7 @@ import (
 
 // pods measures what a container runtime waits for: executions of the CNI plugin, from exec to exit.
 func (b *bench) pods(ctx context.Context) error {
-	return b.up(ctx, "benchpods", lab.ModeNative, 1, func(l *lab.Lab) error {
+	return b.up(ctx, "pods", lab.ModeNative, 1, func(l *lab.Lab) error {
 		var one []float64
 		for i := range 100 {
 			took, err := b.adds(ctx, l, 1, "one"+strconv.Itoa(i))

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -28,9 +29,9 @@ type field struct {
 
 // traffic measures what pods get out of the network, each figure as a ratio to bare veth in the same round.
 func (b *bench) traffic(ctx context.Context) error {
-	return b.up(ctx, "benchbare", lab.ModeBare, 2, func(bare *lab.Lab) error {
-		return b.up(ctx, "benchnative", lab.ModeNative, 2, func(native *lab.Lab) error {
-			return b.up(ctx, "benchvxlan", lab.ModeVXLAN, 2, func(vxlan *lab.Lab) error {
+	return b.up(ctx, "bare", lab.ModeBare, 2, func(bare *lab.Lab) error {
+		return b.up(ctx, "native", lab.ModeNative, 2, func(native *lab.Lab) error {
+			return b.up(ctx, "vxlan", lab.ModeVXLAN, 2, func(vxlan *lab.Lab) error {
 				return b.rounds3(ctx, bare, native, vxlan)
 			})
 		})
@@ -47,23 +48,23 @@ func (b *bench) rounds3(ctx context.Context, labs ...*lab.Lab) error {
 		fields = append(fields, f)
 	}
 	bare, native, vxlan := fields[0], fields[1], fields[2]
-	for range b.rounds {
-		for kind, measure := range b.kinds() {
-			if err := b.ratio(ctx, measure, "tcp_"+kind+"_same_node", bare.client, bare.same, native.client, native.same); err != nil {
-				return err
-			}
-			if err := b.ratio(ctx, measure, "tcp_"+kind+"_cross_node_native", bare.client, bare.cross, native.client, native.cross); err != nil {
-				return err
-			}
-			if err := b.ratio(ctx, measure, "tcp_"+kind+"_cross_node_vxlan", bare.client, bare.cross, vxlan.client, vxlan.cross); err != nil {
-				return err
-			}
+	var errs []error
+	for round := range b.rounds {
+		for _, kind := range []string{"rr", "crr", "stream"} {
+			run := b.kinds()[kind]
+			errs = append(errs,
+				b.ratio(ctx, round, run, "tcp_"+kind+"_same_node", pair{bare.client, bare.same}, pair{native.client, native.same}),
+				b.ratio(ctx, round, run, "tcp_"+kind+"_cross_node_native", pair{bare.client, bare.cross}, pair{native.client, native.cross}),
+				b.ratio(ctx, round, run, "tcp_"+kind+"_cross_node_vxlan", pair{bare.client, bare.cross}, pair{vxlan.client, vxlan.cross}))
 		}
-		if err := b.bpfTime(ctx, native); err != nil {
-			return err
-		}
+		errs = append(errs, b.bpfTime(ctx, native))
 	}
-	return b.idle(ctx, native.lab)
+	return errors.Join(append(errs, b.idle(ctx, native.lab))...)
+}
+
+// pair is who asks and who answers.
+type pair struct {
+	client, server *lab.Pod
 }
 
 // field makes the pods of a lab and starts the servers in them.
@@ -113,20 +114,24 @@ func (b *bench) kinds() map[string]measure {
 	}
 }
 
-// ratio measures bare and ours right after each other.
-func (b *bench) ratio(ctx context.Context, m measure, name string, bareClient, bareServer, client, server *lab.Pod) error {
-	floor, err := m(ctx, bareClient, bareServer)
-	if err != nil {
-		return fmt.Errorf("%s, bare: %w", name, err)
+// ratio measures bare and ours right after each other; who is first takes turns.
+func (b *bench) ratio(ctx context.Context, round int, m measure, name string, bare, ours pair) error {
+	rates := map[pair]float64{}
+	order := []pair{bare, ours}
+	if round%2 == 1 {
+		slices.Reverse(order)
 	}
-	ours, err := m(ctx, client, server)
-	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+	for _, p := range order {
+		rate, err := m(ctx, p.client, p.server)
+		if err != nil {
+			return fmt.Errorf("%s, %s: %w", name, p.client.Name, err)
+		}
+		rates[p] = rate
 	}
-	if floor <= 0 {
-		return fmt.Errorf("%s: the floor is %v", name, floor)
+	if rates[bare] <= 0 {
+		return fmt.Errorf("%s: the floor is %v", name, rates[bare])
 	}
-	b.sample(name, ours/floor)
+	b.sample(name, rates[ours]/rates[bare])
 	return nil
 }
 
