@@ -94,12 +94,12 @@ func proofMessage(proof policy.Proof) *agentv1.Proof {
 	}
 	if proof.Judged {
 		message.Verdict = &agentv1.Judgement{
-			Action: proof.Action.String(), Rule: proof.Rule.Rule, RuleName: proof.Rule.Name, Place: proof.Rule.Place,
+			Action: proof.Action.String(), Rule: proof.Rule.Rule, RuleName: ruleName(proof.Rule), Place: proof.Rule.Place,
 		}
 	}
 	for _, step := range proof.Steps {
 		message.Steps = append(message.Steps, &agentv1.Step{
-			Rank: step.Rank, RuleName: step.Rule.Name, Place: step.Rule.Place, Selector: step.Selector,
+			Rank: step.Rank, RuleName: ruleName(step.Rule), Place: step.Rule.Place, Selector: step.Selector,
 			Action: step.Action.String(), Matched: step.Matched, Why: step.Why,
 		})
 	}

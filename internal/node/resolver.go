@@ -52,7 +52,10 @@ func workloadID(w policy.Workload) identity.ID {
 // nodeOf names the node that has an address of its own.
 func (r resolver) nodeOf(addr netip.Addr) string {
 	var name string
-	r.a.policies.Read(func(*policy.Engine) { name = r.a.policies.facts.owner[exact(addr)].node })
+	r.a.policies.Read(func(*policy.Engine) {
+		at, _ := r.a.policies.facts.owner(exact(addr))
+		name = at.node
+	})
 	return name
 }
 
@@ -62,8 +65,11 @@ func (r resolver) Rule(id uint32) flow.RuleInfo {
 	if !ok {
 		return flow.RuleInfo{}
 	}
-	return flow.RuleInfo{Name: info.Name, Place: info.Place}
+	return flow.RuleInfo{Name: ruleName(info), Place: info.Place}
 }
+
+// ruleName is what the object, or its author, calls a rule; the place in the object is told beside it.
+func ruleName(info policy.RuleInfo) string { return strings.TrimSuffix(info.Name, " "+info.Place) }
 
 // Service implements flow.Resolver.
 func (r resolver) Service(frontend netip.AddrPort, protocol uint8) string {
