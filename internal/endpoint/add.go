@@ -135,9 +135,13 @@ func (m *Manager) record(e *endpoint) error {
 	return nil
 }
 
-func (m *Manager) assign(e *endpoint) (err error) {
-	e.ID, err = m.config.Numbers.Assign(policy.KindEndpoint, numberDigest(e.Attachment), 1)
-	return err
+func (m *Manager) assign(e *endpoint) error {
+	id, err := m.config.Numbers.Assign(policy.KindEndpoint, numberDigest(e.Attachment), 1)
+	if err != nil {
+		return err // a restored endpoint keeps its old number: programs carry it
+	}
+	e.ID = id
+	return nil
 }
 
 func (m *Manager) release(e *endpoint) error {
@@ -194,10 +198,14 @@ func (m *Manager) insert(e *endpoint) error {
 	return nil
 }
 
+// delete removes the endpoint's row, and not that of another one that has its number now.
 func (m *Manager) delete(e *endpoint) error {
 	endpoints := m.config.Tables.Endpoints
 	txn := m.config.Tables.DB.WriteTxn(endpoints)
 	defer txn.Abort()
+	if row, _, found := endpoints.Get(txn, table.EndpointByID(e.ID)); !found || row.Generation != e.Generation {
+		return nil
+	}
 	if _, _, err := endpoints.Delete(txn, &table.Endpoint{ID: e.ID}); err != nil {
 		return err
 	}

@@ -23,6 +23,8 @@ type endpoint struct {
 	ifindex    uint32
 	journaled  bool // the journal has the record
 	mayBeKnown bool // an address may have been published
+	freed      bool // the journal has dropped it and the book taken its addresses back; what follows is left to do
+	unsaid     []netip.Addr
 }
 
 // digest is what the endpoint's number stands for, and the source of its device's name and MACs: all are the same

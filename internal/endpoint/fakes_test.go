@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -276,4 +277,9 @@ func request(container string) *cni.Request {
 	}
 	r.Config.Name = "tendril"
 	return r
+}
+
+// containsAll says that a text has all parts.
+func containsAll(text string, parts ...string) bool {
+	return !slices.ContainsFunc(parts, func(part string) bool { return !strings.Contains(text, part) })
 }

@@ -62,9 +62,10 @@ type journal struct {
 	path string
 
 	mutex sync.Mutex
-	file  *os.File
-	size  int64
-	lines int
+	file  *os.File // nil once a line could neither be written nor taken back
+	size  int64    // bytes
+	lines int      // in the file
+	limit int      // number of lines at which it is rewritten
 	now   contents
 }
 
@@ -158,11 +159,15 @@ func (j *journal) append(e entry) error {
 	j.size += int64(len(line))
 	j.lines++
 	j.now.apply(e)
-	if j.lines > 1024+4*len(j.now.records) {
-		return j.rewrite()
+	if j.lines > j.limit && j.rewrite() != nil {
+		// The line counts, and so this is no error of the caller's. The file goes on growing; room may be found later.
+		j.limit = j.lines + slack
 	}
 	return nil
 }
+
+// slack is how many lines may be out of date before the file is rewritten.
+const slack = 1024
 
 // rewrite puts a file in the journal's place that says the same in fewest lines. Addresses that have rested long enough
 // are left out.
@@ -184,6 +189,7 @@ func (j *journal) rewrite() error {
 		j.file.Close()
 	}
 	j.file, j.size, j.lines = file, int64(text.Len()), 1+len(j.now.records)
+	j.limit = slack + 4*len(j.now.records)
 	return nil
 }
 

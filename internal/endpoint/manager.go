@@ -122,13 +122,23 @@ func (m *Manager) Addresses() []Address {
 
 // Status fails while Add cannot be served: before Restore, and when a pool has no address to give.
 func (m *Manager) Status(context.Context) error {
+	if err := m.ready(); err != nil {
+		return err
+	}
+	m.mutex.Lock()
+	defer m.mutex.Unlock()
+	if err := m.book.Room(time.Now()); err != nil {
+		return cni.Errorf(cni.CodeUnavailable, "no address for another pod", "%v", err)
+	}
+	return nil
+}
+
+// ready fails before Restore: until then an endpoint that is not known may exist all the same.
+func (m *Manager) ready() error {
 	m.mutex.Lock()
 	defer m.mutex.Unlock()
 	if !m.restored {
 		return cni.Errorf(cni.CodeUnavailable, "the agent is starting; try again later", "endpoints are not restored yet")
-	}
-	if err := m.book.Room(time.Now()); err != nil {
-		return cni.Errorf(cni.CodeUnavailable, "no address for another pod", "%v", err)
 	}
 	return nil
 }

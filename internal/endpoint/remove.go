@@ -17,6 +17,9 @@ func (m *Manager) Del(ctx context.Context, request *cni.Request) error {
 }
 
 func (m *Manager) remove(ctx context.Context, a cni.Attachment) error {
+	if err := m.ready(); err != nil {
+		return err
+	}
 	unlock, err := m.locks.lock(ctx, a)
 	if err != nil {
 		return err
@@ -34,8 +37,10 @@ func (m *Manager) remove(ctx context.Context, a cni.Attachment) error {
 }
 
 // dismantle goes from what others see to what only we know. Until the journal has the last word, a restart finds the
-// endpoint and goes on.
+// endpoint and goes on. A failure leaves an endpoint that is known but not complete; dismantling it again does only what
+// is left to do, because its number and addresses may be others' by then.
 func (m *Manager) dismantle(e *endpoint) error {
+	e.Complete = false
 	if err := m.delete(e); err != nil {
 		return err
 	}
@@ -55,9 +60,23 @@ func (m *Manager) dismantle(e *endpoint) error {
 	return nil
 }
 
-// free gives the endpoint's addresses back and drops it from the journal. Addresses that others may have heard of are
-// withdrawn, and rest once the store has taken note; nobody else's wait.
-func (m *Manager) free(e *endpoint) error {
+// free gives the endpoint's addresses back, once, and tells the cluster of those that it may have heard of; nobody
+// else's wait for that.
+func (m *Manager) free(e *endpoint) (err error) {
+	if !e.freed {
+		if err := m.drop(e); err != nil {
+			return err // the addresses stay taken: a restart would find them so
+		}
+		if e.freed = true; e.mayBeKnown {
+			e.unsaid = e.Addrs
+		}
+	}
+	e.unsaid, err = m.withdraw(e.unsaid)
+	return err
+}
+
+// drop takes the endpoint out of the journal and its addresses out of use: at rest if others may know them.
+func (m *Manager) drop(e *endpoint) error {
 	dropped, now := entry{Drop: &e.Attachment}, time.Now()
 	if e.mayBeKnown {
 		for _, addr := range e.Addrs {
@@ -67,10 +86,11 @@ func (m *Manager) free(e *endpoint) error {
 	}
 	if e.journaled {
 		if err := m.journal.append(dropped); err != nil {
-			return err // the addresses stay taken: a restart would find them so
+			return err
 		}
 	}
 	m.mutex.Lock()
+	defer m.mutex.Unlock()
 	for _, addr := range e.Addrs {
 		if e.mayBeKnown {
 			m.book.Release(addr, now)
@@ -78,21 +98,18 @@ func (m *Manager) free(e *endpoint) error {
 			m.book.Forget(addr)
 		}
 	}
-	m.mutex.Unlock()
-	if !e.mayBeKnown {
-		return nil
-	}
-	return m.withdraw(e.Addrs)
+	return nil
 }
 
-// withdraw tells the cluster, and starts the addresses' rest when it knows.
-func (m *Manager) withdraw(addrs []netip.Addr) error {
+// withdraw tells the cluster, and starts the addresses' rest when it knows. It returns those that it could not tell of.
+func (m *Manager) withdraw(addrs []netip.Addr) (unsaid []netip.Addr, err error) {
 	var failed []error
 	for _, addr := range addrs {
-		err := m.config.Publisher.Withdraw(addr, func(at time.Time) { m.rest(addr, at) })
-		failed = append(failed, err)
+		if err := m.config.Publisher.Withdraw(addr, func(at time.Time) { m.rest(addr, at) }); err != nil {
+			unsaid, failed = append(unsaid, addr), append(failed, err)
+		}
 	}
-	return errors.Join(failed...)
+	return unsaid, errors.Join(failed...)
 }
 
 // rest notes that the store knows of a release. If the journal cannot be written the address is withdrawn again at the
@@ -112,6 +129,9 @@ func (m *Manager) rest(addr netip.Addr, at time.Time) {
 
 // GC detaches everything of the request's network that the runtime does not know.
 func (m *Manager) GC(ctx context.Context, request *cni.Request) error {
+	if err := m.ready(); err != nil {
+		return err
+	}
 	valid := make(map[cni.Attachment]bool)
 	for _, a := range request.Config.ValidAttachments {
 		valid[a] = true

@@ -67,7 +67,8 @@ func (m *Manager) restoreAddresses(was contents) error {
 		}
 	}
 	m.mutex.Unlock()
-	return errors.Join(append(failed, m.withdraw(released))...)
+	_, err := m.withdraw(released) // what it could not tell of, the next start withdraws
+	return errors.Join(append(failed, err)...)
 }
 
 // restore brings one endpoint back, or removes it if it cannot live on.
@@ -140,7 +141,15 @@ func (m *Manager) renumber(e *endpoint) (changed bool, err error) {
 }
 
 // Check fails if an attachment is not as Add left it, and names everything that differs.
-func (m *Manager) Check(_ context.Context, request *cni.Request) error {
+func (m *Manager) Check(ctx context.Context, request *cni.Request) error {
+	if err := m.ready(); err != nil {
+		return err
+	}
+	unlock, err := m.locks.lock(ctx, request.Attachment())
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	e := m.lookup(request.Attachment())
 	if e == nil || !e.Complete {
 		return cni.Errorf(cni.CodeUnknownContainer, "container is not attached", "container %s, device %s: add it first",
