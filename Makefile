@@ -3,6 +3,9 @@
 .PHONY: help demo build generate test lint fuzz bench vm sweep clean
 
 export CGO_ENABLED := 0
+# Without gRPC's tracing pages nothing uses html/template, which makes the linker keep every method of every type: it saves
+# a fifth of the agent.
+export GOFLAGS := $(strip $(GOFLAGS) -tags=grpcnotrace)
 BINARIES := tendril tendril-agent tendril-cni
 KERNELS := $(CURDIR)/build/kernels
 
