@@ -1,6 +1,7 @@
 package netlink
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -47,10 +48,12 @@ func (h *Handle) EnsureOverlay(o Overlay) (ifindex uint32, err error) {
 	return index, err
 }
 
-// fits says whether a device that exists can be used: its kind and port cannot be changed.
+// fits says whether a device that exists can be used: its kind and port cannot be changed, and one with another link
+// address is not ours, however it is named.
 func (o Overlay) fits(link lib.Link) bool {
 	vxlan, ok := link.(*lib.Vxlan)
-	return ok && vxlan.FlowBased && vxlan.Port == int(o.Port)
+	mac := OverlayMAC()
+	return ok && vxlan.FlowBased && vxlan.Port == int(o.Port) && bytes.Equal(vxlan.HardwareAddr, mac[:])
 }
 
 func (h *Handle) addOverlay(o Overlay) (lib.Link, error) {

@@ -29,6 +29,9 @@ type Pair struct {
 // fails, nothing is left.
 func (h *Handle) CreatePair(p Pair) (ifindex uint32, err error) {
 	replies, err := h.do(p.create(), getLink(p.Device))
+	if errors.Is(err, unix.EEXIST) {
+		return 0, err // one of the names is taken, by what was there before
+	}
 	if err != nil {
 		return 0, h.undone(p.Device, err)
 	}
@@ -45,11 +48,8 @@ func (h *Handle) CreatePair(p Pair) (ifindex uint32, err error) {
 	return link.index, nil
 }
 
-// undone removes what a failed CreatePair made, but never a device that was there before.
+// undone removes what a failed CreatePair made.
 func (h *Handle) undone(device string, err error) error {
-	if errors.Is(err, unix.EEXIST) {
-		return err
-	}
 	_, failed := h.do(deleteLink(device))
 	return errors.Join(err, failed)
 }

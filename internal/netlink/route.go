@@ -1,12 +1,14 @@
 package netlink
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"iter"
 	"net"
 	"net/netip"
+	"slices"
 
 	lib "github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -50,27 +52,46 @@ func (r Routes) Delete(_ context.Context, unwanted *table.RouteWanted) error {
 	return r.remove(route)
 }
 
-// Prune removes every route of ours that is not wanted.
+// Prune removes every route of ours that is not wanted. Nothing is removed unless devices and routes could be read whole.
 func (r Routes) Prune(_ context.Context, wanted iter.Seq[*table.RouteWanted]) error {
-	keep := make(map[string]bool)
-	for w := range wanted {
-		route, err := r.route(w)
-		if err != nil {
-			continue // its device is gone, and so is the route
-		}
-		keep[routeKey(route)] = true
-	}
 	routes, err := r.list()
 	if err != nil {
 		return err
 	}
+	// After the routes: the devices of routes that are there have their names.
+	links, err := again(r.h.lib.LinkList)
+	if err != nil {
+		return fmt.Errorf("list devices: %w", err)
+	}
+	devices := make(map[int]string, len(links))
+	for _, link := range links {
+		devices[link.Attrs().Index] = link.Attrs().Name
+	}
 	var failed []error
-	for _, route := range routes {
-		if !keep[routeKey(&route)] {
-			failed = append(failed, r.remove(&route))
-		}
+	for _, route := range unwanted(routes, devices, wanted) {
+		failed = append(failed, r.remove(&route))
 	}
 	return errors.Join(failed...)
+}
+
+// routeKey tells routes apart as the rows do.
+type routeKey struct {
+	table  uint32
+	prefix netip.Prefix
+	device string
+}
+
+// unwanted picks the routes that no row asks for; devices gives names by index. A route whose device has no name is
+// left alone: the device is new or on its way out, and takes its routes along.
+func unwanted(routes []lib.Route, devices map[int]string, wanted iter.Seq[*table.RouteWanted]) []lib.Route {
+	keep := make(map[routeKey]bool)
+	for w := range wanted {
+		keep[routeKey{cmp.Or(w.Table, unix.RT_TABLE_MAIN), w.Prefix, w.Device}] = true
+	}
+	return slices.DeleteFunc(routes, func(route lib.Route) bool {
+		device, known := devices[route.LinkIndex]
+		return !known || keep[routeKey{uint32(route.Table), routePrefix(&route), device}]
+	})
 }
 
 func (r Routes) remove(route *lib.Route) error {
@@ -84,7 +105,9 @@ func (r Routes) remove(route *lib.Route) error {
 // list returns all routes with our mark, of both families and all tables.
 func (r Routes) list() ([]lib.Route, error) {
 	filter := &lib.Route{Protocol: ProtocolRemote, Table: unix.RT_TABLE_UNSPEC}
-	routes, err := r.h.lib.RouteListFiltered(lib.FAMILY_ALL, filter, lib.RT_FILTER_PROTOCOL|lib.RT_FILTER_TABLE)
+	routes, err := again(func() ([]lib.Route, error) {
+		return r.h.lib.RouteListFiltered(lib.FAMILY_ALL, filter, lib.RT_FILTER_PROTOCOL|lib.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
@@ -115,11 +138,6 @@ func (r Routes) route(row *table.RouteWanted) (*lib.Route, error) {
 	return route, nil
 }
 
-// routeKey tells routes apart as the rows do.
-func routeKey(route *lib.Route) string {
-	return fmt.Sprintf("%d %s %d", route.Table, route.Dst, route.LinkIndex)
-}
-
 // ErrNoRoute says that the node has no route to where somebody wants to go.
 var ErrNoRoute = errors.New("no route")
 
@@ -148,7 +166,9 @@ func (h *Handle) NextHop(to netip.Addr) (NextHop, error) {
 func (h *Handle) Uplink() (NextHop, error) {
 	for _, family := range []int{lib.FAMILY_V4, lib.FAMILY_V6} {
 		filter := &lib.Route{Dst: nil, Table: unix.RT_TABLE_MAIN}
-		routes, err := h.lib.RouteListFiltered(family, filter, lib.RT_FILTER_DST|lib.RT_FILTER_TABLE)
+		routes, err := again(func() ([]lib.Route, error) {
+			return h.lib.RouteListFiltered(family, filter, lib.RT_FILTER_DST|lib.RT_FILTER_TABLE)
+		})
 		if err != nil {
 			return NextHop{}, fmt.Errorf("list default routes: %w", err)
 		}

@@ -37,10 +37,13 @@ func (h *Handle) Watch(ctx context.Context, changed func(Snapshot)) error {
 	defer stop()
 	for {
 		snapshot, err := h.Snapshot()
-		if err != nil {
+		switch {
+		case errors.Is(err, lib.ErrDumpInterrupted): // changes go on, and each is announced: there will be another reading
+		case err != nil:
 			return err
+		default:
+			changed(snapshot)
 		}
-		changed(snapshot)
 		if err := awaitChange(ctx, announcements); err != nil {
 			return err
 		}
@@ -132,16 +135,17 @@ func (h *Handle) dumpLinks() ([]lib.Link, error) {
 	return links, nil
 }
 
-// again repeats a dump that changes interrupted; a torn one would miss rows.
+// again repeats a dump that changes interrupted. A torn one misses rows, and what is missing would be taken for gone: so
+// none is returned, and after some tries the error stays lib.ErrDumpInterrupted.
 func again[Row any](list func() ([]Row, error)) ([]Row, error) {
 	const tries = 5
 	for try := 1; ; try++ {
 		rows, err := list()
-		if !errors.Is(err, lib.ErrDumpInterrupted) {
-			return rows, err
+		if err == nil {
+			return rows, nil
 		}
-		if try == tries {
-			return rows, nil // changes go on, and each is announced: there will be another reading
+		if !errors.Is(err, lib.ErrDumpInterrupted) || try == tries {
+			return nil, err
 		}
 	}
 }
