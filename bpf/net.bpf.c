@@ -152,18 +152,18 @@ static __always_inline int net_out_ip(struct __sk_buff *ctx, struct packet *p)
 SEC("tc")
 int net_out(struct __sk_buff *ctx)
 {
-	struct packet *p = packet_begin(HOOK_NET_OUT);
-	int reason = REASON_PASSED;
+	struct packet *p;
+	int reason;
 
+	if (ctx->mark == MARK_FORWARDED || !feature_on(FEATURE_MASQUERADE))
+		return finish_marked(ctx, HOOK_NET_OUT);
+	p = packet_begin(HOOK_NET_OUT);
 	if (!p)
 		return TC_ACT_SHOT;
-	p->length = ctx->len - ETH_HLEN;
-	if (ctx->mark != MARK_FORWARDED && feature_on(FEATURE_MASQUERADE)) {
-		reason = packet_parse(ctx, p);
-		if (reason == GO_ON && packet_is_ip(p))
-			reason = net_out_ip(ctx, p);
-		else if (reason != DROP_MAPPED_ADDRESS)
-			reason = REASON_PASSED; /* not ours to judge */
-	}
+	reason = packet_parse(ctx, p);
+	if (reason == GO_ON && packet_is_ip(p))
+		reason = net_out_ip(ctx, p);
+	else if (reason != DROP_MAPPED_ADDRESS)
+		reason = REASON_PASSED; /* not ours to judge */
 	return finish(ctx, p, reason);
 }

@@ -148,16 +148,16 @@ static __always_inline int tunnel_out_ip(struct __sk_buff *ctx, struct packet *p
 SEC("tc")
 int tunnel_out(struct __sk_buff *ctx)
 {
-	struct packet *p = packet_begin(HOOK_TUNNEL_OUT);
-	int reason = REASON_PASSED;
+	struct packet *p;
+	int reason;
 
+	if (ctx->mark == MARK_FORWARDED)
+		return finish_marked(ctx, HOOK_TUNNEL_OUT);
+	p = packet_begin(HOOK_TUNNEL_OUT);
 	if (!p)
 		return TC_ACT_SHOT;
-	p->length = ctx->len - ETH_HLEN;
-	if (ctx->mark != MARK_FORWARDED) {
-		reason = packet_parse(ctx, p);
-		if (reason == GO_ON)
-			reason = packet_is_ip(p) ? tunnel_out_ip(ctx, p) : DROP_MULTICAST;
-	}
+	reason = packet_parse(ctx, p);
+	if (reason == GO_ON)
+		reason = packet_is_ip(p) ? tunnel_out_ip(ctx, p) : DROP_MULTICAST;
 	return finish(ctx, p, reason);
 }

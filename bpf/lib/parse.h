@@ -27,12 +27,36 @@ struct fragment_header {
 	__be32 id;
 };
 
+/*
+ * parse_needed is how many bytes have to be in the linear part. Of plain TCP and UDP that is the headers, which the stack
+ * keeps there: pulling more would copy payload, and the head with it, of every segment that a pod sends.
+ */
+static __always_inline __u32 parse_needed(const struct __sk_buff *ctx)
+{
+	struct ethhdr *ethernet = (void *)(long)ctx->data;
+	struct ipv6hdr *ip6 = (void *)(ethernet + 1);
+	struct iphdr *ip4 = (void *)(ethernet + 1);
+	__u8 protocol = 0;
+	__u32 headers = 0;
+
+	if ((void *)(ip6 + 1) > (void *)(long)ctx->data_end)
+		return PARSE_LINEAR;
+	if (ethernet->h_proto == bpf_htons(ETH_P_IP) && ip4->ihl == 5) {
+		protocol = ip4->protocol;
+		headers = ETH_HLEN + sizeof(*ip4) + 20;
+	} else if (ethernet->h_proto == bpf_htons(ETH_P_IPV6)) {
+		protocol = ip6->nexthdr;
+		headers = ETH_HLEN + sizeof(*ip6) + 20;
+	}
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP ? headers : PARSE_LINEAR;
+}
+
 /* parse_linear makes sure that the headers lie in the linear part, as drivers that fill pages do not. */
 static __always_inline void parse_linear(struct __sk_buff *ctx)
 {
 	__u32 linear = ctx->data_end - ctx->data;
 
-	if (linear < PARSE_LINEAR && linear < ctx->len)
+	if (linear < PARSE_LINEAR && linear < ctx->len && linear < parse_needed(ctx))
 		bpf_skb_pull_data(ctx, ctx->len < PARSE_LINEAR ? ctx->len : PARSE_LINEAR);
 }
 

@@ -4,13 +4,15 @@
  *
  *   policy_judge      finds the up to three lists of entries that concern the packet's protocol and port
  *   policy_round      finds the match of lowest rank in them
- *   policy_scan       finds the first match of one list
+ *   policy_list       finds the first match of one list
  *
  * Everything that is missing or inconsistent is a denial.
  */
 #pragma once
 
 #include "packet.h"
+
+#define POLICY_SHORT 16 /* entries of a list that are looked at without a loop's overhead */
 
 /* What one evaluation carries along. Ranks: lower wins; floor is raised by PASS. */
 struct judgement {
@@ -22,6 +24,8 @@ struct judgement {
 	__u32 rule;
 	__u32 argument;
 	__u32 action;               /* ACTION_NONE: no match so far */
+	__u32 word;                 /* number of the word in bits */
+	__u64 bits;                 /* selector bits of the class, the word looked at last */
 	__u16 first[3];             /* the lists */
 	__u16 count[3];
 	__u32 reserved;
@@ -32,25 +36,34 @@ static __always_inline union policy_cell *policy_cell_at(__u32 cell)
 	return bpf_map_lookup_elem(&policy_cells, &cell);
 }
 
-/* policy_scan looks at one entry; it stops the loop at the list's first match or where nothing better can follow. */
-static long policy_scan(__u64 index, void *context)
+/* policy_bit tells whether the class has a selector. Neighbouring entries often ask for the same word. */
+static __always_inline bool policy_bit(struct judgement *j, __u32 selector)
 {
-	struct judgement *j = context;
-	union policy_cell *cell = policy_cell_at(j->next++);
-	struct policy_entry *entry;
-	__u32 word;
+	__u32 word = j->row + selector / 64;
 	__u64 *bits;
+
+	if (word != j->word) {
+		bits = bpf_map_lookup_elem(&class_bits, &word);
+		if (!bits)
+			return false;
+		j->word = word;
+		j->bits = *bits;
+	}
+	return j->bits >> (selector & 63) & 1;
+}
+
+/* policy_look looks at one entry; it returns 1 at the list's first match or where nothing better can follow. */
+static __always_inline long policy_look(struct judgement *j, __u32 at)
+{
+	union policy_cell *cell = policy_cell_at(at);
+	struct policy_entry *entry;
 
 	if (!cell)
 		return 1;
 	entry = &cell->entry;
 	if (entry->rank >= j->rank)
 		return 1;
-	if (entry->rank < j->floor)
-		return 0;
-	word = j->row + entry->selector / 64;
-	bits = bpf_map_lookup_elem(&class_bits, &word);
-	if (!bits || !(*bits >> (entry->selector & 63) & 1))
+	if (entry->rank < j->floor || !policy_bit(j, entry->selector))
 		return 0;
 	j->rank = entry->rank;
 	j->rule = entry->rule;
@@ -59,15 +72,35 @@ static long policy_scan(__u64 index, void *context)
 	return 1;
 }
 
+/* policy_scan is the loop over what is long. */
+static long policy_scan(__u64 index, void *context)
+{
+	struct judgement *j = context;
+
+	return policy_look(j, j->next++);
+}
+
+/* policy_list finds a list's first match. Short lists, which most are, go without a call for each entry. */
+static __always_inline void policy_list(struct judgement *j, __u32 first, __u32 count)
+{
+	for (__u32 i = 0; i < POLICY_SHORT; i++) {
+		if (i >= count || policy_look(j, first + i))
+			return;
+	}
+	if (count <= POLICY_SHORT)
+		return;
+	j->next = first + POLICY_SHORT;
+	bpf_loop(count - POLICY_SHORT, policy_scan, j, 0);
+}
+
 /* policy_round finds the match of lowest rank at or above the floor. */
 static __always_inline void policy_round(struct judgement *j)
 {
 	j->rank = 0xffffffff;
 	j->action = ACTION_NONE;
 	for (int i = 0; i < 3; i++) {
-		j->next = j->base + j->first[i];
 		if (j->count[i])
-			bpf_loop(j->count[i], policy_scan, j, 0);
+			policy_list(j, j->base + j->first[i], j->count[i]);
 	}
 }
 
@@ -124,6 +157,7 @@ __noinline int policy_judge(__u32 program, __u32 peer, __u32 wanted, struct verd
 		return 0;
 	header = &cell->header;
 	j.row = *(volatile __u32 *)class * config.class_words;
+	j.word = 0xffffffff; /* none yet */
 	policy_find(&j, 0, 1, header->segments, wanted);
 	policy_find(&j, 1, 1 + header->segments, header->protocols, wanted);
 	j.first[2] = header->any_first;
