@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -105,6 +106,9 @@ func probeKept(ctx context.Context, config ProbeConfig, tally *tally) error {
 	}
 	defer conn.Close()
 	enlarge(conn)
+	// Where nothing is acknowledged a write blocks in the end; the end of the probe is the end of that, too.
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetWriteDeadline(time.Now()) })
+	defer stop()
 	config.Started()
 	var group errgroup.Group
 	group.Go(func() error {
@@ -113,7 +117,10 @@ func probeKept(ctx context.Context, config ProbeConfig, tally *tally) error {
 	})
 	every(ctx, config, func(sequence uint64) {
 		tally.send(sequence)
-		if _, err := conn.Write(message(config, sequence)); err != nil {
+		_, err := conn.Write(message(config, sequence))
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			tally.forget(sequence) // it never left
+		} else if err != nil {
 			tally.fail(err)
 		}
 	})
@@ -268,6 +275,12 @@ func (t *tally) send(sequence uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.sent[sequence] = time.Now()
+}
+
+func (t *tally) forget(sequence uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.sent, sequence)
 }
 
 // answer notes an answer; a second one to the same message counts for nothing.

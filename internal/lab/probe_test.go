@@ -318,3 +318,22 @@ func TestForwardLeadsToTheStore(t *testing.T) {
 		t.Errorf("forward ended with %v", err)
 	}
 }
+
+func TestAProbeThatIsNotReadFromCanBeEnded(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	begin := time.Now()
+	got, err := Probe(ctx, ProbeConfig{Kind: ProbeTCP, Addr: listener.Addr().String(), Interval: time.Nanosecond,
+		Duration: time.Hour, Grace: time.Millisecond})
+	if err != nil || got.Lost != got.Sent || got.Sent == 0 {
+		t.Errorf("%+v, %v, want everything lost", got, err)
+	}
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("it ended after %s", took)
+	}
+}

@@ -176,11 +176,15 @@ func eventually(t *testing.T, what string, within time.Duration, check func(cont
 	}
 }
 
-// probe starts an open-loop probe, every two milliseconds, which must lose nothing until the returned function is
-// called.
+// probe starts an open-loop probe, every two milliseconds or for new connections every twenty, which must lose nothing
+// until the returned function is called.
 func (c *cluster) probe(t *testing.T, from lab.Place, kind lab.ProbeKind, target netip.AddrPort) (end func()) {
 	t.Helper()
-	process, err := c.StartProbe(t.Context(), from, kind, target, 2*time.Millisecond)
+	interval := 2 * time.Millisecond
+	if kind == lab.ProbeConnect {
+		interval = 20 * time.Millisecond
+	}
+	process, err := c.StartProbe(t.Context(), from, kind, target, interval)
 	if err != nil {
 		t.Fatal(err)
 	}
