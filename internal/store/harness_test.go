@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"log/slog"
 	"net"
 	"os"
@@ -43,17 +44,24 @@ type world struct {
 	writer                  *Writer
 }
 
+// newWorld makes one, beside those of other tests: they mostly wait, for disks and for time to pass.
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	t.Parallel()
 	w := &world{t: t, dir: t.TempDir(), clientAddr: freeAddr(t), publishAddr: freeAddr(t)}
 	w.start()
 	t.Cleanup(w.halt)
 	return w
 }
 
+// freeAddr is an address that stays free until it is used, and while the store is away: each test has a loopback address
+// of its own, from a hash of its name, so that nobody else is given the port meanwhile.
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	hash := fnv.New32()
+	hash.Write([]byte(t.Name()))
+	sum := hash.Sum32()
+	l, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 1+sum>>24%250, byte(sum>>8), 1+sum%250))
 	if err != nil {
 		t.Fatal(err)
 	}
