@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"tendril.io/tendril/internal/ipproto"
 )
 
 // Args says which pod a container is (CNI_ARGS, and the configuration's args and runtimeConfig).
@@ -124,7 +126,6 @@ func splitList(list string) []string {
 
 // parsePorts reads name:port/protocol; without protocol it is TCP.
 func parsePorts(field string, list []string) ([]NamedPort, error) {
-	protocols := map[string]uint8{"tcp": 6, "udp": 17, "sctp": 132}
 	ports := make([]NamedPort, 0, len(list))
 	for _, text := range list {
 		name, rest, _ := strings.Cut(text, ":")
@@ -133,8 +134,8 @@ func parsePorts(field string, list []string) ([]NamedPort, error) {
 			protocol = "tcp"
 		}
 		port, err := strconv.ParseUint(number, 10, 16)
-		proto := protocols[strings.ToLower(protocol)]
-		if err != nil || port == 0 || proto == 0 || !validPortName(name) {
+		proto, unknown := ipproto.Parse(protocol)
+		if err != nil || unknown != nil || port == 0 || !ipproto.HasPorts(proto) || !validPortName(name) {
 			return nil, invalidArgs("%s: %s is not a named port: write name:port/protocol, such as http:80/tcp",
 				field, abbreviated(text))
 		}

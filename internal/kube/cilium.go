@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"tendril.io/tendril/api/cilium"
+	"tendril.io/tendril/internal/ipproto"
 	"tendril.io/tendril/internal/label"
 	"tendril.io/tendril/internal/policy"
 )
@@ -431,29 +432,27 @@ func ciliumPort(p *cilium.PortProtocol, at *field.Path) ([]policy.Port, field.Er
 	return ports, nil
 }
 
-func hasNoPorts(protocol uint8) bool {
-	return protocol != protocolTCP && protocol != protocolUDP && protocol != protocolSCTP
-}
+func hasNoPorts(protocol uint8) bool { return !ipproto.HasPorts(protocol) }
 
 // ciliumProtocols gives the numbers that a protocol's name stands for.
 func ciliumProtocols(name string, at *field.Path) ([]uint8, field.ErrorList) {
 	switch strings.ToUpper(cmp.Or(name, "ANY")) {
 	case "ANY":
-		return []uint8{protocolTCP, protocolUDP, protocolSCTP}, nil
+		return []uint8{ipproto.TCP, ipproto.UDP, ipproto.SCTP}, nil
 	case "TCP":
-		return []uint8{protocolTCP}, nil
+		return []uint8{ipproto.TCP}, nil
 	case "UDP":
-		return []uint8{protocolUDP}, nil
+		return []uint8{ipproto.UDP}, nil
 	case "SCTP":
-		return []uint8{protocolSCTP}, nil
+		return []uint8{ipproto.SCTP}, nil
 	case "ICMP":
-		return []uint8{protocolICMP}, nil
+		return []uint8{ipproto.ICMP}, nil
 	case "ICMPV6":
-		return []uint8{protocolICMPv6}, nil
+		return []uint8{ipproto.ICMPv6}, nil
 	case "VRRP":
-		return []uint8{protocolVRRP}, nil
+		return []uint8{ipproto.VRRP}, nil
 	case "IGMP":
-		return []uint8{protocolIGMP}, nil
+		return []uint8{ipproto.IGMP}, nil
 	}
 	return nil, field.ErrorList{field.NotSupported(at, name, []string{"TCP", "UDP", "SCTP", "ICMP", "ICMPv6", "VRRP", "IGMP", "ANY"})}
 }

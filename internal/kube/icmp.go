@@ -8,6 +8,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"tendril.io/tendril/api/cilium"
+	"tendril.io/tendril/internal/ipproto"
 	"tendril.io/tendril/internal/policy"
 )
 
@@ -32,11 +33,11 @@ func icmpTypes6() map[string]uint16 {
 
 // ciliumICMP translates an ICMP type, which stands for the port.
 func ciliumICMP(f *cilium.ICMPField, at *field.Path) (policy.Port, field.ErrorList) {
-	protocol, names := uint8(protocolICMP), icmpTypes4()
+	protocol, names := uint8(ipproto.ICMP), icmpTypes4()
 	switch f.Family {
 	case "", "IPv4":
 	case "IPv6":
-		protocol, names = protocolICMPv6, icmpTypes6()
+		protocol, names = ipproto.ICMPv6, icmpTypes6()
 	default:
 		return policy.Port{}, field.ErrorList{field.NotSupported(at.Child("family"), f.Family, []string{"IPv4", "IPv6"})}
 	}

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"tendril.io/tendril/internal/ipproto"
 	"tendril.io/tendril/internal/label"
 	"tendril.io/tendril/internal/policy"
 )
@@ -138,11 +139,11 @@ func networkPolicyPort(p *networkingv1.NetworkPolicyPort, at *field.Path) (polic
 func kubeProtocol(name corev1.Protocol, at *field.Path) (uint8, field.ErrorList) {
 	switch name {
 	case corev1.ProtocolTCP:
-		return protocolTCP, nil
+		return ipproto.TCP, nil
 	case corev1.ProtocolUDP:
-		return protocolUDP, nil
+		return ipproto.UDP, nil
 	case corev1.ProtocolSCTP:
-		return protocolSCTP, nil
+		return ipproto.SCTP, nil
 	}
 	return 0, field.ErrorList{field.NotSupported(at, name, []string{"TCP", "UDP", "SCTP"})}
 }

@@ -14,17 +14,6 @@ import (
 	"tendril.io/tendril/internal/policy"
 )
 
-// IP protocol numbers (IANA) that manifests name.
-const (
-	protocolICMP   = 1
-	protocolIGMP   = 2
-	protocolTCP    = 6
-	protocolUDP    = 17
-	protocolICMPv6 = 58
-	protocolVRRP   = 112
-	protocolSCTP   = 132
-)
-
 // keyFunc makes the requirement that a key of a manifest means, or says why it cannot be used.
 type keyFunc func(key string, op label.Operator, values []string) (req label.Requirement, wrong string)
 

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"tendril.io/tendril/internal/cni"
+	"tendril.io/tendril/internal/ipproto"
 	"tendril.io/tendril/internal/label"
 	"tendril.io/tendril/internal/store"
 )
@@ -194,7 +195,7 @@ func (p *Pod) cniConfig() cni.Config {
 
 // String is the port as the CNI's configuration spells it, http:80/tcp.
 func (p NamedPort) String() string {
-	protocol := map[uint8]string{6: "tcp", 17: "udp", 132: "sctp"}[p.Protocol]
+	protocol := ipproto.Name(p.Protocol)
 	return p.Name + ":" + strconv.Itoa(int(p.Port)) + "/" + protocol
 }
 

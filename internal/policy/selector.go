@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"tendril.io/tendril/internal/ipproto"
 	"tendril.io/tendril/internal/label"
 )
 
@@ -344,21 +345,10 @@ func digestOf(parts ...string) Digest {
 	return Digest(h.Sum(nil)[:16])
 }
 
-// protocolName is the name of an IP protocol as policies write it, or its number.
+// protocolName is the name of an IP protocol as policies write it, or its number; 0 is any protocol.
 func protocolName(protocol uint8) string {
-	switch protocol {
-	case 0:
+	if protocol == 0 {
 		return "any"
-	case 1:
-		return "ICMP"
-	case 6:
-		return "TCP"
-	case 17:
-		return "UDP"
-	case 58:
-		return "ICMPv6"
-	case 132:
-		return "SCTP"
 	}
-	return fmt.Sprint(protocol)
+	return ipproto.ManifestName(protocol)
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"tendril.io/tendril/bpf"
+	"tendril.io/tendril/internal/ipproto"
 	"tendril.io/tendril/internal/table"
 )
 
@@ -149,19 +150,5 @@ func unsupported(key serviceKey, service *table.Service) []Problem {
 
 // String prints address, port and protocol, as in [fd00::1]:53/udp.
 func (k FrontendKey) String() string {
-	return netip.AddrPortFrom(k.Addr, k.Port).String() + "/" + protocolName(k.Proto)
-}
-
-// protocolName is the name of a protocol that services have.
-func protocolName(proto uint8) string {
-	switch proto {
-	case 6:
-		return "tcp"
-	case 17:
-		return "udp"
-	case 132:
-		return "sctp"
-	default:
-		return fmt.Sprint(proto)
-	}
+	return netip.AddrPortFrom(k.Addr, k.Port).String() + "/" + ipproto.Name(k.Proto)
 }

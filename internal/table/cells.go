@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"tendril.io/tendril/internal/ipproto"
 )
 
 // Cells print absent values as "-", lists with commas, addresses bare, hashes in hex.
@@ -41,7 +43,7 @@ func (p *Pod) TableRow() []string {
 
 // String is name:port/protocol, as in a manifest.
 func (p NamedPort) String() string {
-	return fmt.Sprintf("%s:%d/%s", p.Name, p.Port, protocol(p.Protocol))
+	return fmt.Sprintf("%s:%d/%s", p.Name, p.Port, ipproto.ManifestName(p.Protocol))
 }
 
 // TableHeader names the columns.
@@ -97,7 +99,7 @@ func (s *Service) options() string {
 
 // String is name:port/protocol, with the node port behind an arrow where there is one.
 func (p ServicePort) String() string {
-	text := fmt.Sprintf("%d/%s", p.Port, protocol(p.Protocol))
+	text := fmt.Sprintf("%d/%s", p.Port, ipproto.ManifestName(p.Protocol))
 	if p.Name != "" {
 		text = p.Name + ":" + text
 	}
@@ -270,17 +272,4 @@ func flagged(flags ...word) string {
 		}
 	}
 	return some(strings.Join(words, ","))
-}
-
-// protocol prints an IP protocol number by the name that manifests use.
-func protocol(number uint8) string {
-	switch number {
-	case 6:
-		return "TCP"
-	case 17:
-		return "UDP"
-	case 132:
-		return "SCTP"
-	}
-	return strconv.Itoa(int(number))
 }
