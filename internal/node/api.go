@@ -26,7 +26,7 @@ type api struct {
 
 // serveAPI answers on a listener until ctx ends. Streams end with it.
 func (a *Agent) serveAPI(ctx context.Context, listener net.Listener) error {
-	server := grpc.NewServer()
+	server := grpc.NewServer(grpc.WaitForHandlers(true)) // they read maps that Close takes out of memory
 	agentv1.RegisterAgentServer(server, &api{a: a})
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return server.Serve(listener) })

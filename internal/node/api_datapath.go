@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -23,9 +24,10 @@ func (s *api) problems(stored []store.Problem) []*agentv1.Problem {
 	for _, p := range stored {
 		all = append(all, &agentv1.Problem{Object: p.Object, Message: p.Message, Remedy: p.Remedy})
 	}
-	for _, r := range s.a.policies.Refused() {
+	all = append(all, s.policyProblems()...)
+	if err := s.a.services.Trouble(); err != nil {
 		all = append(all, &agentv1.Problem{
-			Object: r.Key.String(), Message: r.Message, Remedy: "correct the object and apply it again; until then the version before it is in force",
+			Object: "services of this node", Message: err.Error(), Remedy: "services stay as they were until this is mended; it is tried again all the time",
 		})
 	}
 	s.a.services.Read(func(brain *service.Brain) {
@@ -33,6 +35,31 @@ func (s *api) problems(stored []store.Problem) []*agentv1.Problem {
 			all = append(all, &agentv1.Problem{Object: p.Object, Message: p.Message, Remedy: p.Remedy})
 		}
 	})
+	return all
+}
+
+// policyProblems are those of the policy loop: objects that are refused, nodes and endpoints that found no
+// place, and the loop itself.
+func (s *api) policyProblems() []*agentv1.Problem {
+	var all []*agentv1.Problem
+	for _, r := range s.a.policies.Refused() {
+		all = append(all, &agentv1.Problem{
+			Object: r.Key.String(), Message: r.Message,
+			Remedy: "correct the object and apply it again; until then the version before it is in force, or, if this agent has seen none, its namespace is isolated",
+		})
+	}
+	objects, loop := s.a.policies.Trouble()
+	for _, name := range slices.Sorted(maps.Keys(objects)) {
+		all = append(all, &agentv1.Problem{
+			Object: name, Message: objects[name].Error(),
+			Remedy: "raise the size that the message names and restart the agent, or delete what is gone; until then it is not reached",
+		})
+	}
+	if loop != nil {
+		all = append(all, &agentv1.Problem{
+			Object: "policies of this node", Message: loop.Error(), Remedy: "what was enforced before is enforced until this is mended; it is tried again all the time",
+		})
+	}
 	return all
 }
 
@@ -192,8 +219,9 @@ func eventOf(key *bpf.FlowKey, entry *bpf.Flow) *bpf.Event {
 // ListEndpoints implements the API.
 func (s *api) ListEndpoints(context.Context, *agentv1.ListEndpointsRequest) (*agentv1.ListEndpointsResponse, error) {
 	reply := &agentv1.ListEndpointsResponse{}
-	for row := range s.a.tables.Endpoints.All(s.a.tables.DB.ReadTxn()) {
-		info := resolver{s.a}.pod(row.PodUID, row.Namespace, row.Pod, s.a.config.Node, row.ArgLabels)
+	txn := s.a.tables.DB.ReadTxn()
+	for row := range s.a.tables.Endpoints.All(txn) {
+		info := s.a.policies.party(txn, row.PodUID, row.Namespace, row.Pod, s.a.config.Node, row.ArgLabels)
 		message := &agentv1.Endpoint{
 			Id: row.ID, Namespace: row.Namespace, Pod: row.Pod, Identity: info.Identity, Labels: info.Labels,
 			State: string(row.State), Ifindex: row.IfIndex, Device: row.Device, Peer: row.Peer,

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/cni"
@@ -52,6 +53,7 @@ type Agent struct {
 	addresses *addressPublisher
 	flows     *flow.Ring
 	sockets   []*net.UnixListener // agent.sock, cni.sock
+	locks     []*os.File          // of run_dir and state_dir, until Close
 }
 
 // Build makes the agent's parts, in the order in which facts flow through them. Nothing runs yet, but the datapath is
@@ -86,12 +88,34 @@ func Build(ctx context.Context, config Config, log *slog.Logger) (_ *Agent, err 
 }
 
 func (a *Agent) buildFolders(context.Context) error {
-	for _, folder := range []string{a.config.RunDir, a.config.StateDir} {
+	for field, folder := range map[string]string{"run_dir": a.config.RunDir, "state_dir": a.config.StateDir} {
 		if err := os.MkdirAll(folder, 0o700); err != nil {
 			return err
 		}
+		lock, err := lockFolder(field, folder)
+		if err != nil {
+			return err
+		}
+		a.locks = append(a.locks, lock)
 	}
 	return nil
+}
+
+// lockFolder makes this agent the only one on a folder for as long as the file is open, the process's end included. It
+// comes before everything else: a second agent must not take the sockets, the journal or the node's addresses away from
+// one that runs, and the BPF folder, which has a lock of its own, may be another one.
+func lockFolder(field, folder string) (*os.File, error) {
+	lock, err := os.Open(folder)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = errors.New("another agent is running on it: stop that one, or give this one a folder of its own")
+		}
+		return nil, errors.Join(fmt.Errorf("%s %s: %w", field, folder, err), lock.Close())
+	}
+	return lock, nil
 }
 
 // buildLinks prepares the node's own namespace and finds out what it is connected to.
@@ -280,7 +304,7 @@ func (a *Agent) buildBrains(context.Context) error {
 	engine := policy.New(policy.Config{DenyLocalHost: a.config.DenyLocalHost}, a.datapath.Numbers())
 	rows := &nodeRows{
 		tables: a.tables, datapath: a.datapath, numbering: a.numbering, self: a.config.Node, uplink: a.uplink,
-		wanted: make(map[string][]*table.RouteWanted),
+		wanted: make(map[string][]*table.RouteWanted), shown: make(map[netip.Prefix]*table.RouteWanted),
 	}
 	if a.overlay != 0 {
 		rows.overlay = netlink.OverlayDevice
@@ -370,7 +394,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	run(a.watchKernel)
 	run(func(ctx context.Context) error { return a.policies.Run(ctx, a.store.Loaded(), settled.policy) })
 	run(func(ctx context.Context) error { return a.services.Run(ctx, a.store.Loaded(), settled.service) })
-	run(func(ctx context.Context) error { return a.pruneOnce(ctx, settled) })
+	run(a.pruner(settled).Run)
 	run(a.routes.Run)
 	run(a.datapath.Run)
 	run(a.recordFlows)
@@ -402,6 +426,9 @@ func (a *Agent) Close() error {
 	}
 	if a.links != nil {
 		problems = append(problems, a.links.Close())
+	}
+	for _, lock := range a.locks { // last: until then nobody else may touch what is being closed
+		problems = append(problems, lock.Close())
 	}
 	return errors.Join(problems...)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -78,6 +79,9 @@ func Load(path string) (Config, error) {
 	if err := decoder.Decode(&config); err != nil {
 		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
 	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return Config{}, fmt.Errorf("configuration %s: something follows the object: remove it", path)
+	}
 	config = config.withDefaults()
 	if err := config.Validate(); err != nil {
 		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
@@ -128,8 +132,36 @@ func (c Config) Validate() error {
 			bad(field, "%q is not an absolute path", path)
 		}
 	}
+	if c.RunDir == c.StateDir && c.RunDir != "" {
+		bad("state_dir", "%q is run_dir too; give each a folder of its own", c.StateDir)
+	}
+	if c.FlowHistory < 0 {
+		bad("flow_history", "%d is negative; leave it out for the default", c.FlowHistory)
+	}
+	if c.VNI > maxVNI {
+		bad("vni", "%d does not fit 24 bits (RFC 7348): use at most %d", c.VNI, maxVNI)
+	}
+	for i, prefix := range c.NoMasquerade {
+		if err := validatePrefix(prefix); err != nil {
+			bad(fmt.Sprintf("no_masquerade[%d]", i), "%v", err)
+		}
+	}
 	problems = append(problems, c.validatePodCIDRs()...)
 	return errors.Join(problems...)
+}
+
+// maxVNI is the largest network identifier that a VXLAN header holds.
+const maxVNI = 1<<24 - 1
+
+// validatePrefix wants the one form that prefixes have in tables and tries.
+func validatePrefix(prefix netip.Prefix) error {
+	switch {
+	case prefix.Addr().Is4In6():
+		return fmt.Errorf("%s is IPv4 in IPv6's form; write %s", prefix, prefix.Addr().Unmap())
+	case prefix != prefix.Masked():
+		return fmt.Errorf("%s has host bits set; write %s", prefix, prefix.Masked())
+	}
+	return nil
 }
 
 func (c Config) validatePodCIDRs() []error {
@@ -143,9 +175,10 @@ func (c Config) validatePodCIDRs() []error {
 		if prefix.Addr().Is6() {
 			family = 1
 		}
+		err := validatePrefix(prefix)
 		switch {
-		case prefix != prefix.Masked():
-			problems = append(problems, fmt.Errorf("pod_cidrs[%d]: %s has host bits set; write %s", i, prefix, prefix.Masked()))
+		case err != nil:
+			problems = append(problems, fmt.Errorf("pod_cidrs[%d]: %w", i, err))
 		case prefix.Addr().BitLen()-prefix.Bits() < 3:
 			problems = append(problems, fmt.Errorf("pod_cidrs[%d]: %s has no room for pods; use /29 or /125 or larger", i, prefix))
 		case seen[family]:

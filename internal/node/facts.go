@@ -1,8 +1,10 @@
 package node
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"net/netip"
+	"slices"
 
 	"github.com/cilium/statedb"
 
@@ -22,8 +24,8 @@ type facts struct {
 	tunnel  bool // pods of other nodes are reached through the overlay
 	fixed   map[netip.Prefix]policy.AddressFact
 
-	byNode map[string][]netip.Prefix    // prefixes that a node's row contributes
-	owner  map[netip.Prefix]nodeAddress // and the other way round
+	byNode map[string][]netip.Prefix      // prefixes that a node's row contributes
+	claims map[netip.Prefix][]nodeAddress // and the other way round; the first counts (see claim)
 	number func(node string) uint32
 }
 
@@ -31,7 +33,7 @@ func newFacts(tables *table.Tables, config Config, number func(node string) uint
 	f := &facts{
 		tables: tables, self: config.Node, cluster: config.Cluster, tunnel: config.Mode == ModeVXLAN, number: number,
 		fixed:  make(map[netip.Prefix]policy.AddressFact),
-		byNode: make(map[string][]netip.Prefix), owner: make(map[netip.Prefix]nodeAddress),
+		byNode: make(map[string][]netip.Prefix), claims: make(map[netip.Prefix][]nodeAddress),
 	}
 	for _, prefix := range config.NoMasquerade {
 		f.fixed[prefix] = policy.AddressFact{Reserved: identity.World, Flags: uint32(bpf.AddressFlagNoMasquerade)}
@@ -55,33 +57,68 @@ const (
 
 // setNode notes what a node's row contributes and returns the prefixes whose facts may have changed.
 func (f *facts) setNode(row *table.Node, deleted bool) []netip.Prefix {
-	dirty := f.byNode[row.Name]
-	for _, prefix := range dirty {
-		delete(f.owner, prefix)
+	before := f.byNode[row.Name]
+	for _, prefix := range before {
+		f.disclaim(prefix, row.Name)
 	}
 	delete(f.byNode, row.Name)
 	if deleted {
-		return dirty
+		return before
 	}
 	var mine []netip.Prefix
 	add := func(prefix netip.Prefix, kind addressKind) {
-		f.owner[prefix] = nodeAddress{row.Name, kind}
+		f.claim(prefix, nodeAddress{row.Name, kind})
 		mine = append(mine, prefix)
 	}
 	for _, cidr := range row.PodCIDRs {
-		add(cidr, kindPodCIDR)
+		add(cidr.Masked(), kindPodCIDR) // the engine's tree takes no host bits, whoever wrote them
 	}
-	for _, addr := range row.Routers {
-		add(exact(addr), kindRouter)
-	}
-	for _, addr := range row.Healths {
+	for _, addr := range slices.Concat(row.Routers, row.Healths) {
 		add(exact(addr), kindRouter)
 	}
 	for _, addr := range row.Addresses {
 		add(exact(addr), kindAddress)
 	}
 	f.byNode[row.Name] = mine
-	return append(dirty, mine...)
+	return slices.Concat(before, mine)
+}
+
+// claim notes that a prefix is a node's. Two rows may claim one prefix for a while, when a machine comes back under
+// another name: then this node's own row counts, else that of the lowest name, in whatever order they came.
+func (f *facts) claim(prefix netip.Prefix, by nodeAddress) {
+	claims := append(f.claims[prefix], by)
+	slices.SortFunc(claims, func(a, b nodeAddress) int {
+		return cmp.Or(-compareBools(a.node == f.self, b.node == f.self), cmp.Compare(a.node, b.node), cmp.Compare(a.kind, b.kind))
+	})
+	f.claims[prefix] = claims
+}
+
+// disclaim takes a node's claims to a prefix back; those of others stay.
+func (f *facts) disclaim(prefix netip.Prefix, node string) {
+	left := slices.DeleteFunc(f.claims[prefix], func(claim nodeAddress) bool { return claim.node == node })
+	if f.claims[prefix] = left; len(left) == 0 {
+		delete(f.claims, prefix)
+	}
+}
+
+// owner is the node that a prefix belongs to.
+func (f *facts) owner(prefix netip.Prefix) (nodeAddress, bool) {
+	claims := f.claims[prefix]
+	if len(claims) == 0 {
+		return nodeAddress{}, false
+	}
+	return claims[0], true
+}
+
+// compareBools orders false before true.
+func compareBools(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
 }
 
 // address says what is known of a prefix; false: nothing.
@@ -91,7 +128,7 @@ func (f *facts) address(txn statedb.ReadTxn, prefix netip.Prefix) (policy.Addres
 			return fact, true
 		}
 	}
-	if at, ok := f.owner[prefix]; ok {
+	if at, ok := f.owner(prefix); ok {
 		return f.nodeFact(at), true
 	}
 	fact, ok := f.fixed[prefix]

@@ -1,18 +1,24 @@
 package node
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
+
+	"github.com/cilium/statedb"
 
 	"tendril.io/tendril/internal/datapath"
 	"tendril.io/tendril/internal/policy"
 	"tendril.io/tendril/internal/table"
 )
 
-// numbering gives nodes their node-local numbers. A name keeps its number for as long as the agent has heard of it,
-// and over restarts.
+// numbering gives nodes their node-local numbers, which address rows and backends name them by. A name has its number
+// from the first row that mentions it, be that the node's own or an address of one of its pods, until the last such row
+// is gone, and keeps it over restarts. A number that went earlier could become another node's while addresses still
+// lead to it.
 type numbering struct {
 	numbers policy.Numbers
 
@@ -47,6 +53,15 @@ func (n *numbering) all() map[uint32]bool {
 	return numbers
 }
 
+// lookup returns the number that a node has, 0 if none, and gives out no new one.
+func (n *numbering) lookup(node string) uint32 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.known[node]
+}
+
+// release gives a node's number back. It is another's only after the next publication, which has to take out the last
+// rows that lead to it.
 func (n *numbering) release(node string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -57,12 +72,19 @@ func (n *numbering) release(node string) {
 // nodeRows writes the nodes of the cluster into the datapath and wants the routes towards their pods.
 type nodeRows struct {
 	tables    *table.Tables
-	datapath  *datapath.Datapath
+	datapath  nodeKernel
 	numbering *numbering
 	self      string
 	uplink    uplink
-	overlay   string                          // name of the overlay device; empty: native routing
-	wanted    map[string][]*table.RouteWanted // by node
+	overlay   string                              // name of the overlay device; empty: native routing
+	wanted    map[string][]*table.RouteWanted     // by node
+	shown     map[netip.Prefix]*table.RouteWanted // those of them that are in the table: one a prefix
+}
+
+// nodeKernel is the kernel's table of nodes.
+type nodeKernel interface {
+	WriteNode(row *datapath.Node) error
+	DeleteNode(number uint32) error
 }
 
 // mainTable is the kernel's main routing table (RT_TABLE_MAIN, linux/rtnetlink.h).
@@ -107,32 +129,71 @@ func (n *nodeRows) SetNode(row *table.Node) error {
 	return n.wantRoutes(row)
 }
 
-// DeleteNode implements nodeWriter. The entry itself goes when its number is given back.
+// DeleteNode implements nodeWriter: nothing is sent to the node any more, by tunnel or by next hop.
 func (n *nodeRows) DeleteNode(row *table.Node) error {
-	n.numbering.release(row.Name)
 	gone := *row
 	gone.PodCIDRs = nil
-	return n.wantRoutes(&gone)
+	err := n.wantRoutes(&gone)
+	if number := n.numbering.lookup(row.Name); number != 0 {
+		err = errors.Join(err, n.datapath.DeleteNode(number))
+	}
+	return err
 }
 
-// wantRoutes makes the wanted routes towards a node's pods equal to what its row says.
+// ReleaseNode implements nodeWriter.
+func (n *nodeRows) ReleaseNode(name string) { n.numbering.release(name) }
+
+// wantRoutes makes the wanted routes towards a node's pods equal to what its row says. Where two nodes claim one pod
+// CIDR, the later row has the route, and the other gets it back when that one goes.
 func (n *nodeRows) wantRoutes(row *table.Node) error {
 	if row.Name == n.self {
 		return nil
 	}
 	txn := n.tables.DB.WriteTxn(n.tables.RoutesWanted)
 	defer txn.Commit()
-	for _, old := range n.wanted[row.Name] {
-		if _, _, err := n.tables.RoutesWanted.Delete(txn, old); err != nil {
-			return fmt.Errorf("no longer want route %s: %w", old.Prefix, err)
+	before := n.wanted[row.Name]
+	delete(n.wanted, row.Name)
+	for _, old := range before {
+		if err := n.dropRoute(txn, old); err != nil {
+			return err
 		}
 	}
-	n.wanted[row.Name] = n.routes(row)
-	for _, route := range n.wanted[row.Name] {
-		if _, _, err := n.tables.RoutesWanted.Insert(txn, route); err != nil {
-			return fmt.Errorf("want route %s: %w", route.Prefix, err)
+	wanted := n.routes(row)
+	if len(wanted) > 0 {
+		n.wanted[row.Name] = wanted
+	}
+	for _, route := range wanted {
+		if err := n.showRoute(txn, route); err != nil {
+			return err
 		}
 	}
+	return nil
+}
+
+// dropRoute no longer wants a node's route, unless the row in the table is another node's.
+func (n *nodeRows) dropRoute(txn statedb.WriteTxn, old *table.RouteWanted) error {
+	if n.shown[old.Prefix] != old {
+		return nil
+	}
+	delete(n.shown, old.Prefix)
+	if _, _, err := n.tables.RoutesWanted.Delete(txn, old); err != nil {
+		return fmt.Errorf("no longer want route %s: %w", old.Prefix, err)
+	}
+	for _, name := range slices.Sorted(maps.Keys(n.wanted)) {
+		at := slices.IndexFunc(n.wanted[name], func(r *table.RouteWanted) bool { return r.Prefix == old.Prefix })
+		if at < 0 {
+			continue
+		}
+		return n.showRoute(txn, n.wanted[name][at])
+	}
+	return nil
+}
+
+func (n *nodeRows) showRoute(txn statedb.WriteTxn, route *table.RouteWanted) error {
+	if _, _, err := n.tables.RoutesWanted.Insert(txn, route); err != nil {
+		return fmt.Errorf("want route %s: %w", route.Prefix, err)
+	}
+	n.shown[route.Prefix] = route
 	return nil
 }
 

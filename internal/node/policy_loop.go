@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -13,6 +14,7 @@ import (
 
 	"tendril.io/tendril/internal/identity"
 	"tendril.io/tendril/internal/kube"
+	"tendril.io/tendril/internal/label"
 	"tendril.io/tendril/internal/policy"
 	"tendril.io/tendril/internal/table"
 )
@@ -30,10 +32,15 @@ type policyLoop struct {
 
 	feeds     feeds                     // of the tables that facts come from
 	prefixes  map[netip.Prefix]struct{} // facts to look up again
-	known     map[netip.Prefix]struct{} // what the engine has been told of
 	endpoints map[uint32]struct{}       // subjects to look up again
-	subjects  map[uint32]struct{}       // what the engine judges
+	subjects  map[uint32]uint32         // what the engine judges, with the generation of its record
 	refused   map[policy.Key]refusal    // policies that could not even be translated
+	accepted  map[policy.Key]struct{}   // policies of which some version was translated
+	unplaced  map[string]unplaced       // nodes that could not be written, by name
+	unwritten map[uint32]error          // endpoints whose records could not be written
+	trouble   error                     // why the kernel does not agree with the tables; nil: it does, or soon will
+	gone      *departed[netip.Addr]     // who had an address, for flow records that are read later
+	gonePods  *departed[string]         // and who had a uid: a pod's rows go one by one, in any order
 	wanted    uint64                    // highest policy revision seen
 	inForce   atomic.Uint64             // highest policy revision that the kernel enforces
 	latest    atomic.Uint64             // wanted, for readers
@@ -45,9 +52,21 @@ type policyLoop struct {
 // publication is one step's outcome on its way to the kernel.
 type publication struct {
 	delta    policy.Delta
-	judged   map[uint32]table.EndpointState // endpoints and the state they are in once it is published
-	gone     []uint32                       // endpoints whose record goes after that
+	judged   map[uint32]judged // endpoints, and the state they are in once it is published
+	gone     []uint32          // endpoints whose record goes after that
 	revision uint64
+}
+
+// judged is the state that an endpoint will be in.
+type judged struct {
+	state      table.EndpointState
+	generation uint32 // of the row that was looked at: another one has not been judged
+}
+
+// unplaced is a node that the kernel does not know, and why.
+type unplaced struct {
+	row *table.Node
+	err error
 }
 
 // refusal is why a policy is not in force as written.
@@ -68,14 +87,16 @@ type policyPublisher interface {
 type nodeWriter interface {
 	SetNode(row *table.Node) error
 	DeleteNode(row *table.Node) error
+	// ReleaseNode says that no row names the node any more.
+	ReleaseNode(name string)
 }
 
 func newPolicyLoop(tables *table.Tables, facts *facts, engine *policy.Engine, publisher policyPublisher, nodes nodeWriter, log *slog.Logger) *policyLoop {
 	return &policyLoop{
 		tables: tables, facts: facts, publisher: publisher, nodes: nodes, log: log, engine: engine,
-		prefixes: make(map[netip.Prefix]struct{}), known: make(map[netip.Prefix]struct{}),
-		endpoints: make(map[uint32]struct{}), subjects: make(map[uint32]struct{}),
-		refused: make(map[policy.Key]refusal), written: make(map[netip.Prefix]bool),
+		prefixes: make(map[netip.Prefix]struct{}), endpoints: make(map[uint32]struct{}), subjects: make(map[uint32]uint32),
+		refused: make(map[policy.Key]refusal), accepted: make(map[policy.Key]struct{}),
+		unplaced: make(map[string]unplaced), unwritten: make(map[uint32]error), written: make(map[netip.Prefix]bool), gone: newDeparted[netip.Addr](), gonePods: newDeparted[string](),
 	}
 }
 
@@ -99,6 +120,7 @@ func (l *policyLoop) Run(ctx context.Context, loaded <-chan struct{}, first func
 	for ctx.Err() == nil {
 		l.mu.Lock()
 		settled, err := l.round(ctx, watches)
+		l.trouble = err
 		l.mu.Unlock()
 		if err != nil {
 			l.log.Error("publish policy; will try again", "error", err)
@@ -125,6 +147,7 @@ func (l *policyLoop) Run(ctx context.Context, loaded <-chan struct{}, first func
 func (l *policyLoop) round(ctx context.Context, watches *statedb.WatchSet) (settled bool, err error) {
 	txn := l.tables.DB.ReadTxn()
 	l.feeds.pull(txn, watches)
+	l.tryAgain()
 	return l.step(ctx, txn)
 }
 
@@ -153,8 +176,8 @@ func (l *policyLoop) start() error {
 	add(watch(t.DB, t.Policies, l.policyChanged))
 	add(watch(t.DB, t.LabelSets, l.labelSetChanged))
 	add(watch(t.DB, t.Pods, l.podChanged))
-	add(watch(t.DB, t.IPs, func(row *table.IP, _ bool) { l.prefixes[exact(row.Addr)] = struct{}{} }))
-	add(watch(t.DB, t.Endpoints, func(row *table.Endpoint, _ bool) { l.endpointChanged(row) }))
+	add(watch(t.DB, t.IPs, l.addressChanged))
+	add(watch(t.DB, t.Endpoints, l.endpointChanged))
 	return problem
 }
 
@@ -170,16 +193,63 @@ func (l *policyLoop) nodeChanged(row *table.Node, deleted bool) {
 }
 
 func (l *policyLoop) noteNode(row *table.Node, deleted bool) {
-	write := l.nodes.SetNode
-	if deleted {
-		write = l.nodes.DeleteNode
-	}
-	if err := write(row); err != nil {
-		l.log.Error("write node", "node", row.Name, "error", err)
-	}
 	for _, prefix := range l.facts.setNode(row, deleted) {
 		l.prefixes[prefix] = struct{}{}
 	}
+	if !deleted {
+		l.placeNode(row)
+		return
+	}
+	delete(l.unplaced, row.Name)
+	if err := l.nodes.DeleteNode(row); err != nil {
+		l.log.Error("forget node", "node", row.Name, "error", err)
+	}
+	l.releaseNode(row.Name)
+}
+
+// placeNode writes a node, and looks again at its pods' addresses if it could not be written before: they then have no
+// node to be reached through.
+func (l *policyLoop) placeNode(row *table.Node) {
+	_, before := l.unplaced[row.Name]
+	if err := l.nodes.SetNode(row); err != nil {
+		if !before {
+			l.log.Error("write node; its pods are not reached until that works", "node", row.Name, "error", err)
+		}
+		l.unplaced[row.Name] = unplaced{row, err}
+		return
+	}
+	if !before {
+		return
+	}
+	delete(l.unplaced, row.Name)
+	for _, prefix := range l.facts.setNode(row, false) {
+		l.prefixes[prefix] = struct{}{}
+	}
+	for ip := range l.tables.IPs.Prefix(l.tables.DB.ReadTxn(), table.IPByNode(row.Name)) {
+		l.prefixes[exact(ip.Addr)] = struct{}{}
+	}
+}
+
+// tryAgain looks again at what could not be written, each time that something has changed: room may have come free.
+func (l *policyLoop) tryAgain() {
+	for _, name := range slices.Sorted(maps.Keys(l.unplaced)) {
+		l.placeNode(l.unplaced[name].row)
+	}
+	for id := range l.unwritten {
+		l.endpoints[id] = struct{}{}
+	}
+}
+
+// releaseNode gives up the number of a node that no row names any more: neither its own nor one of its addresses.
+func (l *policyLoop) releaseNode(name string) {
+	txn := l.tables.DB.ReadTxn()
+	if _, _, ok := l.tables.Nodes.Get(txn, table.NodeByName(name)); ok || name == l.facts.self {
+		return
+	}
+	for range l.tables.IPs.Prefix(txn, table.IPByNode(name)) {
+		return
+	}
+	l.nodes.ReleaseNode(name)
 }
 
 func (l *policyLoop) namespaceChanged(row *table.Namespace, deleted bool) {
@@ -190,24 +260,54 @@ func (l *policyLoop) namespaceChanged(row *table.Namespace, deleted bool) {
 	l.engine.SetNamespace(row.Name, row.Labels)
 }
 
+// policyChanged hands a policy to the engine. One that this agent cannot read in full is refused, and the version before
+// it stays in force. Where there is none, as after a restart, nobody can say whom it isolated: leaving it out would open
+// pods that were closed, so that it then isolates its whole namespace until it can be read. What other policies allow
+// goes on, and so do the node's own probes.
 func (l *policyLoop) policyChanged(row *table.Policy, deleted bool) {
 	key := policy.Key{Kind: row.Kind, Namespace: row.Namespace, Name: row.Name}
 	delete(l.refused, key)
 	l.wanted = max(l.wanted, row.Revision)
 	l.latest.Store(l.wanted)
 	if deleted {
+		delete(l.accepted, key)
 		l.engine.DeletePolicy(key)
 		return
 	}
 	parsed, err := kube.ParsePolicy(row.Kind, row.Object, row.Source)
+	if err == nil && parsed.Key != key {
+		err = fmt.Errorf("the object calls itself %s: delete it and apply the manifest again", parsed.Key)
+	}
 	if err == nil {
 		parsed.Revision = row.Revision
 		err = l.engine.SetPolicy(parsed)
 	}
-	if err != nil {
-		l.refused[key] = refusal{key, row.Revision, err.Error()}
-		l.log.Warn("policy refused; an earlier version stays in force", "policy", key.String(), "error", err)
+	if err == nil {
+		l.accepted[key] = struct{}{}
+		return
 	}
+	l.refused[key] = refusal{key, row.Revision, err.Error()}
+	if _, before := l.accepted[key]; before {
+		l.log.Warn("policy refused; an earlier version stays in force", "policy", key.String(), "error", err)
+		return
+	}
+	l.log.Error("policy refused; it isolates its namespace until it can be read", "policy", key.String(), "error", err)
+	if err := l.engine.SetPolicy(isolation(key, row)); err != nil {
+		l.log.Error("isolate in place of an unreadable policy", "policy", key.String(), "error", err)
+	}
+}
+
+// isolation stands in for a policy that cannot be read: it selects every pod that the policy may have meant, and allows
+// nothing. A key without a namespace may have meant any.
+func isolation(key policy.Key, row *table.Policy) policy.Policy {
+	var subject label.Selector
+	if key.Namespace != "" {
+		// The error is of a namespace that cannot be, where no pod is; the selector of everything is then safe, too.
+		subject, _ = label.NewSelector(label.FactIs(label.FactNamespace, key.Namespace))
+	}
+	return policy.Policy{Key: key, Revision: row.Revision, Source: row.Source, Specs: []policy.Spec{{
+		Place: "unreadable", Tier: policy.TierNormal, Subject: subject, Isolates: [2]bool{true, true},
+	}}}
 }
 
 func (l *policyLoop) labelSetChanged(row *table.LabelSet, _ bool) {
@@ -217,22 +317,39 @@ func (l *policyLoop) labelSetChanged(row *table.LabelSet, _ bool) {
 	}
 }
 
-func (l *policyLoop) podChanged(row *table.Pod, _ bool) {
+func (l *policyLoop) podChanged(row *table.Pod, deleted bool) {
 	txn := l.tables.DB.ReadTxn()
 	if row.UID != "" {
 		for ip := range l.tables.IPs.List(txn, table.IPByPodUID(row.UID)) {
 			l.prefixes[exact(ip.Addr)] = struct{}{}
 		}
+		if deleted {
+			l.gonePods.note(row.UID, l.facts.named(txn, row))
+		}
 	}
 	for endpoint := range l.tables.Endpoints.List(txn, table.EndpointByPod(row.Namespace, row.Name)) {
-		l.endpointChanged(endpoint)
+		l.endpointChanged(endpoint, false)
 	}
 }
 
-func (l *policyLoop) endpointChanged(row *table.Endpoint) {
+func (l *policyLoop) addressChanged(row *table.IP, deleted bool) {
+	l.prefixes[exact(row.Addr)] = struct{}{}
+	if !deleted {
+		return
+	}
+	l.gone.note(row.Addr, l.party(l.tables.DB.ReadTxn(), row.PodUID, row.Namespace, row.Pod, row.Node, nil))
+	if _, known := l.facts.byNode[row.Node]; !known {
+		l.releaseNode(row.Node)
+	}
+}
+
+func (l *policyLoop) endpointChanged(row *table.Endpoint, deleted bool) {
 	l.endpoints[row.ID] = struct{}{}
 	for _, addr := range row.Addrs {
 		l.prefixes[exact(addr)] = struct{}{}
+		if deleted {
+			l.gone.note(addr, l.party(l.tables.DB.ReadTxn(), row.PodUID, row.Namespace, row.Pod, l.facts.self, row.ArgLabels))
+		}
 	}
 }
 
@@ -241,14 +358,17 @@ func (l *policyLoop) endpointChanged(row *table.Endpoint) {
 func (l *policyLoop) step(ctx context.Context, txn statedb.ReadTxn) (settled bool, err error) {
 	if l.unpublished == nil {
 		l.stageAddresses(txn)
-		judged, gone := l.stageSubjects(txn)
+		staged := l.stageSubjects(txn)
 		delta, err := l.engine.Flush()
 		if err != nil {
 			return false, fmt.Errorf("compute policy: %w", err)
 		}
 		clear(l.prefixes)
 		clear(l.endpoints)
-		l.unpublished = &publication{delta, judged, gone, l.wanted}
+		for _, id := range staged.again {
+			l.endpoints[id] = struct{}{}
+		}
+		l.unpublished = &publication{delta, staged.judged, staged.gone, l.wanted}
 	}
 	if err := l.publisher.Publish(ctx, &l.unpublished.delta); err != nil {
 		return false, err
@@ -278,58 +398,64 @@ func (l *policyLoop) noteWritten(delta *policy.Delta) {
 	}
 }
 
-// takeWritten returns the addresses that are wanted, once.
-func (l *policyLoop) takeWritten() map[netip.Prefix]bool {
-	written := l.written
-	l.written = nil
-	return written
-}
-
+// stageAddresses asks for facts again. Of a prefix that nobody speaks of the engine may know nothing either.
 func (l *policyLoop) stageAddresses(txn statedb.ReadTxn) {
 	for prefix := range l.prefixes {
-		fact, ok := l.facts.address(txn, prefix)
-		if ok {
+		if fact, ok := l.facts.address(txn, prefix); ok {
 			l.engine.SetAddress(prefix, fact)
-			l.known[prefix] = struct{}{}
-		} else if _, was := l.known[prefix]; was {
+		} else {
 			l.engine.DeleteAddress(prefix)
-			delete(l.known, prefix)
 		}
 	}
 }
 
-// stageSubjects stages the endpoints that have changed. It returns those that will be judged, with the state they will
-// then be in, and those that are gone.
-func (l *policyLoop) stageSubjects(txn statedb.ReadTxn) (judged map[uint32]table.EndpointState, gone []uint32) {
-	judged = make(map[uint32]table.EndpointState, len(l.endpoints))
+// stagedSubjects is what stageSubjects found.
+type stagedSubjects struct {
+	judged map[uint32]judged // will be judged by what the next delta says
+	gone   []uint32          // have left; their records go after the delta
+	again  []uint32          // to be looked at again in the next round
+}
+
+// stageSubjects stages the endpoints that have changed.
+func (l *policyLoop) stageSubjects(txn statedb.ReadTxn) stagedSubjects {
+	s := stagedSubjects{judged: make(map[uint32]judged, len(l.endpoints))}
 	for id := range l.endpoints {
 		row, _, ok := l.tables.Endpoints.Get(txn, table.EndpointByID(id))
-		if !ok || row.State == table.EndpointLeaving {
-			if _, was := l.subjects[id]; was {
-				l.engine.DeleteSubject(id)
-				delete(l.subjects, id)
-				gone = append(gone, id)
+		ok = ok && row.State != table.EndpointLeaving
+		if generation, was := l.subjects[id]; was && (!ok || generation != row.Generation) {
+			// Another pod with the same number starts with an empty record: to the engine, too, it must be another.
+			l.engine.DeleteSubject(id)
+			delete(l.subjects, id)
+			s.gone = append(s.gone, id)
+			if ok {
+				s.again = append(s.again, id)
 			}
 			continue
 		}
-		if err := l.publisher.WriteEndpoint(row); err != nil {
-			l.log.Error("write endpoint; it stays closed", "endpoint", id, "pod", row.Namespace+"/"+row.Pod, "error", err)
+		if !ok {
+			delete(l.unwritten, id)
 			continue
 		}
+		if err := l.publisher.WriteEndpoint(row); err != nil {
+			l.log.Error("write endpoint; it stays as it was", "endpoint", id, "pod", row.Namespace+"/"+row.Pod, "error", err)
+			l.unwritten[id] = err
+			continue
+		}
+		delete(l.unwritten, id)
 		workload := l.facts.endpoint(txn, row)
 		l.engine.SetSubject(id, workload)
-		l.subjects[id] = struct{}{}
-		judged[id] = table.EndpointReady
+		l.subjects[id] = row.Generation
+		s.judged[id] = judged{table.EndpointReady, row.Generation}
 		if workload.Reserved == identity.Init {
-			judged[id] = table.EndpointInit
+			s.judged[id] = judged{table.EndpointInit, row.Generation}
 		}
 	}
-	return judged, gone
+	return s
 }
 
 // markJudged writes back what now judges each endpoint; whoever waits for an endpoint to be ready watches its row.
-func (l *policyLoop) markJudged(judged map[uint32]table.EndpointState, subjects []policy.SubjectRow) {
-	if len(judged)+len(subjects) == 0 {
+func (l *policyLoop) markJudged(states map[uint32]judged, subjects []policy.SubjectRow) {
+	if len(states)+len(subjects) == 0 {
 		return
 	}
 	txn := l.tables.DB.WriteTxn(l.tables.Endpoints)
@@ -350,8 +476,12 @@ func (l *policyLoop) markJudged(judged map[uint32]table.EndpointState, subjects 
 			row.Peer, row.Ingress, row.Egress = subject.Peer, subject.Ingress, subject.Egress
 		})
 	}
-	for id, state := range judged {
-		modify(id, func(row *table.Endpoint) { row.State = state })
+	for id, now := range states {
+		modify(id, func(row *table.Endpoint) {
+			if row.Generation == now.generation {
+				row.State = now.state
+			}
+		})
 	}
 }
 
@@ -367,6 +497,20 @@ func (l *policyLoop) Read(do func(engine *policy.Engine)) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	do(l.engine)
+}
+
+// Trouble says what keeps the kernel from agreeing with the tables: objects by name, and the loop as a whole.
+func (l *policyLoop) Trouble() (objects map[string]error, loop error) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	objects = make(map[string]error, len(l.unplaced)+len(l.unwritten))
+	for name, u := range l.unplaced {
+		objects["Node/"+name] = u.err
+	}
+	for id, err := range l.unwritten {
+		objects[fmt.Sprintf("endpoint %d", id)] = err
+	}
+	return objects, l.trouble
 }
 
 // Refused lists the policies that are not in force as written, sorted by key.

@@ -26,7 +26,9 @@ type fakeDatapath struct {
 	kernel    *policytest.Kernel
 	endpoints map[uint32]*table.Endpoint
 	nodes     map[string]*table.Node
-	fail      int // so many publications fail from now on
+	fail      int             // so many publications fail from now on
+	refuse    map[string]bool // nodes and pods that cannot be written
+	released  []string        // nodes whose numbers were given back
 	published int
 }
 
@@ -44,6 +46,12 @@ func (f *fakeDatapath) Publish(_ context.Context, delta *policy.Delta) error {
 func (f *fakeDatapath) WriteEndpoint(row *table.Endpoint) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.refuse[row.Pod] {
+		return errors.New("no device: create the pod's device first")
+	}
+	if old := f.endpoints[row.ID]; old != nil && old.Generation != row.Generation {
+		delete(f.kernel.Subjects, row.ID) // as the datapath does: another pod's record starts with no program
+	}
 	f.endpoints[row.ID] = row
 	return nil
 }
@@ -57,13 +65,33 @@ func (f *fakeDatapath) DeleteEndpoint(id uint32) error {
 }
 
 func (f *fakeDatapath) SetNode(row *table.Node) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.refuse[row.Name] {
+		return errors.New("no number is free")
+	}
 	f.nodes[row.Name] = row
 	return nil
 }
 
 func (f *fakeDatapath) DeleteNode(row *table.Node) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	delete(f.nodes, row.Name)
 	return nil
+}
+
+func (f *fakeDatapath) ReleaseNode(name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.released = append(f.released, name)
+}
+
+// with calls do while the loop does not touch the model.
+func (f *fakeDatapath) with(do func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	do()
 }
 
 // judge asks the model about a packet to an endpoint; ACTION_NONE where the endpoint has no program.
@@ -94,6 +122,7 @@ func startNode1(t *testing.T) *node1 {
 	}
 	n := &node1{t: t, tables: tables, loaded: make(chan struct{}), datapath: &fakeDatapath{
 		kernel: policytest.NewKernel(), endpoints: map[uint32]*table.Endpoint{}, nodes: map[string]*table.Node{},
+		refuse: map[string]bool{},
 	}}
 	numbers := policytest.NewNumbers()
 	nodes := &numbering{numbers: numbers, known: map[string]uint32{}}
@@ -127,6 +156,17 @@ func insert[Row any](n *node1, into statedb.RWTable[Row], rows ...Row) {
 	defer txn.Commit()
 	for _, row := range rows {
 		if _, _, err := into.Insert(txn, row); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+}
+
+func remove[Row any](n *node1, from statedb.RWTable[Row], rows ...Row) {
+	n.t.Helper()
+	txn := n.tables.DB.WriteTxn(from)
+	defer txn.Commit()
+	for _, row := range rows {
+		if _, _, err := from.Delete(txn, row); err != nil {
 			n.t.Fatal(err)
 		}
 	}
@@ -258,11 +298,7 @@ func TestAnEndpointThatLeavesTakesItsRecordAndAddressesAlong(t *testing.T) {
 	n.labelled("web", "node1", map[string]string{"app": "web"})
 	row := n.endpoint(1, "web", "10.244.1.5")
 	eventually(t, "endpoint becomes ready", func() bool { return n.state(1) == table.EndpointReady })
-	txn := n.tables.DB.WriteTxn(n.tables.Endpoints)
-	if _, _, err := n.tables.Endpoints.Delete(txn, row); err != nil {
-		t.Fatal(err)
-	}
-	txn.Commit()
+	remove(n, n.tables.Endpoints, row)
 	eventually(t, "record and address are gone", func() bool {
 		n.datapath.mu.Lock()
 		defer n.datapath.mu.Unlock()
@@ -287,4 +323,130 @@ func TestAnIdleLoopPublishesNothing(t *testing.T) {
 	if n.datapath.published != before {
 		t.Errorf("%d publications while nothing changed", n.datapath.published-before)
 	}
+}
+
+const unreadable = `{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"namespace":"shop","name":"web"},"spec":{"podSelektor":{}}}`
+
+func TestAPolicyThatWasNeverReadIsolatesItsNamespaceOnly(t *testing.T) {
+	n := startNode1(t)
+	n.policy(unreadable, 1)
+	n.labelled("web", "node1", map[string]string{"app": "web"})
+	n.endpoint(1, "web", "10.244.1.5")
+	insert(n, n.tables.Endpoints, &table.Endpoint{
+		ID: 2, Generation: 1, Namespace: "other", Pod: "free", Sandbox: "free", IfIndex: 2, Addrs: addrs("10.244.1.6"),
+		State: table.EndpointAttaching, ArgLabels: &table.LabelSet{Cluster: "default", Namespace: "other"},
+	})
+	close(n.loaded)
+	eventually(t, "both endpoints are ready", func() bool { return n.state(1) == table.EndpointReady && n.state(2) == table.EndpointReady })
+	if got := n.datapath.judge(1, "8.8.8.8", 80); got != bpf.ActionDeny {
+		t.Errorf("a pod that the policy may have isolated is judged %v, want deny", got)
+	}
+	if got := n.datapath.judge(1, "172.30.0.1", 80); got != bpf.ActionAllow {
+		t.Errorf("the node's own probe is judged %v, want allow", got)
+	}
+	if got := n.datapath.judge(2, "8.8.8.8", 80); got != bpf.ActionAllow {
+		t.Errorf("a pod of another namespace is judged %v, want allow", got)
+	}
+	if refused := n.loop.Refused(); len(refused) != 1 || refused[0].Revision != 1 {
+		t.Errorf("refused: %v, want the policy", refused)
+	}
+	n.policy(allowClients, 2)
+	eventually(t, "a version that can be read takes its place", func() bool { return len(n.loop.Refused()) == 0 && n.loop.inForce.Load() == 2 })
+	n.policy(unreadable, 3)
+	eventually(t, "the next one is refused", func() bool { return len(n.loop.Refused()) == 1 })
+	remove(n, n.tables.Policies, &table.Policy{Kind: "NetworkPolicy", Namespace: "shop", Name: "web"})
+	eventually(t, "without the policy the pod is open", func() bool { return n.datapath.judge(1, "8.8.8.8", 80) == bpf.ActionAllow })
+}
+
+func TestAPolicyThatCallsItselfOtherwiseIsRefused(t *testing.T) {
+	n := startNode1(t)
+	close(n.loaded)
+	insert(n, n.tables.Policies, &table.Policy{Kind: "NetworkPolicy", Namespace: "shop", Name: "other", Object: []byte(allowClients), Revision: 1})
+	eventually(t, "the policy is refused", func() bool { return len(n.loop.Refused()) == 1 })
+	if got := n.loop.Refused()[0]; got.Key.Name != "other" {
+		t.Errorf("refused %v, want the key that it is stored under", got)
+	}
+}
+
+func TestAPodThatTakesAnothersNumberIsJudgedLikeAnyOther(t *testing.T) {
+	n := startNode1(t)
+	close(n.loaded)
+	n.policy(allowClients, 1)
+	for _, pod := range []string{"web", "web2"} {
+		n.labelled(pod, "node1", map[string]string{"app": "web"})
+	}
+	n.endpoint(1, "web", "10.244.1.5")
+	eventually(t, "the first is ready", func() bool { return n.state(1) == table.EndpointReady })
+	insert(n, n.tables.Endpoints, &table.Endpoint{ // with equal labels, in one step
+		ID: 1, Generation: 2, Namespace: "shop", Pod: "web2", PodUID: "uid-web2", Sandbox: "web2", IfIndex: 9,
+		Addrs: addrs("10.244.1.6"), State: table.EndpointAttaching,
+	})
+	eventually(t, "the second is ready", func() bool { return n.state(1) == table.EndpointReady })
+	eventually(t, "the second is judged by its policy", func() bool { return n.datapath.judge(1, "8.8.8.8", 80) == bpf.ActionDeny })
+}
+
+func TestANodeThatFoundNoPlaceIsAProblemUntilItFindsOne(t *testing.T) {
+	n := startNode1(t)
+	close(n.loaded)
+	n.datapath.with(func() { n.datapath.refuse["node2"] = true })
+	insert(n, n.tables.Nodes, &table.Node{Name: "node2", Addresses: addrs("172.30.0.2")})
+	eventually(t, "the node is a problem", func() bool {
+		objects, loop := n.loop.Trouble()
+		return objects["Node/node2"] != nil && loop == nil
+	})
+	n.datapath.with(func() { n.datapath.refuse = map[string]bool{} })
+	insert(n, n.tables.Nodes, &table.Node{Name: "node3", Addresses: addrs("172.30.0.3")}) // anything that changes
+	eventually(t, "both nodes are written and nothing is wrong", func() bool {
+		objects, _ := n.loop.Trouble()
+		written := 0
+		n.datapath.with(func() { written = len(n.datapath.nodes) })
+		return len(objects) == 0 && written == 3
+	})
+}
+
+func TestAnEndpointThatCannotBeWrittenIsAProblemAndHoldsUpNobody(t *testing.T) {
+	n := startNode1(t)
+	close(n.loaded)
+	n.datapath.with(func() { n.datapath.refuse["web"] = true })
+	n.endpoint(1, "web", "10.244.1.5")
+	n.endpoint(2, "other", "10.244.1.6")
+	eventually(t, "the other is judged", func() bool { return n.state(2) == table.EndpointInit })
+	if objects, _ := n.loop.Trouble(); objects["endpoint 1"] == nil {
+		t.Errorf("problems %v, want endpoint 1 among them", objects)
+	}
+	if got := n.state(1); got != table.EndpointAttaching {
+		t.Errorf("it is %q though the kernel does not have it", got)
+	}
+	n.datapath.with(func() { n.datapath.refuse = map[string]bool{} })
+	n.endpoint(3, "third", "10.244.1.7")
+	eventually(t, "it is tried again", func() bool { return n.state(1) == table.EndpointInit })
+}
+
+func TestANodesNumberIsGivenBackWithTheLastRowThatNamesIt(t *testing.T) {
+	n := startNode1(t)
+	close(n.loaded)
+	node := &table.Node{Name: "node2", Addresses: addrs("172.30.0.2")}
+	ip := &table.IP{Node: "node2", Addr: netip.MustParseAddr("10.244.2.9"), PodUID: "uid-a", Namespace: "shop", Pod: "a"}
+	insert(n, n.tables.Nodes, node)
+	insert(n, n.tables.IPs, ip)
+	count := func() (known, released int) {
+		n.datapath.with(func() { known, released = len(n.datapath.nodes), len(n.datapath.released) })
+		return known, released
+	}
+	eventually(t, "the node is known", func() bool { known, _ := count(); return known == 2 })
+	remove(n, n.tables.Nodes, node)
+	eventually(t, "the node is gone", func() bool { known, _ := count(); return known == 1 })
+	if _, released := count(); released != 0 {
+		t.Error("its number may become another node's while an address leads to it")
+	}
+	remove(n, n.tables.IPs, ip)
+	eventually(t, "the number is given back", func() bool { _, released := count(); return released == 1 })
+}
+
+func TestALoopThatCannotPublishSaysSo(t *testing.T) {
+	n := startNode1(t)
+	n.datapath.with(func() { n.datapath.fail = 3 })
+	close(n.loaded)
+	eventually(t, "the failure is a problem", func() bool { _, loop := n.loop.Trouble(); return loop != nil })
+	eventually(t, "it goes with its cause", func() bool { _, loop := n.loop.Trouble(); return loop == nil })
 }

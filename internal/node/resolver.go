@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cilium/statedb"
 	"golang.org/x/sys/unix"
 
 	"tendril.io/tendril/internal/flow"
@@ -14,7 +15,8 @@ import (
 	"tendril.io/tendril/internal/table"
 )
 
-// resolver gives names to the datapath's numbers, from the tables and brains of the moment.
+// resolver gives names to the datapath's numbers, from the tables and brains of the moment, and for some minutes from
+// what left them. The engine keeps the names of rules that are gone by itself.
 type resolver struct{ a *Agent }
 
 // Party implements flow.Resolver.
@@ -23,18 +25,41 @@ func (r resolver) Party(addr netip.Addr, peer, _ uint32) flow.PartyInfo {
 	if peer < identity.FirstFree && identity.Reserved(peer) != identity.Init {
 		return flow.PartyInfo{Identity: identity.Reserved(peer).String(), Node: r.nodeOf(addr)}
 	}
+	loop, self := r.a.policies, r.a.config.Node
 	if row, _, ok := r.a.tables.Endpoints.Get(txn, table.EndpointByIP(addr)); ok {
-		return r.pod(row.PodUID, row.Namespace, row.Pod, r.a.config.Node, row.ArgLabels)
+		return loop.party(txn, row.PodUID, row.Namespace, row.Pod, self, row.ArgLabels)
 	}
 	if row, _, ok := r.a.tables.IPs.Get(txn, table.IPByAddr(addr)); ok {
-		return r.pod(row.PodUID, row.Namespace, row.Pod, row.Node, nil)
+		return loop.party(txn, row.PodUID, row.Namespace, row.Pod, row.Node, nil)
+	}
+	if who, ok := loop.gone.find(addr); ok {
+		return who
 	}
 	return flow.PartyInfo{Identity: identity.World.String()}
 }
 
-func (r resolver) pod(uid, namespace, name, node string, arg *table.LabelSet) flow.PartyInfo {
+// party names a pod for people, also when its record has gone ahead of its address.
+func (l *policyLoop) party(txn statedb.ReadTxn, uid, namespace, name, node string, arg *table.LabelSet) flow.PartyInfo {
+	workload := l.facts.workload(txn, uid, namespace, name, arg, nil)
+	if workload.Reserved == identity.Init {
+		if who, ok := l.gonePods.find(uid); ok {
+			return who
+		}
+	}
+	return partyOf(workload, namespace, name, node)
+}
+
+// named is party for a pod's row, which may be out of the table already.
+func (f *facts) named(txn statedb.ReadTxn, pod *table.Pod) flow.PartyInfo {
+	workload := policy.Workload{Reserved: identity.Init}
+	if set, _, ok := f.tables.LabelSets.Get(txn, table.LabelSetByHash(pod.Labels)); ok {
+		workload = f.labelled(set, nil)
+	}
+	return partyOf(workload, pod.Namespace, pod.Name, pod.Node)
+}
+
+func partyOf(workload policy.Workload, namespace, name, node string) flow.PartyInfo {
 	info := flow.PartyInfo{Namespace: namespace, Pod: name, Node: node, Identity: identity.Init.String()}
-	workload := r.a.policies.facts.workload(r.a.tables.DB.ReadTxn(), uid, namespace, name, arg, nil)
 	if workload.Reserved == identity.Unknown { // a pod with labels has no reserved identity
 		info.Labels, info.Identity = workload.Labels.Strings(), workloadID(workload).String()
 	}

@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -15,74 +14,10 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	storev1 "tendril.io/tendril/api/store/v1"
-	"tendril.io/tendril/internal/datapath"
 	"tendril.io/tendril/internal/netlink"
-	"tendril.io/tendril/internal/policy"
-	"tendril.io/tendril/internal/service"
 	"tendril.io/tendril/internal/store"
 	"tendril.io/tendril/internal/table"
 )
-
-// settled says which loops have brought the kernel to where the tables are, once each.
-type settled struct {
-	policies, services chan struct{}
-}
-
-func newSettled() *settled {
-	return &settled{make(chan struct{}), make(chan struct{})}
-}
-
-func (s *settled) policy()  { close(s.policies) }
-func (s *settled) service() { close(s.services) }
-
-// pruneOnce removes what an earlier agent left in the kernel and nobody wants any more. It waits until the tables are
-// complete and both loops have taken them to the kernel: nothing is removed before its replacement is there.
-func (a *Agent) pruneOnce(ctx context.Context, done *settled) error {
-	for _, wait := range []<-chan struct{}{a.store.Synced(), done.policies, done.services} {
-		select {
-		case <-wait:
-		case <-ctx.Done():
-			return nil
-		}
-	}
-	a.policies.mu.Lock()
-	defer a.policies.mu.Unlock()
-	a.services.mu.Lock()
-	defer a.services.mu.Unlock()
-	// Synced may have closed between two rounds of a loop: take what came by then.
-	if err := errors.Join(a.policies.catchUp(ctx), a.services.catchUp(ctx)); err != nil {
-		return fmt.Errorf("before pruning: %w", err)
-	}
-	removed, err := a.datapath.Prune(ctx, a.wanted())
-	if err != nil {
-		return fmt.Errorf("prune the datapath: %w", err)
-	}
-	released := a.datapath.Numbers().PruneUnclaimed()
-	// Released numbers become free with the publication that follows.
-	if err := errors.Join(a.datapath.Publish(ctx, &policy.Delta{}), a.datapath.PublishServices(ctx, &service.Delta{})); err != nil {
-		return fmt.Errorf("free what nobody claimed: %w", err)
-	}
-	a.log.Info("kernel holds what the tables say and nothing else", "removed", removed, "numbers_released", released)
-	return nil
-}
-
-// wanted is all that the kernel should hold. Both loops stand still meanwhile.
-func (a *Agent) wanted() datapath.Wanted {
-	want := datapath.Wanted{
-		Addresses: a.policies.takeWritten(),
-		Frontends: make(map[service.FrontendKey]bool),
-		Nodes:     a.numbering.all(),
-		Endpoints: make(map[uint32]bool),
-		Uplinks:   map[uint32]bool{a.uplink.ifindex: true},
-	}
-	for _, row := range a.services.brain.Snapshot().Frontends {
-		want.Frontends[row.FrontendKey] = true
-	}
-	for row := range a.tables.Endpoints.All(a.tables.DB.ReadTxn()) {
-		want.Endpoints[row.ID] = true
-	}
-	return want
-}
 
 // introduce publishes this node and keeps its sign of life.
 func (a *Agent) introduce(ctx context.Context) error {

@@ -23,6 +23,7 @@ type serviceLoop struct {
 
 	feeds       feeds          // of the tables that services come from
 	unpublished *service.Delta // computed, not yet in the kernel
+	trouble     error          // why the kernel does not agree with the tables; nil: it does
 }
 
 // servicePublisher makes the kernel agree with a delta.
@@ -48,6 +49,7 @@ func (l *serviceLoop) Run(ctx context.Context, loaded <-chan struct{}, first fun
 		l.mu.Lock()
 		l.feeds.pull(l.tables.DB.ReadTxn(), watches)
 		err := l.step(ctx)
+		l.trouble = err
 		l.mu.Unlock()
 		if err != nil {
 			l.log.Error("publish services; will try again", "error", err)
@@ -120,6 +122,13 @@ func (l *serviceLoop) step(ctx context.Context) error {
 		}
 		l.unpublished = nil
 	}
+}
+
+// Trouble is what keeps the kernel from agreeing with the tables.
+func (l *serviceLoop) Trouble() error {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.trouble
 }
 
 // Read calls do with the brain, which it may ask but not change.

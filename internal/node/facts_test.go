@@ -1,0 +1,122 @@
+package node
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"tendril.io/tendril/bpf"
+	"tendril.io/tendril/internal/identity"
+	"tendril.io/tendril/internal/policy"
+	"tendril.io/tendril/internal/policy/policytest"
+	"tendril.io/tendril/internal/table"
+)
+
+// testFacts are those of node1 over empty tables.
+func testFacts(t *testing.T, config Config) *facts {
+	t.Helper()
+	tables, err := table.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.Node, config.Cluster = "node1", "default"
+	nodes := &numbering{numbers: policytest.NewNumbers(), known: map[string]uint32{}}
+	return newFacts(tables, config, nodes.number)
+}
+
+// fact is what is known of an address as such, or of the prefix that text is.
+func (f *facts) fact(t *testing.T, text string) policy.AddressFact {
+	t.Helper()
+	prefix, err := netip.ParsePrefix(text)
+	if err != nil {
+		prefix = exact(netip.MustParseAddr(text))
+	}
+	fact, _ := f.address(f.tables.DB.ReadTxn(), prefix)
+	return fact
+}
+
+func TestEachAddressOfANodeIsWhatItIsFor(t *testing.T) {
+	for _, test := range []struct {
+		node, address string
+		mode          Mode
+		reserved      identity.Reserved
+		flags         bpf.AddressFlag
+		away          bool // reached through the node
+	}{
+		{"node1", "172.30.0.1", ModeNative, identity.Host, bpf.AddressFlagCluster | bpf.AddressFlagHost, false},
+		{"node1", "10.1.0.1", ModeVXLAN, identity.Host, bpf.AddressFlagCluster | bpf.AddressFlagHost, false},
+		{"node1", "10.1.0.0/24", ModeVXLAN, identity.Unknown, bpf.AddressFlagCluster | bpf.AddressFlagUnknown, true},
+		{"node2", "172.30.0.1", ModeNative, identity.RemoteNode, bpf.AddressFlagCluster | bpf.AddressFlagRemoteNode, true},
+		{"node2", "10.1.0.2", ModeVXLAN, identity.RemoteNode, bpf.AddressFlagCluster | bpf.AddressFlagRemoteNode | bpf.AddressFlagTunnel, true},
+		{"node2", "10.1.0.0/24", ModeVXLAN, identity.Unknown, bpf.AddressFlagCluster | bpf.AddressFlagUnknown | bpf.AddressFlagTunnel, true},
+	} {
+		t.Run(fmt.Sprint(test.node, " ", test.address, " ", test.mode), func(t *testing.T) {
+			f := testFacts(t, Config{Mode: test.mode})
+			f.setNode(&table.Node{
+				Name: test.node, Addresses: addrs("172.30.0.1"), Routers: addrs("10.1.0.1"), Healths: addrs("10.1.0.2"),
+				PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.77/24")}, // host bits, which a store may hold
+			}, false)
+			got := f.fact(t, test.address)
+			if got.Reserved != test.reserved || got.Flags != uint32(test.flags) || (got.Node != 0) != test.away {
+				t.Errorf("got %+v with flags %v, want %v with %v", got, bpf.AddressFlag(got.Flags), test.reserved, test.flags)
+			}
+		})
+	}
+}
+
+// A machine comes back under another name with its old address before its old name is deleted.
+func TestAnAddressOfTwoNodesIsOneNodesInWhateverOrderTheyCome(t *testing.T) {
+	row := func(name string) *table.Node { return &table.Node{Name: name, Addresses: addrs("172.30.0.9")} }
+	owner := func(f *facts) string {
+		at, _ := f.owner(exact(netip.MustParseAddr("172.30.0.9")))
+		return at.node
+	}
+	for _, order := range [][]string{{"node2", "node3"}, {"node3", "node2"}, {"node3", "node2", "node3"}} {
+		f := testFacts(t, Config{})
+		for _, name := range order {
+			f.setNode(row(name), false)
+		}
+		if got := owner(f); got != "node2" {
+			t.Errorf("%v: it is %q's, want the lowest name's", order, got)
+		}
+		if dirty := f.setNode(row("node2"), true); len(dirty) != 1 || owner(f) != "node3" {
+			t.Errorf("%v: without node2 it is %q's and %v are looked at again, want node3's", order, owner(f), dirty)
+		}
+		f.setNode(row("node1"), false)
+		if got := f.fact(t, "172.30.0.9"); got.Reserved != identity.Host {
+			t.Errorf("%v: this node's own address is %v to it", order, got.Reserved)
+		}
+		f.setNode(row("node1"), true)
+		f.setNode(row("node3"), true)
+		if len(f.claims)+len(f.byNode) != 0 {
+			t.Errorf("%v: %v %v stay when all are gone", order, f.claims, f.byNode)
+		}
+	}
+}
+
+func TestDestinationsThatKeepThePodsAddressAreTheWorldWithAFlag(t *testing.T) {
+	f := testFacts(t, Config{NoMasquerade: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}})
+	want := policy.AddressFact{Reserved: identity.World, Flags: uint32(bpf.AddressFlagNoMasquerade)}
+	if got := f.fact(t, "192.0.2.0/24"); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+func TestAPodIsFoundByUIDBecauseItsNameMayBeItsSuccessors(t *testing.T) {
+	f := testFacts(t, Config{})
+	txn := f.tables.DB.WriteTxn(f.tables.Pods, f.tables.LabelSets)
+	set := &table.LabelSet{Hash: identity.ID{1}, Namespace: "shop", Labels: map[string]string{"role": "client"}}
+	f.tables.LabelSets.Insert(txn, set)
+	f.tables.Pods.Insert(txn, &table.Pod{Node: "node2", Namespace: "shop", Name: "db-0", UID: "second", Labels: set.Hash})
+	txn.Commit()
+	read := f.tables.DB.ReadTxn()
+	for uid, want := range map[string]identity.Reserved{"first": identity.Init, "second": identity.Unknown, "": identity.Unknown} {
+		if got := f.workload(read, uid, "shop", "db-0", nil, nil); got.Reserved != want {
+			t.Errorf("uid %q: %+v, want reserved %v", uid, got, want)
+		}
+	}
+	arg := &table.LabelSet{Namespace: "shop", Labels: map[string]string{"role": "arg"}}
+	if got := f.workload(read, "first", "shop", "db-0", arg, nil); got.Labels.String() != "role=arg" || got.Cluster != "default" {
+		t.Errorf("%+v, want the labels of the CNI arguments where the store has said nothing", got)
+	}
+}
