@@ -320,6 +320,21 @@ x.yaml document 1, Service default/a: spec.ports: Required value: give at least 
 x.yaml document 2, Service default/b: spec.clusterIPs: Invalid value: ["10.0.0.1","10.0.0.2"]: at most one address a family
 x.yaml document 2, Service default/b: spec.sessionAffinityConfig.clientIP.timeoutSeconds: Invalid value: 0: a time from 1 to 86400 seconds
 `},
+		{"traffic policies that are misspelt do not mean the default", `
+apiVersion: v1
+kind: Service
+metadata: {name: a}
+spec:
+  clusterIP: 10.0.0.1
+  ports: [{port: 80}]
+  internalTrafficPolicy: local
+  externalTrafficPolicy: LOCAL
+  trafficDistribution: PreferNear
+`, `
+x.yaml document 1, Service default/a: spec.internalTrafficPolicy: Unsupported value: "local": supported values: "Cluster", "Local"
+x.yaml document 1, Service default/a: spec.externalTrafficPolicy: Unsupported value: "LOCAL": supported values: "Cluster", "Local"
+x.yaml document 1, Service default/a: spec.trafficDistribution: Unsupported value: "PreferNear": supported values: "PreferClose", "PreferSameZone", "PreferSameNode"
+`},
 		{"endpoint slices", `
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice

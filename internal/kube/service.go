@@ -27,19 +27,15 @@ func serviceRecord(s *corev1.Service) (*storev1.Service, field.ErrorList) {
 	at := field.NewPath("spec")
 	out := &storev1.Service{
 		Selector:            s.Spec.Selector,
-		InternalLocal:       s.Spec.InternalTrafficPolicy != nil && *s.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal,
-		ExternalLocal:       s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
 		HealthCheckNodePort: uint32(s.Spec.HealthCheckNodePort),
 		PublishNotReady:     s.Spec.PublishNotReadyAddresses,
-	}
-	if s.Spec.TrafficDistribution != nil {
-		out.TrafficDistribution = *s.Spec.TrafficDistribution
 	}
 	var errs field.ErrorList
 	collect := func(wrong field.ErrorList) { errs = append(errs, wrong...) }
 	collect(setType(out, s, at.Child("type")))
 	collect(setClusterIPs(out, s, at))
 	collect(setServicePorts(out, s, at.Child("ports")))
+	collect(setTraffic(out, s, at))
 	collect(setAffinity(out, s, at))
 	collect(setExternal(out, s, at))
 	collect(setAlgorithm(out, s))
@@ -94,7 +90,7 @@ func setClusterIPs(out *storev1.Service, s *corev1.Service, at *field.Path) fiel
 func setServicePorts(out *storev1.Service, s *corev1.Service, at *field.Path) field.ErrorList {
 	var errs field.ErrorList
 	seen := map[string]bool{}
-	headless := slices.Contains(append(s.Spec.ClusterIPs, s.Spec.ClusterIP), corev1.ClusterIPNone)
+	headless := s.Spec.ClusterIP == corev1.ClusterIPNone || slices.Contains(s.Spec.ClusterIPs, corev1.ClusterIPNone)
 	if len(s.Spec.Ports) == 0 && !headless && out.Type != storev1.Service_EXTERNAL_NAME {
 		errs = append(errs, field.Required(at, "give at least one port"))
 	}
@@ -130,6 +126,31 @@ func checkServicePort(out *storev1.Service, s *corev1.Service, port corev1.Servi
 	}
 	if out.Type == storev1.Service_NODE_PORT && port.NodePort == 0 {
 		errs = append(errs, field.Required(at.Child("nodePort"), "give a port of the node, e.g. 30080; there is no API server here to choose one"))
+	}
+	return errs
+}
+
+// setTraffic reads which backends may be used and which are preferred. A misspelt Local is a mistake rather than Cluster:
+// it would send to other nodes what its author keeps on one.
+func setTraffic(out *storev1.Service, s *corev1.Service, at *field.Path) field.ErrorList {
+	var errs field.ErrorList
+	local := func(name string, policy string) bool {
+		if policy != "" && policy != "Cluster" && policy != "Local" {
+			errs = append(errs, field.NotSupported(at.Child(name), policy, []string{"Cluster", "Local"}))
+		}
+		return policy == "Local"
+	}
+	if internal := s.Spec.InternalTrafficPolicy; internal != nil {
+		out.InternalLocal = local("internalTrafficPolicy", string(*internal))
+	}
+	out.ExternalLocal = local("externalTrafficPolicy", string(s.Spec.ExternalTrafficPolicy))
+	if s.Spec.TrafficDistribution == nil {
+		return errs
+	}
+	out.TrafficDistribution = *s.Spec.TrafficDistribution
+	known := []string{"PreferClose", "PreferSameZone", "PreferSameNode"} // KEP-4444 and KEP-3015
+	if !slices.Contains(known, out.TrafficDistribution) {
+		errs = append(errs, field.NotSupported(at.Child("trafficDistribution"), out.TrafficDistribution, known))
 	}
 	return errs
 }
