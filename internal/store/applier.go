@@ -18,16 +18,22 @@ import (
 // Rows that a snapshot does not have become stale. A stale row stays until the marker synced/<epoch>/<kind> of its
 // kind, or synced/<epoch>/ips/<node> for what a node's agent writes, is in the store, or until it is written again.
 type applier struct {
-	tables   *table.Tables
-	shelves  map[Kind]shelf
-	stale    map[Key]bool
-	marks    map[Key]bool       // markers of the epoch at hand that count
+	// Where rows go.
+	tables *table.Tables
+	// The kinds that become rows; records of other kinds are not read.
+	shelves map[Kind]shelf
+	// Rows that the last snapshot did not have, and whose marker has not come yet.
+	stale map[Key]bool
+	marks map[Key]bool // markers of the epoch at hand that count
+	// What stands in the store and is not in force.
 	problems map[string]Problem // by key
+	// Of the filling at hand, empty while there is none: the store is being filled anew.
 	epoch    string
 	self     string // this node's name, empty: none
 	selfDone bool   // this node's own marker has come since takeSelfDone was asked
-	pruned   uint64
-	bad      uint64
+	// Counted since the start, see Counters.
+	pruned uint64
+	bad    uint64
 }
 
 // event is a change of one key, relative to the cluster's prefix.
@@ -63,6 +69,7 @@ func (a *applier) begin(events []event) statedb.WriteTxn {
 			metas = append(metas, meta)
 		}
 	}
+	// A transaction must have a table. Events of other kinds alone, such as heartbeats, are the only ones without.
 	if len(metas) == 0 {
 		metas = append(metas, a.tables.Nodes)
 	}
@@ -89,6 +96,7 @@ func (a *applier) apply(events []event, did applied) {
 func (a *applier) one(txn statedb.WriteTxn, e event, did applied) bool {
 	key, err := ParseKey(e.key)
 	switch {
+	// Of a newer version. Its readers know what to do with it.
 	case errors.Is(err, errUnknownKind):
 		return false
 	case err != nil:
@@ -142,6 +150,7 @@ func (a *applier) report(e event, err error) {
 
 // mark notes that a kind or a node is complete, and prunes what it does not have.
 func (a *applier) mark(txn statedb.WriteTxn, marker Key, remove bool, did applied) {
+	// A marker of another filling says nothing about this one.
 	if marker.First != a.epoch {
 		return
 	}
@@ -151,6 +160,7 @@ func (a *applier) mark(txn statedb.WriteTxn, marker Key, remove bool, did applie
 	}
 	a.marks[marker] = true
 	a.selfDone = a.selfDone || (a.self != "" && marker == syncedNodeKey(a.epoch, a.self))
+	// What was not written again by now is not in this filling.
 	for key := range a.stale {
 		if a.markerOf(key) == marker && a.prune(txn, key) {
 			did(event{key: key.String(), remove: true})
@@ -196,6 +206,7 @@ func (a *applier) markerOf(key Key) Key {
 // already in the store count only if trust says so.
 func (a *applier) settle(epoch string, seen map[Key]bool, trust bool, did applied) {
 	a.epoch = epoch
+	// Markers count for one epoch, and only if the store has not lost them since.
 	clear(a.marks)
 	txn := a.tables.DB.WriteTxn(a.tables.Stored()...)
 	defer txn.Commit()

@@ -11,9 +11,11 @@ import (
 // calls is the one gate through which requests leave for the store: it limits their rate, bounds their time and
 // counts them.
 type calls struct {
+	// Every request takes a token, reading and writing alike.
 	limiter *rate.Limiter
 	observe func(operation string, took time.Duration, err error)
 
+	// What Counters says.
 	reads, writes, failures, snapshots, resumes, events atomic.Uint64
 }
 
@@ -43,9 +45,11 @@ func (c *calls) write(ctx context.Context, operation string, do func(context.Con
 }
 
 func (c *calls) call(ctx context.Context, operation string, do func(context.Context) error) error {
+	// Waiting for its turn counts neither as time of the request nor as its failure.
 	if err := c.limiter.Wait(ctx); err != nil {
 		return err
 	}
+	// A store that hangs is like one that is away.
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	start := time.Now()

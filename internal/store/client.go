@@ -23,14 +23,19 @@ import (
 
 // Client is an agent's side of the store: a feed that fills the tables and a publisher of the node's own keys.
 type Client struct {
-	config    Config
-	etcd      *clientv3.Client
+	// As it was given, with a logger.
+	config Config
+	// For reading; its role in etcd may do nothing else.
+	etcd *clientv3.Client
+	// For writing the node's own keys.
 	publish   *grpc.ClientConn
 	calls     *calls
 	publisher *Publisher
 	started   time.Time
-	loaded    chan struct{}
-	synced    chan struct{}
+	// Closed by the feed, see Loaded and Synced.
+	loaded chan struct{}
+	synced chan struct{}
+	// Holds at most the latest epoch.
 	republish chan string
 
 	mu   sync.Mutex
@@ -46,6 +51,7 @@ func Dial(config Config) (*Client, error) {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
 	calls := newCalls(config.RateLimit, config.Observe)
+	// Neither connects yet: an agent must start while the store is away.
 	etcd, err := dialEtcd(config.Endpoints, config.TLS, config.Logger)
 	if err != nil {
 		return nil, err
@@ -113,6 +119,7 @@ func (c *Client) Run(ctx context.Context, tables *table.Tables) error {
 		logger: c.config.Logger, nodes: c.nodes(tables), onEpoch: c.onEpoch, onOwn: c.publisher.disown, answered: c.started,
 		loaded: c.loaded, synced: c.synced,
 	}
+	// Before anything else: what was last known goes into the tables, so that the agent can go on with it.
 	if c.config.SnapshotPath != "" {
 		if err := f.load(c.config.SnapshotPath); err != nil {
 			return err
@@ -123,6 +130,7 @@ func (c *Client) Run(ctx context.Context, tables *table.Tables) error {
 	c.feed = f
 	c.mu.Unlock()
 	group, ctx := errgroup.WithContext(ctx)
+	// Reading, its file and writing go on apart: none waits for another.
 	group.Go(func() error { return f.run(ctx) })
 	group.Go(func() error { return f.maintain(ctx) })
 	group.Go(func() error { return c.publisher.run(ctx, f.nodes) })

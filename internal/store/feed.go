@@ -27,18 +27,22 @@ import (
 // It speaks etcd's Watch itself instead of through the client library's watcher, which reconnects and resumes by
 // revision on its own, and so would wait without a word at a store that was wiped meanwhile.
 type feed struct {
-	client  *clientv3.Client
-	prefix  string
+	// Used for single requests and for its connection.
+	client *clientv3.Client
+	prefix string
+	// Where records go; guarded by mu as well.
 	applier *applier
 	file    *logFile // nil: none is kept
 	calls   *calls
 	logger  *slog.Logger
-	nodes   func() int
+	// Size of the cluster, for intervals.
+	nodes func() int
 	// told, outside the lock: the store has this epoch; force: it lost writes that we may have made.
 	onEpoch func(epoch string, force bool)
 	// told, under the lock: these are the keys of this node's addresses that the store has.
 	onOwn func(addresses []Key)
 
+	// Who the store was when it last answered, and how far we have followed it.
 	mu          sync.Mutex // guards what follows and the applier
 	cluster     uint64
 	epoch       string
@@ -76,6 +80,7 @@ func (f *feed) run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
+		// Nothing is wrong with the store, so there is nothing to wait for.
 		if errors.Is(err, errEpochChanged) {
 			continue
 		}
@@ -153,6 +158,7 @@ func (f *feed) resumable(head *pb.ResponseHeader, epoch string) bool {
 func (f *feed) resume(ctx context.Context, epoch string) error {
 	f.calls.resumes.Add(1)
 	f.mu.Lock()
+	// Within one run the watch brings the markers; only a start from the file has none.
 	known := f.applier.complete()
 	f.mu.Unlock()
 	if !known && epoch != "" {
@@ -201,11 +207,13 @@ func (f *feed) snapshot(ctx context.Context, head *pb.ResponseHeader, epoch stri
 	same := f.cluster == head.ClusterId && f.epoch == epoch
 	f.behind = same && (f.behind || head.Revision < f.revision)
 	behind, known := f.behind, f.epoch
+	// Whatever is still wrong with the store is found again.
 	clear(f.applier.problems)
 	f.mu.Unlock()
 	f.calls.snapshots.Add(1)
 	f.logger.Info("reading the whole store", "revision", head.Revision, "epoch", epoch, "known_epoch", known, "behind", behind)
 
+	// Keys, not rows: a bad record is in the store as well, and its last good row must not become stale.
 	seen := map[Key]bool{}
 	if err := f.pages(ctx, head.Revision, seen); err != nil {
 		return fmt.Errorf("read the store: %w", err)
@@ -213,6 +221,7 @@ func (f *feed) snapshot(ctx context.Context, head *pb.ResponseHeader, epoch stri
 	f.mu.Lock()
 	f.applier.settle(epoch, seen, !behind, f.keep)
 	f.reportOwn()
+	// All pages are of this revision; what was written since comes by the watch.
 	f.cluster, f.epoch, f.revision = head.ClusterId, epoch, head.Revision
 	f.saved()
 	f.mu.Unlock()
@@ -245,6 +254,7 @@ func (f *feed) pages(ctx context.Context, revision int64, seen map[Key]bool) err
 		if !page.More {
 			return nil
 		}
+		// The first key after the last one.
 		from = string(page.Kvs[len(page.Kvs)-1].Key) + "\x00"
 	}
 }
@@ -311,6 +321,7 @@ func closeOnce(done chan struct{}) {
 func (f *feed) watch(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
+	// A stream of our own on the client's connection: see the type.
 	stream, err := pb.NewWatchClient(f.client.ActiveConnection()).Watch(ctx, grpc.WaitForReady(false))
 	if err != nil {
 		return fmt.Errorf("open watch: %w", err)
@@ -326,6 +337,7 @@ func (f *feed) watch(ctx context.Context) error {
 		return fmt.Errorf("create watch: %w", err)
 	}
 	answers := make(chan struct{}, 1)
+	// Whoever of the two ends first ends the other, and poll's reason is the better one: it knows of a silence.
 	done := make(chan error, 1)
 	go func() { done <- f.poll(ctx, stream, answers, cancel) }()
 	err = f.receive(stream, answers)
@@ -395,6 +407,7 @@ func (f *feed) changes(r *pb.WatchResponse) error {
 	if len(r.Events) > 0 { // a watch that catches up has a header from the future
 		revision = r.Events[len(r.Events)-1].Kv.ModRevision
 	}
+	// The answer to the creation has the store's revision, and none of the events up to it.
 	if revision > f.revision && !r.Created {
 		f.revision = revision
 		f.saved()
@@ -438,6 +451,7 @@ func (f *feed) poll(ctx context.Context, stream pb.Watch_WatchClient, answers <-
 		case <-answers:
 		case <-ctx.Done():
 			return nil
+		// The connection may be up and the store hang.
 		case <-time.After(callTimeout):
 			end()
 			return fmt.Errorf("watch: no answer within %v", callTimeout)
@@ -494,12 +508,14 @@ func (f *feed) connected() {
 func (f *feed) disconnected(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	// The revision stays: the next session decides whether it still means anything.
 	f.isConnected = false
 	f.lastError = err.Error()
 }
 
 // load fills the tables from the snapshot file, before the store answers.
 func (f *feed) load(path string) error {
+	// The last write of a key counts. The file is read whole first, so that a row is made once.
 	last := map[string][]byte{}
 	var err error
 	var torn int64
@@ -524,6 +540,7 @@ func (f *feed) load(path string) error {
 func (f *feed) restore(last map[string][]byte) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	// Without all three the rows still count, and the store is read whole.
 	if epoch, err := ReadEpoch(last[string(KindEpoch)]); err == nil && len(last[fileCluster]) == 8 && len(last[fileRevision]) == 8 {
 		f.epoch = epoch
 		f.cluster = binary.LittleEndian.Uint64(last[fileCluster])
@@ -532,6 +549,7 @@ func (f *feed) restore(last map[string][]byte) {
 	}
 	events := make([]event, 0, len(last))
 	for key, value := range last {
+		// Not the three above, and nothing of a kind that this version does not know.
 		if kind := kindOf(key); f.applier.shelves[kind] != nil {
 			events = append(events, event{key: key, value: value})
 		}

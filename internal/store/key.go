@@ -128,6 +128,7 @@ func (k Key) Node() string {
 // Check says what is wrong with the key, naming it.
 func (k Key) Check() error {
 	parts := []string{k.First, k.Second, k.Third}
+	// Only the end may be empty: a gap in the middle is a part without a name.
 	for len(parts) > 0 && parts[len(parts)-1] == "" {
 		parts = parts[:len(parts)-1]
 	}
@@ -155,6 +156,7 @@ func ParseKey(text string) (Key, error) {
 	key := Key{Kind: Kind(kind)}
 	var parts [4]string
 	count := 0
+	// One part more than any key has, so that too long a key is noticed.
 	for ; more && count < len(parts); count++ {
 		parts[count], rest, more = strings.Cut(rest, "/")
 	}
@@ -231,6 +233,7 @@ func checkAddr(text string) error {
 	if err != nil {
 		return err
 	}
+	// Two spellings of one address would be two keys.
 	if canonical := addr.Unmap().WithZone("").String(); canonical != text {
 		return fmt.Errorf("address %q must be written %q", text, canonical)
 	}

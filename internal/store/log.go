@@ -22,14 +22,16 @@ import (
 // length counts what follows the checksum, which covers the same. Reading stops at the first frame that is not whole
 // or not sound: that is where a crash tore the file, and what follows it is cut off.
 type logFile struct {
+	// Of the file; beside it are path.new while it is compacted, and path.bad.
 	path    string
 	file    *os.File
 	writer  *bufio.Writer
 	size    int64 // bytes in the file and the writer
 	live    int64 // size right after the last compaction
 	flushed int64 // size of the file
-	frame   []byte
-	write   storev1.Write
+	// Reused from append to append.
+	frame []byte
+	write storev1.Write
 }
 
 const (
@@ -68,6 +70,7 @@ func (l *logFile) load(each func(uint64, *storev1.Write)) (torn int64, err error
 	if err != nil {
 		return 0, err
 	}
+	// What is not sound is the end of the file: a frame is written in one piece, after all before it.
 	sound, err := readLog(bufio.NewReaderSize(l.file, 64<<10), func(sequence uint64, w *storev1.Write, _ []byte) {
 		each(sequence, w)
 	})
@@ -79,6 +82,7 @@ func (l *logFile) load(each func(uint64, *storev1.Write)) (torn int64, err error
 		return torn, l.begin(info.Size() > 0)
 	}
 	l.size = sound
+	// Else the next append would stand behind what cannot be read.
 	if err := l.file.Truncate(sound); err != nil {
 		return torn, err
 	}
@@ -134,6 +138,7 @@ func readFrame(r io.Reader, buffer []byte) ([]byte, error) {
 		return nil, err
 	}
 	length := int(binary.LittleEndian.Uint32(head[:]))
+	// A torn length could ask for gigabytes.
 	if length < sequenceLen || length > maxFrame {
 		return nil, nil
 	}
@@ -210,6 +215,7 @@ func (l *logFile) compact(keep func(sequence uint64) bool) error {
 		return err
 	}
 	last := make(map[string]uint64) // key -> count of the frame that is its last
+	// Two passes over the file, both in its order; what is appended meanwhile waits for the caller's lock.
 	count := uint64(0)
 	err := l.scan(func(sequence uint64, w *storev1.Write, _ []byte) error {
 		count++
@@ -259,6 +265,7 @@ func (l *logFile) replace(fill func(io.Writer) error) error {
 	}
 	w := bufio.NewWriterSize(file, 256<<10)
 	_, err = w.WriteString(logMagic)
+	// On the disk before the name changes: a crash leaves the old log or the new one, never half of one.
 	err = errors.Join(err, fill(w), w.Flush(), file.Sync())
 	if err == nil {
 		err = os.Rename(file.Name(), l.path)

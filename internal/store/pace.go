@@ -15,6 +15,7 @@ func Interval(base time.Duration, nodes int) time.Duration {
 
 // longest is Interval before jitter: base x log2(nodes), at least base.
 func longest(base time.Duration, nodes int) time.Duration {
+	// Two nodes are the smallest cluster: below that the logarithm would be none.
 	factor := math.Log2(float64(max(nodes, 2)))
 	return time.Duration(float64(base) * factor)
 }
@@ -47,6 +48,7 @@ func (b *Backoff) Next() time.Duration {
 		high = 30 * time.Second
 	}
 	wait := high
+	// Shifting further would overflow.
 	if b.tries < 32 && low<<b.tries < high {
 		wait = low << b.tries
 	}

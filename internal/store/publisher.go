@@ -25,15 +25,18 @@ import (
 // A key that is set again before it was sent goes to the end of the queue with its last value: the store never shows a
 // later change without an earlier one of another key.
 type Publisher struct {
+	// The node whose keys these are; no other key is taken.
 	node   string
 	client storev1.PublishClient
 	calls  *calls
 	logger *slog.Logger
-	wake   chan struct{}
+	// Has a value when there may be something to send. One is enough: sending looks at everything.
+	wake chan struct{}
 
 	disowned atomic.Uint64 // keys removed because nobody here knew of them
 
-	mu       sync.Mutex
+	mu sync.Mutex
+	// The journal. All of what follows but the heartbeat and the queue's order can be read back from it.
 	log      *logFile
 	own      map[Key]own
 	queue    []queued
@@ -76,6 +79,7 @@ const heartbeat = 10 * time.Second
 // AliveTime is how long alive/<node> lasts after a heartbeat in a cluster of that many nodes: four heartbeats.
 func AliveTime(nodes int) time.Duration { return 4 * longest(heartbeat, nodes) }
 
+// openPublisher reads the journal and queues what the store may not have. It needs no store.
 func openPublisher(node, path string, client storev1.PublishClient, calls *calls, logger *slog.Logger) (*Publisher, error) {
 	p := &Publisher{
 		node: node, client: client, calls: calls, logger: logger, wake: make(chan struct{}, 1),
@@ -95,6 +99,7 @@ func openPublisher(node, path string, client storev1.PublishClient, calls *calls
 
 // replay takes a write of the journal.
 func (p *Publisher) replay(sequence uint64, w *storev1.Write) {
+	// An acknowledgement has the sequence of what it acknowledges, so the last frame's need not be the highest.
 	p.sequence = max(p.sequence, sequence)
 	switch w.GetKey() {
 	case journalAcked:
@@ -109,6 +114,7 @@ func (p *Publisher) replay(sequence uint64, w *storev1.Write) {
 		p.logger.Warn("journal holds a key that is not this node's", "key", w.GetKey())
 		return
 	}
+	// Later frames of a key come later in the file: the last write counts.
 	p.own[key] = own{w.GetValue(), w.GetRemove(), sequence}
 }
 
@@ -145,11 +151,14 @@ func (p *Publisher) Set(key Key, record proto.Message) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	// A heartbeat is worth nothing later, so neither the journal nor the queue has it.
 	if key.Kind == KindAlive {
 		p.alive, p.beatNow = value, true
 		p.nudge()
 		return nil
 	}
+	// An agent that starts sets all that it restored. What the journal has already is no change, so that a restart of every
+	// agent at once writes nothing to the store.
 	if o, had := p.own[key]; had && !o.remove && bytes.Equal(o.value, value) {
 		return nil
 	}
@@ -163,6 +172,7 @@ func (p *Publisher) Delete(key Key) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	// A key that is not known is removed all the same: the journal may be younger than the store.
 	if o, had := p.own[key]; had && o.remove {
 		return nil
 	}
@@ -238,6 +248,7 @@ func (p *Publisher) note(sequence uint64, key string, value []byte, remove bool)
 	return p.log.flush()
 }
 
+// nudge wakes run without waiting for it.
 func (p *Publisher) nudge() {
 	select {
 	case p.wake <- struct{}{}:
@@ -250,6 +261,7 @@ func (p *Publisher) nudge() {
 func (p *Publisher) republish(epoch string, force bool) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	// The same filling as before, or one that is being published to: every key is there or in the queue.
 	if !force && (p.epoch == epoch || p.target == epoch) {
 		return false
 	}
@@ -263,7 +275,9 @@ func (p *Publisher) republish(epoch string, force bool) bool {
 	for key := range p.own {
 		keys = append(keys, key)
 	}
+	// In the order in which they were changed, so that readers see the order in which things happened.
 	slices.SortFunc(keys, func(a, b Key) int { return int(int64(p.own[a].sequence) - int64(p.own[b].sequence)) })
+	// All places in the queue are void: every key gets a new sequence, above what was acknowledged.
 	p.queue = p.queue[:0]
 	for _, key := range keys {
 		o := p.own[key]

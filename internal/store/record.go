@@ -49,6 +49,7 @@ func checkMessage(key Key, record proto.Message) error {
 	if want == nil || record == nil {
 		return fmt.Errorf("key %q: no record", key)
 	}
+	// By name: two Go types may stand for one record.
 	got, wanted := record.ProtoReflect().Descriptor().FullName(), want.ProtoReflect().Descriptor().FullName()
 	if got != wanted {
 		return fmt.Errorf("key %q: record is a %s, want a %s", key, got, wanted)
@@ -59,6 +60,7 @@ func checkMessage(key Key, record proto.Message) error {
 // CheckValue says why readers would keep a value out: it does not decode, or the record cannot be a row.
 func CheckValue(key Key, value []byte) error {
 	message := newMessage(key.Kind)
+	// Else nil would be decoded into.
 	if message == nil {
 		return fmt.Errorf("key %q: %w", key, errUnknownKind)
 	}
@@ -108,6 +110,7 @@ func nodeRow(key Key, m *storev1.Node) (*table.Node, error) {
 	if row.Healths, err = addrs("health_addresses", m.GetHealthAddresses()); err != nil {
 		return nil, err
 	}
+	// A node of a cluster without tunnels has none.
 	if len(m.GetTunnel()) > 0 {
 		if row.Tunnel, err = addr("tunnel", m.GetTunnel()); err != nil {
 			return nil, err
@@ -122,6 +125,7 @@ func podRow(key Key, m *storev1.Pod) (*table.Pod, error) {
 		Node: key.First, Namespace: key.Second, Name: key.Third,
 		UID: m.GetUid(), HostNetwork: m.GetHostNetwork(), Ready: m.GetReady(),
 	}
+	// A pod without the hash of its label set would have no identity; to guess one would be to open a door.
 	if len(m.GetLabels()) != len(row.Labels) {
 		return nil, fmt.Errorf("labels has %d bytes, want %d", len(m.GetLabels()), len(row.Labels))
 	}
@@ -137,6 +141,7 @@ func podRow(key Key, m *storev1.Pod) (*table.Pod, error) {
 }
 
 func ipRow(key Key, m *storev1.IP) (*table.IP, error) {
+	// The address is in the key, where nobody can have it twice on a node.
 	at, err := netip.ParseAddr(key.Second)
 	if err != nil {
 		return nil, err
@@ -191,6 +196,8 @@ func serviceRow(key Key, m *storev1.Service) (*table.Service, error) {
 	return row, err
 }
 
+// serviceType names a type as manifests do. A type of a newer version is an error: served as something else, the service
+// might be open to whom it was not meant for.
 func serviceType(t storev1.Service_Type) (string, error) {
 	switch t {
 	case storev1.Service_CLUSTER_IP:
@@ -205,6 +212,7 @@ func serviceType(t storev1.Service_Type) (string, error) {
 	return "", fmt.Errorf("type %d is not known to this version", t)
 }
 
+// servicePorts keeps the order of the manifest.
 func servicePorts(ports []*storev1.ServicePort) (rows []table.ServicePort, err error) {
 	for _, p := range ports {
 		named, err := namedPort("ports", p.GetName(), p.GetPort(), p.GetProtocol())
@@ -246,6 +254,7 @@ func backendsRow(key Key, m *storev1.Endpoints) (*table.Backends, error) {
 
 func policyRow(key Key, m *storev1.Policy) (*table.Policy, error) {
 	if len(m.GetObject()) == 0 {
+		// Nothing says what it allows; as a row it would isolate its pods or not, by chance.
 		return nil, errors.New("object is empty")
 	}
 	namespace := key.Second
@@ -254,6 +263,7 @@ func policyRow(key Key, m *storev1.Policy) (*table.Policy, error) {
 	}
 	return &table.Policy{
 		Kind: key.First, Namespace: namespace, Name: key.Third,
+		// As it is written: what it means is judged by who enforces it, so that a newer version's fields are not lost here.
 		Object: m.GetObject(), Revision: m.GetRevision(), Source: m.GetSource(),
 	}, nil
 }
@@ -270,6 +280,7 @@ func addr(field string, bytes []byte) (netip.Addr, error) {
 	return at, nil
 }
 
+// addrs and prefixes read lists; one bad element refuses the record.
 func addrs(field string, list [][]byte) (result []netip.Addr, err error) {
 	for _, bytes := range list {
 		at, err := addr(field, bytes)
@@ -287,6 +298,7 @@ func prefixes(field string, list []string) (result []netip.Prefix, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", field, err)
 		}
+		// Whoever wrote it may have meant a host or a net: only one spelling of each.
 		if prefix != prefix.Masked() {
 			return nil, fmt.Errorf("%s: prefix %s has bits beyond its length, want %s", field, prefix, prefix.Masked())
 		}
@@ -295,6 +307,7 @@ func prefixes(field string, list []string) (result []netip.Prefix, err error) {
 	return result, nil
 }
 
+// port reads a port or the absence of one, 0.
 func port(field string, number uint32) (uint16, error) {
 	if number > 65535 {
 		return 0, fmt.Errorf("%s: %d is not a port", field, number)
@@ -302,6 +315,7 @@ func port(field string, number uint32) (uint16, error) {
 	return uint16(number), nil
 }
 
+// namedPort reads a port of a service, a slice or a pod; a port may be nameless.
 func namedPort(field, name string, number, protocol uint32) (table.NamedPort, error) {
 	checked, err := port(field, number)
 	if err != nil {

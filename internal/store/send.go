@@ -19,12 +19,14 @@ func (p *Publisher) run(ctx context.Context, nodes func() int) error {
 	var beatAt time.Time
 	for ctx.Err() == nil {
 		backoff.Max = longest(retryMax, nodes())
+		// Keys before the heartbeat: a node that is alive should have its record.
 		err := p.drain(ctx)
 		if err == nil && p.beatDue(beatAt) {
 			if err = p.beat(ctx); err == nil {
 				beatAt = time.Now().Add(Interval(heartbeat, nodes()))
 			}
 		}
+		// What Status shows is the last round, not the worst.
 		p.failed(err)
 		if err == nil {
 			backoff.Reset()
@@ -62,6 +64,7 @@ func (p *Publisher) beatDue(at time.Time) bool {
 // beat renews alive/<node>.
 func (p *Publisher) beat(ctx context.Context) error {
 	p.mu.Lock()
+	// Cleared before sending: a value that is set meanwhile is sent next.
 	value := p.alive
 	p.beatNow = false
 	p.mu.Unlock()
@@ -84,6 +87,8 @@ func (p *Publisher) put(ctx context.Context, writes []*storev1.Write) error {
 
 // drain sends batch after batch until nothing is queued.
 func (p *Publisher) drain(ctx context.Context) error {
+	// The journal goes to the disk once a round, before its first write leaves: the store must not know of what this node
+	// would have forgotten after a crash of the machine.
 	for synced := false; ; synced = true {
 		batch, writes := p.batch()
 		if len(batch) == 0 {
@@ -115,6 +120,7 @@ func (p *Publisher) batch() (batch []queued, writes []*storev1.Write) {
 			break
 		}
 		o := p.own[q.key]
+		// Void: the key was changed again and stands further back.
 		if !marker && o.sequence != q.sequence {
 			continue
 		}
@@ -140,11 +146,14 @@ func (p *Publisher) settle(batch []queued, err error) error {
 		p.single = false
 	case code == codes.FailedPrecondition && marker: // another epoch: the feed will tell which
 		p.target = ""
+	// One write of the batch is bad and the server takes all or none: one at a time from here.
 	case code == codes.InvalidArgument && len(batch) > 1:
 		p.single = true
 		return nil
+	// Found it. Nobody but this agent can correct it, so the others must not wait.
 	case code == codes.InvalidArgument:
 		p.refuse(batch[0].key, err)
+	// The store is away, or has no room, or does not know us: nothing of it is lost, all of it is tried again.
 	default:
 		return err
 	}
@@ -158,6 +167,7 @@ func (p *Publisher) settle(batch []queued, err error) error {
 // done takes a batch off the queue and notes in the journal how far the store knows. While all keys are being published
 // again the journal is not told: a crash must start over.
 func (p *Publisher) done(batch []queued) {
+	// Batches leave in order, so the store has everything up to the last of them.
 	last := batch[len(batch)-1].sequence
 	p.queue = slices.DeleteFunc(p.queue, func(q queued) bool { return q.sequence <= last })
 	for _, q := range batch {

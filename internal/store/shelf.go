@@ -25,11 +25,16 @@ type shelf interface {
 
 // rows is the shelf of one kind. Message is decoded into the same scratch again and again.
 type rows[Row any, Message proto.Message] struct {
-	table   statedb.RWTable[*Row]
+	// Where the rows of the kind stand.
+	table statedb.RWTable[*Row]
+	// A record is decoded here and read before the next one: no allocation of its own.
 	scratch Message
-	row     func(Key, Message) (*Row, error)
-	query   func(key Key, text string) statedb.Query[*Row]
-	key     func(*Row) Key
+	// Judges a record: an error keeps it out.
+	row func(Key, Message) (*Row, error)
+	// Finds the row of a key. text saves putting the key together again, where an index is by the same text.
+	query func(key Key, text string) statedb.Query[*Row]
+	// The way back, to find rows that the store no longer has.
+	key func(*Row) Key
 }
 
 func (s *rows[Row, Message]) meta() statedb.TableMeta { return s.table }
@@ -42,6 +47,7 @@ func (s *rows[Row, Message]) put(txn statedb.WriteTxn, key Key, text string, val
 	if err != nil {
 		return false, err
 	}
+	// A row that is equal is left alone: readers of changes are not woken for nothing.
 	if old, _, had := s.table.Get(txn, s.query(key, text)); had && reflect.DeepEqual(old, row) {
 		return false, nil
 	}
@@ -108,6 +114,7 @@ func shelves(t *table.Tables) map[Kind]shelf {
 	}
 }
 
+// Queries and keys of the kinds whose keys are not simply names.
 func ipQuery(k Key, _ string) statedb.Query[*table.IP] {
 	at, _ := netip.ParseAddr(k.Second) // checked when the key was parsed
 	return table.IPByKey(k.First, at)
@@ -121,6 +128,7 @@ func labelsQuery(k Key, _ string) statedb.Query[*table.LabelSet] {
 }
 
 func policyQuery(k Key, _ string) statedb.Query[*table.Policy] {
+	// In a key a cluster-wide policy's namespace is a dash, in a row it is empty.
 	namespace := k.Second
 	if namespace == noNamespace {
 		namespace = ""

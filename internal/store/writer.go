@@ -20,7 +20,9 @@ import (
 // Writer writes what the operator owns: it is what the operator, the lab and `tendril apply` share. Records that do not
 // differ from the store's are not written, and fields of a newer version than the writer's are kept.
 type Writer struct {
+	// Of a role that may write; agents have none.
 	client *clientv3.Client
+	// Of the cluster, see Prefix.
 	prefix string
 	logger *slog.Logger
 }
@@ -140,6 +142,7 @@ func (w *Writer) DeleteNode(ctx context.Context, node string) error {
 	if err != nil {
 		return err
 	}
+	// With the slash, so that n1 does not take n10 along.
 	under := func(kind Kind) clientv3.Op {
 		return clientv3.OpDelete(w.prefix+string(kind)+"/"+node+"/", clientv3.WithPrefix())
 	}
@@ -209,6 +212,7 @@ func (w *Writer) ensureEpoch(ctx context.Context) (string, error) {
 		return "", err
 	}
 	response, err := w.client.Txn(ctx).
+		// Of two writers that find the store empty, one gives the epoch and both use it.
 		If(clientv3.Compare(clientv3.CreateRevision(name), "=", 0)).
 		Then(clientv3.OpPut(name, string(value)), clientv3.OpGet(name)).
 		Else(clientv3.OpGet(name)).Commit()
@@ -276,6 +280,7 @@ func (w *Writer) each(ctx context.Context, kind Kind, do func(text string, value
 
 // write applies changes in batches.
 func (w *Writer) write(ctx context.Context, changes []change) (result Result, err error) {
+	// Each batch holds or fails as a whole. In between, readers see references that lead somewhere: see order.
 	for batch := range slices.Chunk(changes, writeBatch) {
 		if err := w.writeOne(ctx, batch, &result); err != nil {
 			return result, err
@@ -287,6 +292,7 @@ func (w *Writer) write(ctx context.Context, changes []change) (result Result, er
 // writeOne writes one batch in one transaction, again if another writer came between reading and writing.
 func (w *Writer) writeOne(ctx context.Context, batch []change, result *Result) error {
 	backoff := Backoff{Min: 2 * time.Millisecond, Max: 200 * time.Millisecond}
+	// Optimistic: another writer makes the transaction fail, not wait.
 	for range writeTries {
 		current, err := w.current(ctx, batch)
 		if err != nil {
@@ -352,6 +358,7 @@ func planWrites(prefix string, batch []change, current []stored) (*plan, error) 
 	if err := proto.Unmarshal(at.value, &counter); err != nil {
 		return nil, fmt.Errorf("key %q: %w", policyCounter(), err)
 	}
+	// The counter is a condition of the transaction too, if it moves: no two policies get one revision.
 	before := counter.GetRevision()
 	for i, c := range batch {
 		if err := p.plan(prefix, c, current[i], &counter); err != nil {
@@ -373,6 +380,7 @@ func (p *plan) plan(prefix string, c change, now stored, counter *storev1.Synced
 			p.result.Unchanged++
 			return nil
 		}
+		// The removal of a policy is a change of policy: agents acknowledge it by its number.
 		if c.key.Kind == KindPolicy {
 			counter.Revision++
 		}
@@ -405,14 +413,17 @@ func (p *plan) put(name string, value proto.Message, revision int64) error {
 func merge(c change, now stored, counter *storev1.Synced) (wanted proto.Message, differs bool) {
 	wanted = proto.Clone(c.value)
 	existing := newMessage(c.key.Kind)
+	// What cannot be read has no fields worth keeping.
 	readable := now.revision > 0 && proto.Unmarshal(now.value, existing) == nil
 	if readable {
+		// A newer writer's fields: an older one that applies the same manifest must not take them away.
 		if unknown := existing.ProtoReflect().GetUnknown(); len(unknown) > 0 {
 			wanted.ProtoReflect().SetUnknown(unknown)
 		}
 	}
 	policy, isPolicy := wanted.(*storev1.Policy)
 	if isPolicy {
+		// The manifest does not know its revision, so it must not count as a difference.
 		policy.Revision = existing.(*storev1.Policy).GetRevision()
 	}
 	if readable && proto.Equal(existing, wanted) {
@@ -450,6 +461,7 @@ func (w *Writer) markFilled(ctx context.Context, epoch string, result *Result) e
 		return err
 	}
 	all := w.prefix + string(KindSynced) + "/"
+	// Two ranges around this epoch's markers, so that they are never absent in between.
 	mine := all + epoch + "/"
 	ops := []clientv3.Op{
 		clientv3.OpDelete(all, clientv3.WithRange(mine)),

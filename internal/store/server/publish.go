@@ -22,7 +22,9 @@ import (
 // byte for byte, so that fields of a newer version than the server's survive.
 type publishService struct {
 	storev1.UnimplementedPublishServer
+	// May write everything; what follows is the only check.
 	client *clientv3.Client
+	// Of the cluster's keys; callers name keys without it.
 	prefix string
 	// named: a node must show a certificate of its name. Without it, in the lab, the claimed name counts.
 	named bool
@@ -72,6 +74,7 @@ func checkWrites(r *storev1.PutRequest) ([]store.Key, codes.Code, error) {
 	if n := len(r.GetWrites()); n == 0 || n > store.MaxWrites {
 		return nil, codes.InvalidArgument, fmt.Errorf("node %q: %d writes, want 1 to %d", r.GetNode(), n, store.MaxWrites)
 	}
+	// All is judged before anything is written.
 	keys := make([]store.Key, 0, len(r.GetWrites()))
 	for _, w := range r.GetWrites() {
 		key, err := store.ParseKey(w.GetKey())
@@ -81,6 +84,7 @@ func checkWrites(r *storev1.PutRequest) ([]store.Key, codes.Code, error) {
 		if err := key.CheckOwner(r.GetNode()); err != nil {
 			return nil, codes.PermissionDenied, err
 		}
+		// etcd would refuse it as well, but not say which.
 		if slices.Contains(keys, key) {
 			return nil, codes.InvalidArgument, fmt.Errorf("key %q: written twice in one transaction", key)
 		}
@@ -118,6 +122,7 @@ func (s *publishService) commit(ctx context.Context, r *storev1.PutRequest, keys
 		case w.GetRemove():
 			ops = append(ops, clientv3.OpDelete(name))
 			continue
+		// Else a marker that was long on its way would vouch for a filling that its node has not seen.
 		case keys[i].Kind == store.KindSynced:
 			condition, err := s.epochIs(ctx, keys[i].First)
 			if err != nil {
@@ -125,6 +130,7 @@ func (s *publishService) commit(ctx context.Context, r *storev1.PutRequest, keys
 			}
 			conditions = append(conditions, condition)
 		}
+		// Only a sign of life goes away by itself; all other keys outlive their agent.
 		var options []clientv3.OpOption
 		if keys[i].Kind == store.KindAlive {
 			lease, err := s.lease(ctx, name)
@@ -158,6 +164,7 @@ func (s *publishService) epochIs(ctx context.Context, epoch string) (clientv3.Cm
 	if now, err := store.ReadEpoch(response.Kvs[0].Value); err != nil || now != epoch {
 		return clientv3.Cmp{}, errEpochGone
 	}
+	// Compared again in the transaction itself: the epoch may change between here and there.
 	return clientv3.Compare(clientv3.ModRevision(name), "=", response.Kvs[0].ModRevision), nil
 }
 
@@ -168,6 +175,7 @@ func (s *publishService) lease(ctx context.Context, name string) (clientv3.Lease
 	if err != nil {
 		return 0, fmt.Errorf("count nodes: %w", err)
 	}
+	// Heartbeats are rarer in a large cluster, so leases must last longer.
 	want := int64(store.AliveTime(int(count.Count)) / time.Second)
 	current, err := s.client.Get(ctx, name)
 	if err != nil {
@@ -192,8 +200,10 @@ func (s *publishService) lease(ctx context.Context, name string) (clientv3.Lease
 
 // grpcError keeps apart what a caller must not repeat.
 func grpcError(err error) error {
+	// The node publishes to the new epoch when it hears of it; trying this again is no use.
 	if errors.Is(err, errEpochGone) {
 		return status.Error(codes.FailedPrecondition, err.Error())
 	}
+	// All else may be better in a while.
 	return status.Error(codes.Unavailable, err.Error())
 }

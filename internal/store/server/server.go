@@ -34,9 +34,12 @@ type Config struct {
 
 // Server is an embedded etcd of one member, and the Publish service beside it.
 type Server struct {
-	etcd    *embed.Etcd
-	client  *clientv3.Client
-	grpc    *grpc.Server
+	// One member, which serves until run ends.
+	etcd *embed.Etcd
+	// Calls etcd in the process, past the network and every role.
+	client *clientv3.Client
+	grpc   *grpc.Server
+	// Open before etcd is: an address that is taken is known at once.
 	publish net.Listener
 	done    chan struct{}
 	err     error
@@ -92,6 +95,7 @@ func startEtcd(ctx context.Context, config Config) (*embed.Etcd, error) {
 		return nil, fmt.Errorf("start store in %s: %w", config.Dir, err)
 	}
 	select {
+	// It has elected itself, and serves.
 	case <-etcd.Server.ReadyNotify():
 		return etcd, nil
 	case err = <-etcd.Err():
@@ -116,20 +120,24 @@ func etcdConfig(config Config) *embed.Config {
 	c.InitialCluster = c.InitialClusterFromName(c.Name)
 	c.InitialClusterToken = rand.Text() // counts on first start only: another store, another cluster id
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(store.EtcdLogger(config.Logger))
+	// Agents that were away longer read everything anew.
 	c.AutoCompactionMode = "periodic"
 	c.AutoCompactionRetention = "10m"
 	c.QuotaBackendBytes = config.QuotaBytes
 	if c.QuotaBackendBytes == 0 {
 		c.QuotaBackendBytes = defaultQuota
 	}
+	// What one Publish call may hold.
 	c.MaxTxnOps = store.MaxWrites
 	c.GRPCKeepAliveMinTime = 5 * time.Second // agents ask every 10 s
+	// Nobody speaks JSON to it.
 	c.EnableGRPCGateway = false
 	return c
 }
 
 func newPublishServer(client *clientv3.Client, config Config) *grpc.Server {
 	var options []grpc.ServerOption
+	// Mutual: the configuration asks for certificates of clients.
 	if config.TLS != nil {
 		options = append(options, grpc.Creds(credentials.NewTLS(config.TLS)))
 	}
@@ -148,9 +156,11 @@ func (s *Server) run(ctx context.Context) {
 	select {
 	case <-ctx.Done():
 	case s.err = <-s.etcd.Err():
+	// Its result is wanted once more below.
 	case s.err = <-served:
 		served <- nil
 	}
+	// Agents' calls end before the store does, so that none is answered as done and lost.
 	s.grpc.Stop()
 	<-served
 	s.client.Close()
