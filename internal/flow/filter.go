@@ -101,6 +101,10 @@ func parsePrefix(text string) (netip.Prefix, error) {
 	if err != nil {
 		return netip.Prefix{}, fmt.Errorf("ip %q: must be an address or a CIDR, as in 10.0.0.1 or fd00::/64", text)
 	}
+	if prefix.Addr().Is4In6() {
+		// Addresses of records are unmapped, so that a mapped range would silently find nothing.
+		return netip.Prefix{}, fmt.Errorf("ip %q: an IPv4 range written as IPv6; write it as in 10.0.0.0/8", text)
+	}
 	return prefix.Masked(), nil
 }
 

@@ -2,6 +2,7 @@ package flow
 
 import (
 	"context"
+	"math"
 
 	agentv1 "tendril.io/tendril/api/agent/v1"
 	"tendril.io/tendril/bpf"
@@ -25,20 +26,16 @@ func ParseQuery(r *agentv1.ObserveRequest) (Query, error) {
 // events missed since the record before, wanted or not: nobody knows what they were.
 func (r *Ring) Observe(ctx context.Context, q Query, d *Decoder, send func(*agentv1.Flow) error) error {
 	o := observer{query: q, decoder: d, send: send, follower: r.Follow(q.Follow && q.Last == 0)}
-	if q.Last > 0 {
-		if err := o.sendLast(); err != nil {
-			return err
-		}
+	o.until, _ = r.Totals()
+	if err := o.sendPast(ctx); err != nil || !q.Follow {
+		return err
 	}
-	for ctx.Err() == nil {
-		more, err := o.step(o.emit)
+	for o.until = math.MaxUint64; ctx.Err() == nil; {
+		more, err := o.step(send)
 		if err != nil {
 			return err
 		}
-		if more {
-			continue
-		}
-		if !q.Follow || o.follower.Wait(ctx) != nil {
+		if !more && o.follower.Wait(ctx) != nil {
 			return nil
 		}
 	}
@@ -51,13 +48,15 @@ type observer struct {
 	decoder  *Decoder
 	send     func(*agentv1.Flow) error
 	follower *Follower
+	until    uint64 // sequence number of the first event that is not read: a busy ring would never let go
 	lost     uint64 // not told yet
 	buf      [64]bpf.Event
 }
 
 // step reads some events and gives wanted ones to take; it says whether there were any.
 func (o *observer) step(take func(*agentv1.Flow) error) (bool, error) {
-	n, lost := o.follower.Read(o.buf[:])
+	left := o.until - min(o.until, o.follower.next)
+	n, lost := o.follower.Read(o.buf[:min(left, uint64(len(o.buf)))])
 	o.lost += lost
 	for i := range o.buf[:n] {
 		// Numbers first: most events of a busy node are not wanted, and names cost forty times a copy.
@@ -77,8 +76,18 @@ func (o *observer) step(take func(*agentv1.Flow) error) (bool, error) {
 	return n > 0, nil
 }
 
-// emit sends a record.
-func (o *observer) emit(flow *agentv1.Flow) error { return o.send(flow) }
+// sendPast sends what the query asks for of the records that are kept now.
+func (o *observer) sendPast(ctx context.Context) error {
+	if o.query.Last > 0 {
+		return o.sendLast()
+	}
+	for ctx.Err() == nil {
+		if more, err := o.step(o.send); err != nil || !more {
+			return err
+		}
+	}
+	return nil
+}
 
 // sendLast sends the last so many of the wanted records that are kept now. What was lost ahead of the first of them is
 // not told.
@@ -92,9 +101,9 @@ func (o *observer) sendLast() error {
 		last = append(last, flow)
 		return nil
 	}
-	until, _ := o.follower.ring.Totals() // not beyond: a busy ring would never let go
-	for o.follower.next < until {
-		if _, err := o.step(keep); err != nil {
+	for more := true; more; {
+		var err error
+		if more, err = o.step(keep); err != nil {
 			return err
 		}
 	}

@@ -91,6 +91,7 @@ func TestAFilterThatMakesNoSenseIsRefused(t *testing.T) {
 		`verdict "perhaps": must be`:        {Verdict: "perhaps"},
 		`kind "odd": must be`:               {Kind: "odd"},
 		`ip "10.0.0": must be an address`:   {Ip: "10.0.0"},
+		`ip "::ffff:10.0.0.0/104": an IPv4`: {Ip: "::ffff:10.0.0.0/104"},
 		`port 70000: must be from 1`:        {Port: 70000},
 		`protocol "ipx": must be`:           {Protocol: "ipx"},
 		`protocol "256": must be`:           {Protocol: "256"},
@@ -153,6 +154,38 @@ func TestObserveEndsWithTheErrorOfItsCaller(t *testing.T) {
 		if err := r.Observe(t.Context(), q, decoder, func(*agentv1.Flow) error { return broken }); !errors.Is(err, broken) {
 			t.Errorf("%+v: got %v, want the caller's error", q, err)
 		}
+	}
+}
+
+// TestThePastEndsWhereItWasWhenTheCallerAsked: a busy node stores events while earlier ones are sent, and a caller that
+// does not follow would never be done with them.
+func TestThePastEndsWhereItWasWhenTheCallerAsked(t *testing.T) {
+	for name, c := range map[string]struct {
+		query Query
+		want  []int
+	}{
+		"all":       {Query{}, []int{0, 1, 2, 3, 4, 5}},
+		"some last": {Query{Last: 2}, []int{4, 5}},
+		"filtered":  {Query{Filter: Filter{Protocol: 17}}, []int{2}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := NewRing(1024)
+			r.Store(story())
+			var got []*agentv1.Flow
+			err := r.Observe(t.Context(), c.query, decoder, func(f *agentv1.Flow) error {
+				if got = append(got, f); len(got) > 100 {
+					return errors.New("no end")
+				}
+				r.Store(story())
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(c.want, numbersOf(got)); diff != "" {
+				t.Errorf("events (-want +got):\n%s", diff)
+			}
+		})
 	}
 }
 

@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"cmp"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -91,7 +92,7 @@ func (d *Decoder) party(address bpf.Address, port uint16, peer, endpoint uint32)
 	p.Ip = addr.String()
 	p.Namespace, p.Pod, p.Labels, p.Identity, p.Node = info.Namespace, info.Pod, info.Labels, info.Identity, info.Node
 	if p.Identity == "" && peer < uint32(bpf.PeerFirstFree) {
-		p.Identity = "reserved:" + bpf.ReservedPeer(peer).String()
+		p.Identity = "reserved:" + cmp.Or(bpf.ReservedPeer(peer).String(), number(peer))
 	}
 	return p
 }
@@ -105,12 +106,15 @@ func (d *Decoder) judgement(action bpf.Action, rule uint32) *agentv1.Judgement {
 	switch {
 	case j.RuleName != "":
 	case rule < uint32(bpf.RuleFirstFree):
-		j.RuleName = "builtin/" + bpf.BuiltinRule(rule).String()
+		j.RuleName = "builtin/" + cmp.Or(bpf.BuiltinRule(rule).String(), number(rule))
 	default:
-		j.RuleName = "rule " + strconv.FormatUint(uint64(rule), 10) // its policy is gone
+		j.RuleName = "rule " + number(rule) // its policy is gone
 	}
 	return j
 }
+
+// number stands for what has no name, such as a reserved number that another version of the datapath gave a meaning.
+func number(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
 
 // verdict is what became of the packet: the reason counts, since not every drop is policy's; a packet that nothing
 // stopped was redirected if either side's policy says so.

@@ -105,3 +105,14 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+func TestWhatHasNoNameIsToldByItsNumber(t *testing.T) {
+	e := event("192.0.2.7", "198.51.100.1", judged(bpf.ActionAllow, uint32(bpf.RuleFirstFree)-1, bpf.ActionAllow, 4711))
+	e.SourcePeer = uint32(bpf.PeerFirstFree) - 1
+	f := decoder.Flow(&e)
+	got := []string{f.Source.Identity, f.Destination.Identity, f.Egress.RuleName, f.Ingress.RuleName}
+	want := []string{"reserved:15", "reserved:world", "builtin/63", "rule 4711"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("names (-want +got):\n%s", diff)
+	}
+}
