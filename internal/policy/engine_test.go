@@ -394,3 +394,58 @@ func TestDefaultDenyNamesWhoIsolates(t *testing.T) {
 		t.Errorf("got %v for an endpoint that is not there, want nothing", got)
 	}
 }
+
+// come and leave tell engine and reference of a pod.
+func (n *node) come(endpoint uint32, w policy.Workload) {
+	n.told.Subjects[endpoint] = w
+	n.engine.SetSubject(endpoint, w)
+}
+
+func (n *node) leave(endpoint uint32) {
+	delete(n.told.Subjects, endpoint)
+	n.engine.DeleteSubject(endpoint)
+}
+
+// apply tells both of a policy.
+func (n *node) apply(t testing.TB, p policy.Policy) {
+	t.Helper()
+	n.told.Policies[p.Key] = p
+	mustSet(t, n.engine, p)
+}
+
+// The group of the pods that have gone keeps its programs for one flush more, without care: what changed in between must
+// not be missing when a pod of the same labels comes.
+func TestAPodThatComesRightAfterTheLastOfItsKindIsJudgedByWhatChangedMeanwhile(t *testing.T) {
+	n := newNode()
+	n.come(1, app("web"))
+	n.flush(t, nil)
+	n.leave(1)
+	n.apply(t, allow("web", "web", policy.Rule{Peers: []policy.Peer{pods("client")}}))
+	n.flush(t, nil)
+	n.come(2, app("web"))
+	n.flush(t, nil)
+	want := policytest.Answer{Action: "deny", Builtin: "builtin/default-deny"}
+	if got := n.judge(t, packetTo(2, "192.0.2.1", 80)); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	n.agree(t)
+}
+
+// A pod that goes and one of its kind that comes in the same flush share nothing but the programs.
+func TestAPodThatIsReplacedInOneFlushKeepsItsGroup(t *testing.T) {
+	n := newNode()
+	n.apply(t, allow("web", "web", policy.Rule{Peers: []policy.Peer{pods("client")}}))
+	n.come(1, app("web"))
+	n.flush(t, nil)
+	n.leave(1)
+	n.come(2, app("web"))
+	delta := n.flush(t, nil)
+	if len(delta.Programs)+len(delta.Contents) != 0 || len(delta.Subjects) != 1 {
+		t.Errorf("delta %+v, want one endpoint and no program", delta)
+	}
+	n.quiet(t)
+	want := policytest.Answer{Action: "deny", Builtin: "builtin/default-deny"}
+	if got := n.judge(t, packetTo(2, "192.0.2.1", 80)); got != want {
+		t.Errorf("got %+v, want %+v after the flush that clears away", got, want)
+	}
+}
