@@ -35,8 +35,6 @@ type Client struct {
 	// Closed by the feed, see Loaded and Synced.
 	loaded chan struct{}
 	synced chan struct{}
-	// Holds at most the latest epoch.
-	republish chan string
 
 	mu   sync.Mutex
 	feed *feed // nil until Run
@@ -62,7 +60,7 @@ func Dial(config Config) (*Client, error) {
 	}
 	c := &Client{
 		config: config, etcd: etcd, publish: publish, calls: calls, started: time.Now(),
-		loaded: make(chan struct{}), synced: make(chan struct{}), republish: make(chan string, 1),
+		loaded: make(chan struct{}), synced: make(chan struct{}),
 	}
 	c.publisher, err = openPublisher(config.Node, config.JournalPath, storev1.NewPublishClient(publish), calls, config.Logger)
 	if err != nil {
@@ -116,8 +114,9 @@ func (c *Client) Run(ctx context.Context, tables *table.Tables) error {
 	applier.self = c.config.Node
 	f := &feed{
 		client: c.etcd, prefix: Prefix(c.config.Cluster), applier: applier, calls: c.calls,
-		logger: c.config.Logger, nodes: c.nodes(tables), onEpoch: c.onEpoch, onOwn: c.publisher.disown, answered: c.started,
+		logger: c.config.Logger, nodes: c.nodes(tables), onOwn: c.publisher.disown, answered: c.started,
 		loaded: c.loaded, synced: c.synced,
+		onEpoch: func(epoch string, force bool) { c.publisher.republish(epoch, force) },
 	}
 	// Before anything else: what was last known goes into the tables, so that the agent can go on with it.
 	if c.config.SnapshotPath != "" {
@@ -145,18 +144,6 @@ func (c *Client) nodes(tables *table.Tables) func() int {
 	return func() int { return tables.Nodes.NumObjects(tables.DB.ReadTxn()) }
 }
 
-// onEpoch has the node's keys published again where the store has, or may have, lost them.
-func (c *Client) onEpoch(epoch string, force bool) {
-	if !c.publisher.republish(epoch, force) {
-		return
-	}
-	select { // the latest epoch wins
-	case <-c.republish:
-	default:
-	}
-	c.republish <- epoch
-}
-
 // Loaded is closed once the tables hold the last known records, from the snapshot file or from the store: enough to go
 // on forwarding with.
 func (c *Client) Loaded() <-chan struct{} { return c.loaded }
@@ -164,10 +151,6 @@ func (c *Client) Loaded() <-chan struct{} { return c.loaded }
 // Synced is closed once the tables have been complete for the store's epoch: everything that the operator writes is in
 // them. It stays closed when the store goes away or is filled anew; see Status for now.
 func (c *Client) Synced() <-chan struct{} { return c.synced }
-
-// Republish tells the epoch of each filling of the store to which the node's keys are being published anew. Publishing
-// itself needs no help; the latest value waits if nobody listens.
-func (c *Client) Republish() <-chan string { return c.republish }
 
 // Publisher is where the node's own keys are set.
 func (c *Client) Publisher() *Publisher { return c.publisher }

@@ -2,6 +2,8 @@ package store
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -47,4 +49,18 @@ func Encoded(t testing.TB, m proto.Message) []byte {
 		t.Fatal(err)
 	}
 	return bytes
+}
+
+// Own returns the keys that the node has set and not deleted, published or not, sorted.
+func (p *Publisher) Own() []Key {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	keys := make([]Key, 0, len(p.own))
+	for key, o := range p.own {
+		if !o.remove {
+			keys = append(keys, key)
+		}
+	}
+	slices.SortFunc(keys, func(a, b Key) int { return strings.Compare(a.String(), b.String()) })
+	return keys
 }

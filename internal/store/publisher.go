@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -177,20 +176,6 @@ func (p *Publisher) Delete(key Key) error {
 		return nil
 	}
 	return p.change(key, own{remove: true})
-}
-
-// Own returns the keys that the node has set and not deleted, published or not, sorted.
-func (p *Publisher) Own() []Key {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	keys := make([]Key, 0, len(p.own))
-	for key, o := range p.own {
-		if !o.remove {
-			keys = append(keys, key)
-		}
-	}
-	slices.SortFunc(keys, func(a, b Key) int { return strings.Compare(a.String(), b.String()) })
-	return keys
 }
 
 // disown removes those of the node's keys, as the store has them, that the node does not know of: what an agent whose
