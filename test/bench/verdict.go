@@ -21,7 +21,7 @@ const (
 	verdictSeldom    = verdictAddresses // packets come from everywhere: caches do not help
 	verdictClasses   = 4096
 	verdictWords     = 4096 / 64 // of a row of class_bits: 4096 selectors
-	verdictRepeat    = 2_000_000
+	verdictRepeat    = 500_000
 	verdictPort      = 80
 	firstCell        = 64
 )
