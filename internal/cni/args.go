@@ -59,6 +59,8 @@ func parseArgs(env string, config *Config) (Args, error) {
 	return args, args.validate()
 }
 
+// invalidArgs is an error about CNI_ARGS. What the configuration says of a pod is reported the same way, with its
+// field's name, because the runtime shows both to the same person.
 func invalidArgs(format string, args ...any) *Error {
 	return Errorf(CodeInvalidEnvironment, "invalid environment variable CNI_ARGS", format, args...)
 }
@@ -117,6 +119,7 @@ func parseLabels(list string) (map[string]string, error) {
 	return labels, nil
 }
 
+// splitList splits at commas. The empty text is a list of nothing, not of one empty name: "no labels" must be sayable.
 func splitList(list string) []string {
 	if list == "" {
 		return []string{}
@@ -144,6 +147,8 @@ func parsePorts(field string, list []string) ([]NamedPort, error) {
 	return ports, nil
 }
 
+// validate checks the merged arguments. Names end up in keys of the store, in flow records and in the journal, so
+// nothing that could split a key or a line gets past it.
 func (a *Args) validate() error {
 	names := []struct{ key, value string }{
 		{"K8S_POD_NAMESPACE", a.Namespace}, {"K8S_POD_NAME", a.Pod}, {"TENDRIL_SERVICE_ACCOUNT", a.ServiceAccount},

@@ -39,6 +39,8 @@ func Ask(ctx context.Context, socket string, raw *Raw, netns *os.File, patience 
 	return &reply, nil
 }
 
+// dial waits for somebody to listen. Every failure is tried again: a socket that is missing, refuses or denies looks
+// the same while an agent is being replaced. What it was at last stands in the error beside ErrAgentAway.
 func dial(ctx context.Context, socket string, patience time.Duration) (*net.UnixConn, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, ErrAgentAway)
 	defer cancel()

@@ -87,6 +87,7 @@ func ParseConfig(raw []byte) (*Config, error) {
 	return &config, nil
 }
 
+// validate checks what both sides use. Fields of the pod are checked with CNI_ARGS, where they are merged.
 func (c *Config) validate() error {
 	if !slices.Contains(Versions(), c.CNIVersion) {
 		return Errorf(CodeIncompatibleVersion, "incompatible CNI version", "cniVersion is %s: use one of %s",

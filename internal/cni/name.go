@@ -19,6 +19,7 @@ func dressed(s string, most int, marks string, upper bool) bool {
 	return true
 }
 
+// alphanumeric is about bytes: a letter outside ASCII is none in any of these names.
 func alphanumeric(c byte, upper bool) bool {
 	return 'a' <= c && c <= 'z' || '0' <= c && c <= '9' || upper && 'A' <= c && c <= 'Z'
 }
@@ -43,4 +44,5 @@ func validLabelKey(s string) bool {
 	return dressed(s, 63, "_.-", true)
 }
 
+// validLabelValue is a label's value, which may be empty.
 func validLabelValue(s string) bool { return s == "" || dressed(s, 63, "_.-", true) }

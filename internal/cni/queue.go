@@ -86,6 +86,8 @@ func (q Queue) Drain(do func(*Request) error) error {
 	return errors.Join(failed...)
 }
 
+// drainOne does one deletion. The file goes last: an agent that dies in between repeats the deletion, which is
+// harmless.
 func drainOne(path string, do func(*Request) error) error {
 	encoded, err := os.ReadFile(path)
 	if err != nil {

@@ -88,6 +88,8 @@ func (r *Raw) Parse() (*Request, error) {
 // needs says which parameters a command cannot do without.
 type needs struct{ attachment, netns bool }
 
+// validate checks the environment by what the command needs (section 2). A path that is given but not needed must be
+// sound all the same: the plugin opens it as root.
 func (r *Raw) validate() error {
 	required := map[Command]needs{
 		Add: {attachment: true, netns: true}, Del: {attachment: true}, Check: {attachment: true, netns: true},
@@ -111,6 +113,8 @@ func (r *Raw) validate() error {
 	return nil
 }
 
+// validateAttachment checks the two names that make an attachment. IfName becomes a name in the kernel and a part of
+// paths below /proc/sys; '%' would have the kernel choose a number.
 func (r *Raw) validateAttachment() error {
 	if !validIdentifier(r.ContainerID) {
 		return environment("CNI_CONTAINERID", r.ContainerID,
@@ -127,10 +131,12 @@ func (r *Raw) validateAttachment() error {
 	return nil
 }
 
+// printable says that a text is ASCII without blanks and control characters: it can stand in a log line and a key.
 func printable(s string) bool {
 	return !slices.ContainsFunc([]byte(s), func(c byte) bool { return c <= ' ' || c >= 0x7f })
 }
 
+// environment is an error about one variable: missing if it has no value.
 func environment[S ~string](name string, value S, remedy string) *Error {
 	if value == "" {
 		return Errorf(CodeInvalidEnvironment, "required environment variable "+name+" is not set", "%s", remedy)

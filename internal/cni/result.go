@@ -93,6 +93,7 @@ func (r *Result) Encode(version string) ([]byte, error) {
 	return json.Marshal(wire)
 }
 
+// text is an address, or nothing where there is none: netip would write "invalid IP", which runtimes refuse.
 func text(addr netip.Addr) string {
 	if !addr.IsValid() {
 		return ""
@@ -100,6 +101,7 @@ func text(addr netip.Addr) string {
 	return addr.String()
 }
 
+// family is what versions before 1.0 say of an address.
 func family(addr netip.Addr) string {
 	if addr.Is4() {
 		return "4"

@@ -117,6 +117,7 @@ func serve(ctx context.Context, handler Handler, request *Request) Reply {
 	return Reply{Result: encoded}
 }
 
+// serveAdd adds, and encodes in the version that the configuration asks for, which may leave out what it does not know.
 func serveAdd(ctx context.Context, handler Handler, request *Request) ([]byte, error) {
 	if request.Netns == nil {
 		return nil, environment("CNI_NETNS", request.NetnsPath, "the plugin could not open it")

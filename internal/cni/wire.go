@@ -65,6 +65,8 @@ func readFrame(conn *net.UnixConn, value any) (*os.File, error) {
 	return file, nil
 }
 
+// readBody reads what is left of the header, of which the first read may have brought any part, and then the JSON. The
+// size is checked before memory is taken for it.
 func readBody(conn io.Reader, header [headerSize]byte, have int, value any) error {
 	if _, err := io.ReadFull(conn, header[have:]); err != nil {
 		return err
@@ -109,6 +111,7 @@ func receivedFile(control []byte, flags int) (*os.File, error) {
 	return files[0], nil
 }
 
+// closeFile closes a descriptor that may not have come.
 func closeFile(file *os.File) {
 	if file != nil {
 		file.Close()

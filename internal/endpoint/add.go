@@ -123,6 +123,7 @@ func (m *Manager) build(ctx context.Context, e *endpoint, netns *os.File) error 
 	return nil
 }
 
+// nothing takes back a step that needs no taking back: a later step's undoing does it, or the device's end.
 func nothing() error { return nil }
 
 // record is step 2: from here on a restart finds what to clean up.
@@ -135,6 +136,7 @@ func (m *Manager) record(e *endpoint) error {
 	return nil
 }
 
+// assign asks for the endpoint's number: the same one for the same attachment as long as nobody released it.
 func (m *Manager) assign(e *endpoint) error {
 	id, err := m.config.Numbers.Assign(policy.KindEndpoint, numberDigest(e.Attachment), 1)
 	if err != nil {
@@ -144,6 +146,7 @@ func (m *Manager) assign(e *endpoint) error {
 	return nil
 }
 
+// release gives the number back. It may be another endpoint's from here on: see delete.
 func (m *Manager) release(e *endpoint) error {
 	m.config.Numbers.Release(policy.KindEndpoint, numberDigest(e.Attachment))
 	return nil

@@ -33,11 +33,14 @@ func digest(a cni.Attachment) [sha256.Size]byte {
 	return sha256.Sum256([]byte("endpoint/" + a.ContainerID + "/" + a.IfName))
 }
 
+// numberDigest is what the allocator knows the endpoint by.
 func numberDigest(a cni.Attachment) policy.Digest {
 	sum := digest(a)
 	return policy.Digest(sum[:16])
 }
 
+// deviceName has 15 bytes, the most that the kernel takes: 48 random bits, so that among 250 pods of a node two share a
+// name once in 10^10 nodes.
 func deviceName(a cni.Attachment) string {
 	sum := digest(a)
 	return DevicePrefix + hex.EncodeToString(sum[:6])
@@ -45,11 +48,13 @@ func deviceName(a cni.Attachment) string {
 
 func (e *endpoint) device() string { return deviceName(e.Attachment) }
 
+// podMAC is the address of the pod's end; the datapath answers for the gateway and writes this one as destination.
 func (e *endpoint) podMAC() [6]byte {
 	sum := digest(e.Attachment)
 	return localMAC(sum[16:22])
 }
 
+// hostMAC is the address of the host's end, and what pods learn as their gateway's.
 func (e *endpoint) hostMAC() [6]byte {
 	sum := digest(e.Attachment)
 	return localMAC(sum[22:28])
@@ -70,6 +75,7 @@ func owner(request *cni.Request) string {
 	return request.Args.Namespace + "/" + request.Args.Pod
 }
 
+// owner is the same of an endpoint that exists.
 func (e *endpoint) owner() string {
 	if e.Pod == "" {
 		return e.Attachment.ContainerID
@@ -130,6 +136,7 @@ func (e *endpoint) result(routers []netip.Addr) *cni.Result {
 	return result
 }
 
+// gatewayOf picks the router of an address's family; without one the runtime is told of no gateway.
 func gatewayOf(addr netip.Addr, routers []netip.Addr) netip.Addr {
 	at := slices.IndexFunc(routers, func(router netip.Addr) bool { return router.Is4() == addr.Is4() })
 	if at < 0 {
@@ -138,6 +145,7 @@ func gatewayOf(addr netip.Addr, routers []netip.Addr) netip.Addr {
 	return routers[at]
 }
 
+// macText is the usual spelling, without going through package net's slices.
 func macText(mac [6]byte) string {
 	out := make([]byte, 0, 17)
 	for i, b := range mac {

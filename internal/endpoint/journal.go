@@ -82,6 +82,8 @@ func openJournal(path string) (*journal, error) {
 	return j, j.rewrite()
 }
 
+// readJournal tells a missing file, which is a node without pods, from one that cannot be read, which must stop the
+// agent: taken for empty it would give addresses out twice.
 func readJournal(path string) (contents, error) {
 	now := contents{records: make(map[cni.Attachment]*record), addresses: make(map[netip.Addr]ipam.Address)}
 	file, err := os.Open(path)
@@ -216,6 +218,7 @@ func replaceFile(path string, text []byte) (*os.File, error) {
 	return file, nil
 }
 
+// close ends the writing; later appends fail, so nothing is promised that is not written.
 func (j *journal) close() error {
 	j.mutex.Lock()
 	defer j.mutex.Unlock()

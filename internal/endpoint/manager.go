@@ -96,6 +96,7 @@ func New(config Config) (*Manager, error) {
 	}, nil
 }
 
+// validate finds what build forgot, at start rather than at the first pod.
 func (c *Config) validate() error {
 	switch {
 	case c.Node == "" || c.StateDir == "":
@@ -143,6 +144,7 @@ func (m *Manager) ready() error {
 	return nil
 }
 
+// lookup finds an endpoint, complete or not. What it returns may be changed only under the attachment's lock.
 func (m *Manager) lookup(a cni.Attachment) *endpoint {
 	m.mutex.Lock()
 	defer m.mutex.Unlock()

@@ -16,6 +16,7 @@ func (m *Manager) Del(ctx context.Context, request *cni.Request) error {
 	return m.remove(ctx, request.Attachment())
 }
 
+// remove is DEL of one attachment, for whoever asks: the runtime, its garbage collection, the queue.
 func (m *Manager) remove(ctx context.Context, a cni.Attachment) error {
 	if err := m.ready(); err != nil {
 		return err

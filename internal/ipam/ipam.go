@@ -86,6 +86,8 @@ func New(prefixes ...netip.Prefix) (*Book, error) {
 	return book, nil
 }
 
+// newPool checks a prefix and takes its first addresses. A pool of IPv6 has as many as fit; nothing here depends on how
+// many that is, because only those that were used are kept.
 func newPool(prefix netip.Prefix) (*pool, error) {
 	addr := prefix.Addr()
 	switch {
@@ -121,6 +123,7 @@ func (b *Book) Routers() []netip.Addr { return b.owned(OwnerRouter) }
 // Healths returns the addresses of health checks, IPv4 first.
 func (b *Book) Healths() []netip.Addr { return b.owned(OwnerHealth) }
 
+// owned lists what one of our own owners has. It looks at pools in their order, and each has one such address.
 func (b *Book) owned(owner string) []netip.Addr {
 	var addrs []netip.Addr
 	for _, pool := range b.pools {
@@ -284,10 +287,12 @@ func (p *pool) usable(addr netip.Addr) bool {
 	return p.prefix.Addr().Less(addr) && addr.Compare(p.last) <= 0
 }
 
+// canGive is asked of all pools before any gives, so that a pod has an address of each family or none.
 func (p *pool) canGive(now time.Time) bool {
 	return len(p.skipped) > 0 || p.next.IsValid() || p.cooled(now)
 }
 
+// cooled says whether the address that rests longest has rested enough; the others then do not matter.
 func (p *pool) cooled(now time.Time) bool {
 	return len(p.rested) > 0 && now.Sub(p.rested[0].Since) >= Rest
 }
@@ -317,6 +322,7 @@ func (p *pool) fresh() netip.Addr {
 	return addr
 }
 
+// use notes an owner.
 func (p *pool) use(addr netip.Addr, owner string, now time.Time) {
 	p.taken[addr] = &Address{Addr: addr, Pool: p.prefix, Owner: owner, State: Used, Since: now}
 }

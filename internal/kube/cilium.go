@@ -210,6 +210,7 @@ func ciliumRules(r *cilium.Rule, at *field.Path) []ciliumRule {
 	return rules
 }
 
+// fromRule takes the fields of an ingress rule, or deny rule, by their common names.
 func fromRule(f cilium.From, ports []cilium.PortRule, icmps []cilium.ICMPRule, at *field.Path) ciliumRule {
 	return ciliumRule{
 		at: at, direction: policy.Ingress, action: policy.Allow, side: "from", ports: ports, icmps: icmps,
@@ -220,6 +221,7 @@ func fromRule(f cilium.From, ports []cilium.PortRule, icmps []cilium.ICMPRule, a
 	}
 }
 
+// toRule is the same for egress, where more fields are refused.
 func toRule(t cilium.To, ports []cilium.PortRule, icmps []cilium.ICMPRule, at *field.Path) ciliumRule {
 	return ciliumRule{
 		at: at, direction: policy.Egress, action: policy.Allow, side: "to", ports: ports, icmps: icmps,
@@ -333,6 +335,8 @@ func ciliumCIDR(text string, at *field.Path) (policy.Peer, field.ErrorList) {
 	return policy.Peer{CIDR: &policy.CIDR{Prefix: p, OutsideOnly: true}}, errs
 }
 
+// ciliumCIDRRule translates a range with exceptions. Groups of ranges are objects of their own, which nobody reads yet;
+// without its members such a rule would match nobody, so it is refused.
 func ciliumCIDRRule(c *cilium.CIDRRule, at *field.Path) (policy.Peer, field.ErrorList) {
 	switch {
 	case c.CIDRGroupRef != "":
@@ -355,6 +359,8 @@ func entityOf(name string) (policy.Entity, bool) {
 	return policy.EntityNone, name == "all"
 }
 
+// ciliumEntity translates an entity by name. A name that is misspelt is a mistake, and never nobody: in a deny rule
+// that would allow.
 func ciliumEntity(name string, at *field.Path) (policy.Peer, field.ErrorList) {
 	entity, ok := entityOf(name)
 	if !ok {
@@ -432,6 +438,7 @@ func ciliumPort(p *cilium.PortProtocol, at *field.Path) ([]policy.Port, field.Er
 	return ports, nil
 }
 
+// hasNoPorts says that a port of the protocol cannot be named.
 func hasNoPorts(protocol uint8) bool { return !ipproto.HasPorts(protocol) }
 
 // ciliumProtocols gives the numbers that a protocol's name stands for.

@@ -115,6 +115,7 @@ func isMarker(line []byte) bool {
 	return len(line) == 3 || bytes.IndexByte([]byte(" \t\r\n"), line[3]) >= 0
 }
 
+// isContent tells lines that make a document out of blank lines and comments.
 func isContent(line []byte) bool {
 	line = bytes.TrimSpace(line)
 	return len(line) > 0 && line[0] != '#'
@@ -256,6 +257,7 @@ func kindOf(fields map[string]any) (kind, *field.Error) {
 	return kind{}, field.Invalid(field.NewPath("kind"), name, "not a kind that tendril reads; known are "+knownKinds())
 }
 
+// knownKinds lists the kinds for messages.
 func knownKinds() string {
 	var names []string
 	for _, k := range kinds() {

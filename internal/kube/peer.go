@@ -64,6 +64,8 @@ func requirement(keyOf keyFunc, key string, op label.Operator, values []string, 
 	return req, nil
 }
 
+// operator finds the operator and checks how many values it compares with. In or NotIn without values would match
+// nobody or everybody, so it is a mistake, as it is to the API server.
 func operator(e metav1.LabelSelectorRequirement, at *field.Path) (label.Operator, field.ErrorList) {
 	for _, op := range []label.Operator{label.In, label.NotIn, label.Exists, label.DoesNotExist} {
 		if string(e.Operator) != op.String() {

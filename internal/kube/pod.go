@@ -69,6 +69,7 @@ func namedPorts(pod *corev1.Pod) ([]*storev1.NamedPort, field.ErrorList) {
 	return ports, errs
 }
 
+// protocolOrTCP applies the default of every protocol field of core/v1 and discovery/v1.
 func protocolOrTCP(name corev1.Protocol, at *field.Path) (uint32, field.ErrorList) {
 	if name == "" {
 		name = corev1.ProtocolTCP
@@ -77,6 +78,7 @@ func protocolOrTCP(name corev1.Protocol, at *field.Path) (uint32, field.ErrorLis
 	return uint32(protocol), errs
 }
 
+// isReady reads the condition that kubelet sets. A manifest without status is a pod that is not ready yet.
 func isReady(pod *corev1.Pod) bool {
 	for _, condition := range pod.Status.Conditions {
 		if condition.Type == corev1.PodReady {

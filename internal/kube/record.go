@@ -64,6 +64,7 @@ func (o *Object) records(cluster string) ([]Record, Mistakes) {
 	return o.policyRecord()
 }
 
+// record makes the one record of an object, unless something was wrong with it.
 func (o *Object) record(key string, value proto.Message, errs field.ErrorList) ([]Record, Mistakes) {
 	if len(errs) > 0 {
 		return nil, o.place(errs)

@@ -35,6 +35,8 @@ func checkShape(value any, want reflect.Type, at *field.Path) field.ErrorList {
 	return checkScalar(value, want, at)
 }
 
+// checkStruct compares field by field, in the order of their names, so that messages have an order. Names are compared
+// exactly: encoding/json would take podselector for podSelector, the API server does not.
 func checkStruct(value any, want reflect.Type, at *field.Path) field.ErrorList {
 	object, ok := value.(map[string]any)
 	if !ok {
@@ -53,6 +55,7 @@ func checkStruct(value any, want reflect.Type, at *field.Path) field.ErrorList {
 	return errs
 }
 
+// checkMap compares the values; keys are the author's own.
 func checkMap(value any, want reflect.Type, at *field.Path) field.ErrorList {
 	object, ok := value.(map[string]any)
 	if !ok {
@@ -65,6 +68,7 @@ func checkMap(value any, want reflect.Type, at *field.Path) field.ErrorList {
 	return errs
 }
 
+// checkSlice compares the members, each under its index.
 func checkSlice(value any, want reflect.Type, at *field.Path) field.ErrorList {
 	if want.Elem().Kind() == reflect.Uint8 {
 		return checkScalar(value, reflect.TypeFor[string](), at) // bytes travel as base64
@@ -80,6 +84,8 @@ func checkSlice(value any, want reflect.Type, at *field.Path) field.ErrorList {
 	return errs
 }
 
+// checkScalar compares texts, booleans and whole numbers, whose size counts: 70000 is no int16. Other kinds do not
+// occur in the types that are read here, and are left to the decoder.
 func checkScalar(value any, want reflect.Type, at *field.Path) field.ErrorList {
 	switch want.Kind() {
 	case reflect.String:
@@ -127,6 +133,7 @@ func spelling(name string) string {
 	return "a " + name
 }
 
+// wrongType says what was expected. The usual reason is YAML's own reading of a bare word, such as 8080 or yes.
 func wrongType(value any, want string, at *field.Path) field.ErrorList {
 	remedy := "want " + want
 	if _, isString := value.(string); !isString && want == "a string" {
@@ -147,6 +154,7 @@ func brief(value any) any {
 	}
 }
 
+// childOf is the path of a field; the first of all has no parent.
 func childOf(at *field.Path, name string) *field.Path {
 	if at == nil {
 		return field.NewPath(name)

@@ -42,6 +42,7 @@ func serviceRecord(s *corev1.Service) (*storev1.Service, field.ErrorList) {
 	return out, errs
 }
 
+// setType reads the type. Empty means ClusterIP, as with the API server.
 func setType(out *storev1.Service, s *corev1.Service, at *field.Path) field.ErrorList {
 	switch s.Spec.Type {
 	case corev1.ServiceTypeClusterIP, "":
@@ -87,6 +88,8 @@ func setClusterIPs(out *storev1.Service, s *corev1.Service, at *field.Path) fiel
 	return errs
 }
 
+// setServicePorts reads the ports. Two of equal number and protocol would be one frontend with two meanings, two of
+// equal name would share their backends.
 func setServicePorts(out *storev1.Service, s *corev1.Service, at *field.Path) field.ErrorList {
 	var errs field.ErrorList
 	seen := map[string]bool{}
@@ -113,6 +116,7 @@ func setServicePorts(out *storev1.Service, s *corev1.Service, at *field.Path) fi
 	return errs
 }
 
+// checkServicePort checks one port. targetPort is not looked at: endpoint slices carry the backends' own port.
 func checkServicePort(out *storev1.Service, s *corev1.Service, port corev1.ServicePort, at *field.Path) field.ErrorList {
 	var errs field.ErrorList
 	if port.Port < 1 || port.Port > math.MaxUint16 {
@@ -155,6 +159,7 @@ func setTraffic(out *storev1.Service, s *corev1.Service, at *field.Path) field.E
 	return errs
 }
 
+// setAffinity reads how long a client keeps its backend, in seconds; 0 is not at all. A day is the API server's bound.
 func setAffinity(out *storev1.Service, s *corev1.Service, at *field.Path) field.ErrorList {
 	switch s.Spec.SessionAffinity {
 	case corev1.ServiceAffinityNone, "":
@@ -196,6 +201,7 @@ func setExternal(out *storev1.Service, s *corev1.Service, at *field.Path) field.
 	return errs
 }
 
+// setAlgorithm reads our annotation. It is checked like a field, since nobody else would report a typing mistake.
 func setAlgorithm(out *storev1.Service, s *corev1.Service) field.ErrorList {
 	algorithm := s.Annotations[AnnotationAlgorithm]
 	switch algorithm {
@@ -237,6 +243,7 @@ func endpointsRecord(s *discoveryv1.EndpointSlice) (out *storev1.Endpoints, serv
 	return out, service, errs
 }
 
+// endpointPort translates a port of a slice. Its name, which may be empty, is what a service's port finds it by.
 func endpointPort(p *discoveryv1.EndpointPort, at *field.Path) (*storev1.EndpointPort, field.ErrorList) {
 	out := &storev1.EndpointPort{}
 	if p.Name != nil {

@@ -112,6 +112,7 @@ func programID(filter []byte) uint32 {
 	return 0
 }
 
+// newClsact makes the place where classifiers stand. It is there already if another one was attached, ours or not.
 func newClsact(ifindex uint32) message {
 	return message{
 		what: fmt.Sprintf("add clsact to device %d", ifindex), kind: unix.RTM_NEWQDISC, present: true,
@@ -120,6 +121,8 @@ func newClsact(ifindex uint32) message {
 	}
 }
 
+// message adds the classifier, or replaces it: without NLM_F_EXCL the kernel swaps the program of a filter that exists,
+// and a packet meets one of the two.
 func (c Classifier) message(ifindex uint32) message {
 	options := attribute32(nil, attributeBPFFD, uint32(c.FD))
 	options = attributeText(options, attributeBPFName, c.Name)

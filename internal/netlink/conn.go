@@ -200,10 +200,12 @@ func attribute(out []byte, kind uint16, value []byte) []byte {
 	return pad(append(out, value...))
 }
 
+// attribute32 appends a number in the byte order of the machine, as rtnetlink has nearly all of them.
 func attribute32(out []byte, kind uint16, value uint32) []byte {
 	return attribute(out, kind, binary.NativeEndian.AppendUint32(nil, value))
 }
 
+// attributeText appends a text with its final zero, which NLA_NUL_STRING wants.
 func attributeText(out []byte, kind uint16, value string) []byte {
 	return attribute(out, kind, append([]byte(value), 0))
 }
@@ -216,6 +218,7 @@ func nest(out []byte, kind uint16, inner []byte) []byte {
 // Netlink aligns everything to 4 bytes.
 func aligned(size int) int { return (size + 3) &^ 3 }
 
+// pad fills up with zeros; the length in the header before them does not count these.
 func pad(out []byte) []byte {
 	return append(out, make([]byte, aligned(len(out))-len(out))...)
 }

@@ -43,6 +43,7 @@ func OpenAt(namespace *os.File) (*Handle, error) {
 	return open(os.NewFile(uintptr(fd), namespace.Name()))
 }
 
+// open takes over the file: it is closed if the handle cannot be made, and with the handle otherwise.
 func open(namespace *os.File) (*Handle, error) {
 	library, err := lib.NewHandleAt(netns.NsHandle(namespace.Fd()), unix.NETLINK_ROUTE)
 	if err != nil {

@@ -56,6 +56,8 @@ func (o Overlay) fits(link lib.Link) bool {
 	return ok && vxlan.FlowBased && vxlan.Port == int(o.Port) && bytes.Equal(vxlan.HardwareAddr, mac[:])
 }
 
+// addOverlay makes the device with the library, since it happens once. Learning is off: a program says where each
+// packet goes, and a table learnt from packets could be filled by anyone.
 func (h *Handle) addOverlay(o Overlay) (lib.Link, error) {
 	mac := OverlayMAC()
 	err := h.lib.LinkAdd(&lib.Vxlan{

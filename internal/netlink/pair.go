@@ -104,6 +104,7 @@ func (p *Pair) podMessages(peer uint32) []message {
 	return batch
 }
 
+// everything is the default route's destination in the family of an address.
 func everything(family netip.Addr) netip.Prefix {
 	if family.Is4() {
 		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
@@ -163,6 +164,7 @@ func ifinfo(index, flags uint32) []byte {
 	return binary.NativeEndian.AppendUint32(out, flags)
 }
 
+// getLink asks for a device by name; ENODEV says that there is none.
 func getLink(device string) message {
 	return message{
 		what: "read device " + device, kind: unix.RTM_GETLINK,
@@ -170,10 +172,12 @@ func getLink(device string) message {
 	}
 }
 
+// setLink changes a device by index. Flags are only ever set here, never cleared: see ifinfo.
 func setLink(what string, index, flags uint32, attributes []byte) message {
 	return message{what: what, kind: unix.RTM_SETLINK, body: append(ifinfo(index, flags), attributes...)}
 }
 
+// deleteLink removes a device by name, and with a pair its other end wherever that is.
 func deleteLink(device string) message {
 	return message{
 		what: "remove device " + device, kind: unix.RTM_DELLINK, absent: true,
@@ -243,6 +247,7 @@ func (r hop) message() message {
 	}
 }
 
+// family is the number of an address's family (linux/socket.h).
 func family(addr netip.Addr) uint8 {
 	if addr.Is4() {
 		return unix.AF_INET

@@ -94,6 +94,7 @@ func unwanted(routes []lib.Route, devices map[int]string, wanted iter.Seq[*table
 	})
 }
 
+// remove deletes a route. That it is gone already, alone or with its device, is as good.
 func (r Routes) remove(route *lib.Route) error {
 	err := r.h.lib.RouteDel(route)
 	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) {
@@ -185,6 +186,7 @@ func (h *Handle) Uplink() (NextHop, error) {
 	return NextHop{}, fmt.Errorf("default route: %w; name the uplink in the configuration", ErrNoRoute)
 }
 
+// hop translates the kernel's answer. The MTU is the device's: that of a route is ours to choose, from this one.
 func (h *Handle) hop(route *lib.Route) (NextHop, error) {
 	link, err := h.lib.LinkByIndex(route.LinkIndex)
 	if err != nil {
@@ -199,6 +201,7 @@ func (h *Handle) hop(route *lib.Route) (NextHop, error) {
 	}, nil
 }
 
+// ipNet is a prefix as the library wants it.
 func ipNet(prefix netip.Prefix) *net.IPNet {
 	return &net.IPNet{
 		IP:   prefix.Addr().AsSlice(),
@@ -206,6 +209,8 @@ func ipNet(prefix netip.Prefix) *net.IPNet {
 	}
 }
 
+// prefixOf is a prefix as the library has it: IPv4 in 16 bytes or in 4; the mask tells the family. It is not masked, so
+// that a device's address keeps its host bits.
 func prefixOf(n *net.IPNet) netip.Prefix {
 	if n == nil {
 		return netip.Prefix{}

@@ -150,6 +150,8 @@ func again[Row any](list func() ([]Row, error)) ([]Row, error) {
 	}
 }
 
+// deviceRows joins two dumps that were not made at one instant: an address of a device that only the second knows waits
+// for the next reading. Rows are sorted, so that equal states are equal snapshots.
 func deviceRows(links []lib.Link, addrs []lib.Addr) []table.Device {
 	of := make(map[int][]netip.Prefix)
 	for _, addr := range addrs {
@@ -172,6 +174,8 @@ func deviceRows(links []lib.Link, addrs []lib.Addr) []table.Device {
 	return devices
 }
 
+// routeRows translates routes. The name is empty where no device was dumped: unreachable and blackhole routes have
+// none.
 func routeRows(routes []lib.Route, devices []table.Device) []table.Route {
 	names := make(map[int]string)
 	for _, device := range devices {
@@ -194,6 +198,7 @@ func routeRows(routes []lib.Route, devices []table.Device) []table.Route {
 	return rows
 }
 
+// routePrefix is a route's destination; none is the default route of the route's family.
 func routePrefix(route *lib.Route) netip.Prefix {
 	if route.Dst != nil {
 		return prefixOf(route.Dst)
