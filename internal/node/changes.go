@@ -1,7 +1,9 @@
 package node
 
 import (
+	"context"
 	"fmt"
+	"time"
 
 	"github.com/cilium/statedb"
 )
@@ -55,3 +57,48 @@ func (f *tableFeed[Row]) pull(txn statedb.ReadTxn, watches *statedb.WatchSet) {
 }
 
 func (f *tableFeed[Row]) close() { f.changes.Close() }
+
+// loop moves changes of tables to the kernel, each attempt under its own lock.
+type loop interface {
+	// start begins to watch the tables; stop ends that.
+	start() error
+	stop()
+	// attempt takes what has changed to the kernel and fills watches with what closes at the next change. An error is
+	// the loop's own to report; the same changes are tried again. Not settled: there is more to do already.
+	attempt(ctx context.Context, watches *statedb.WatchSet) (settled bool, err error)
+}
+
+// loopBackoff is the mean pause after an attempt that failed. It does not grow: what stands still is the node's policy.
+const loopBackoff = 200 * time.Millisecond
+
+// follow runs a loop from when loaded is closed until ctx ends, and calls first once, when it is first settled.
+func follow(ctx context.Context, l loop, loaded <-chan struct{}, first func()) error {
+	select {
+	case <-loaded:
+	case <-ctx.Done():
+		return nil
+	}
+	defer l.stop()
+	if err := l.start(); err != nil {
+		return err
+	}
+	watches := statedb.NewWatchSet()
+	for ctx.Err() == nil {
+		settled, err := l.attempt(ctx, watches)
+		if err != nil {
+			sleep(ctx, jittered(loopBackoff))
+			continue
+		}
+		if !settled {
+			continue
+		}
+		if first != nil {
+			first()
+			first = nil
+		}
+		if _, err := watches.Wait(ctx, 0); err != nil {
+			return nil
+		}
+	}
+	return nil
+}

@@ -103,44 +103,18 @@ func newPolicyLoop(tables *table.Tables, facts *facts, engine *policy.Engine, pu
 // Run follows the tables until ctx ends. It starts once loaded is closed: before that nothing is known of policies, and
 // an endpoint judged without them would be open. first is called when the kernel first agrees with the tables.
 func (l *policyLoop) Run(ctx context.Context, loaded <-chan struct{}, first func()) error {
-	select {
-	case <-loaded:
-	case <-ctx.Done():
-		return nil
+	return follow(ctx, l, loaded, first)
+}
+
+// attempt implements loop.
+func (l *policyLoop) attempt(ctx context.Context, watches *statedb.WatchSet) (settled bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	settled, err = l.round(ctx, watches)
+	if l.trouble = err; err != nil {
+		l.log.Error("publish policy; will try again", "error", err)
 	}
-	if err := l.start(); err != nil {
-		return err
-	}
-	defer l.feeds.close()
-	for prefix := range l.facts.fixed {
-		l.prefixes[prefix] = struct{}{}
-	}
-	watches := statedb.NewWatchSet()
-	done := first
-	for ctx.Err() == nil {
-		l.mu.Lock()
-		settled, err := l.round(ctx, watches)
-		l.trouble = err
-		l.mu.Unlock()
-		if err != nil {
-			l.log.Error("publish policy; will try again", "error", err)
-			if !sleep(ctx, jittered(reconcileBackoffMin*4)) {
-				return nil
-			}
-			continue
-		}
-		if !settled {
-			continue
-		}
-		if done != nil {
-			done()
-			done = nil
-		}
-		if _, err := watches.Wait(ctx, 0); err != nil {
-			return nil
-		}
-	}
-	return nil
+	return settled, err
 }
 
 // round takes what has changed to the kernel. It reports whether nothing is left to do. The caller holds mu.
@@ -161,7 +135,11 @@ func (l *policyLoop) catchUp(ctx context.Context) error {
 	}
 }
 
+// start implements loop.
 func (l *policyLoop) start() error {
+	for prefix := range l.facts.fixed {
+		l.prefixes[prefix] = struct{}{}
+	}
 	t := l.tables
 	var problem error
 	add := func(f feed, err error) {
@@ -180,6 +158,9 @@ func (l *policyLoop) start() error {
 	add(watch(t.DB, t.Endpoints, l.endpointChanged))
 	return problem
 }
+
+// stop implements loop.
+func (l *policyLoop) stop() { l.feeds.close() }
 
 // setSelf notes what this node knows of itself, whatever the store says of it.
 func (l *policyLoop) setSelf(row *table.Node) {

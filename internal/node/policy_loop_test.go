@@ -198,6 +198,18 @@ func (n *node1) policy(object string, revision uint64) {
 	insert(n, n.tables.Policies, &table.Policy{Kind: "NetworkPolicy", Namespace: "shop", Name: "web", Object: []byte(object), Revision: revision})
 }
 
+// startWeb is a node with one pod, endpoint 1, which allowClients isolates.
+func startWeb(t *testing.T) *node1 {
+	t.Helper()
+	n := startNode1(t)
+	close(n.loaded)
+	n.policy(allowClients, 1)
+	n.labelled("web", "node1", map[string]string{"app": "web"})
+	n.endpoint(1, "web", "10.244.1.5")
+	eventually(t, "endpoint becomes ready", func() bool { return n.state(1) == table.EndpointReady })
+	return n
+}
+
 // eventually waits until holds does, and fails with what after two seconds.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
@@ -244,11 +256,7 @@ func TestAPodIsInitUntilItsLabelsArriveAndChangesInPlace(t *testing.T) {
 }
 
 func TestAPodOfAnotherNodeIsKnownByItsLabels(t *testing.T) {
-	n := startNode1(t)
-	close(n.loaded)
-	n.policy(allowClients, 1)
-	n.labelled("web", "node1", map[string]string{"app": "web"})
-	n.endpoint(1, "web", "10.244.1.5")
+	n := startWeb(t)
 	insert(n, n.tables.Nodes, &table.Node{Name: "node2", Addresses: addrs("172.30.0.2"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24")}})
 	insert(n, n.tables.IPs, &table.IP{Node: "node2", Addr: netip.MustParseAddr("10.244.2.9"), PodUID: "uid-client", Namespace: "shop", Pod: "client"})
 	eventually(t, "an address without labels is denied", func() bool { return n.datapath.judge(1, "10.244.2.9", 80) == bpf.ActionDeny })
@@ -277,12 +285,7 @@ func TestAPublicationThatFailsIsRepeatedAndNothingIsLost(t *testing.T) {
 }
 
 func TestAMalformedPolicyIsRefusedAndTheOldOneStays(t *testing.T) {
-	n := startNode1(t)
-	close(n.loaded)
-	n.policy(allowClients, 1)
-	n.labelled("web", "node1", map[string]string{"app": "web"})
-	n.endpoint(1, "web", "10.244.1.5")
-	eventually(t, "endpoint becomes ready", func() bool { return n.state(1) == table.EndpointReady })
+	n := startWeb(t)
 	n.policy(`{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"namespace":"shop","name":"web"},"spec":{"podSelektor":{}}}`, 2)
 	eventually(t, "the policy is listed as refused", func() bool { return len(n.loop.Refused()) == 1 })
 	if got := n.datapath.judge(1, "8.8.8.8", 80); got != bpf.ActionDeny {
@@ -308,11 +311,7 @@ func TestAnEndpointThatLeavesTakesItsRecordAndAddressesAlong(t *testing.T) {
 }
 
 func TestAnIdleLoopPublishesNothing(t *testing.T) {
-	n := startNode1(t)
-	close(n.loaded)
-	n.labelled("web", "node1", map[string]string{"app": "web"})
-	n.endpoint(1, "web", "10.244.1.5")
-	eventually(t, "endpoint becomes ready", func() bool { return n.state(1) == table.EndpointReady })
+	n := startWeb(t)
 	time.Sleep(100 * time.Millisecond) // its own marking of the row comes round once
 	n.datapath.mu.Lock()
 	before := n.datapath.published
@@ -369,14 +368,8 @@ func TestAPolicyThatCallsItselfOtherwiseIsRefused(t *testing.T) {
 }
 
 func TestAPodThatTakesAnothersNumberIsJudgedLikeAnyOther(t *testing.T) {
-	n := startNode1(t)
-	close(n.loaded)
-	n.policy(allowClients, 1)
-	for _, pod := range []string{"web", "web2"} {
-		n.labelled(pod, "node1", map[string]string{"app": "web"})
-	}
-	n.endpoint(1, "web", "10.244.1.5")
-	eventually(t, "the first is ready", func() bool { return n.state(1) == table.EndpointReady })
+	n := startWeb(t)
+	n.labelled("web2", "node1", map[string]string{"app": "web"})
 	insert(n, n.tables.Endpoints, &table.Endpoint{ // with equal labels, in one step
 		ID: 1, Generation: 2, Namespace: "shop", Pod: "web2", PodUID: "uid-web2", Sandbox: "web2", IfIndex: 9,
 		Addrs: addrs("10.244.1.6"), State: table.EndpointAttaching,

@@ -34,40 +34,23 @@ type servicePublisher interface {
 // Run follows the tables until ctx ends. It starts once loaded is closed; first is called when the kernel first agrees
 // with the tables.
 func (l *serviceLoop) Run(ctx context.Context, loaded <-chan struct{}, first func()) error {
-	select {
-	case <-loaded:
-	case <-ctx.Done():
-		return nil
-	}
-	if err := l.start(); err != nil {
-		return err
-	}
-	defer l.feeds.close()
-	watches := statedb.NewWatchSet()
-	done := first
-	for ctx.Err() == nil {
-		l.mu.Lock()
-		l.feeds.pull(l.tables.DB.ReadTxn(), watches)
-		err := l.step(ctx)
-		l.trouble = err
-		l.mu.Unlock()
-		if err != nil {
-			l.log.Error("publish services; will try again", "error", err)
-			if !sleep(ctx, jittered(reconcileBackoffMin*4)) {
-				return nil
-			}
-			continue
-		}
-		if done != nil {
-			done()
-			done = nil
-		}
-		if _, err := watches.Wait(ctx, 0); err != nil {
-			return nil
-		}
-	}
-	return nil
+	return follow(ctx, l, loaded, first)
 }
+
+// attempt implements loop.
+func (l *serviceLoop) attempt(ctx context.Context, watches *statedb.WatchSet) (settled bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.feeds.pull(l.tables.DB.ReadTxn(), watches)
+	err = l.step(ctx)
+	if l.trouble = err; err != nil {
+		l.log.Error("publish services; will try again", "error", err)
+	}
+	return err == nil, err
+}
+
+// stop implements loop.
+func (l *serviceLoop) stop() { l.feeds.close() }
 
 // catchUp brings the kernel to where the tables are. The caller holds mu.
 func (l *serviceLoop) catchUp(ctx context.Context) error {
@@ -75,6 +58,7 @@ func (l *serviceLoop) catchUp(ctx context.Context) error {
 	return l.step(ctx)
 }
 
+// start implements loop.
 func (l *serviceLoop) start() error {
 	t := l.tables
 	nodes, err1 := watch(t.DB, t.Nodes, func(row *table.Node, deleted bool) {
