@@ -121,7 +121,7 @@ func (d *demo) startLoad(ctx context.Context) (*load, error) {
 	}
 	// A fixed rate leaves the processor some air, so that a loss is the datapath's and not a full queue's.
 	var err error
-	running.iperf, err = d.l.Start(client, "iperf3-client", "iperf3", "-c", server.Addr(4).String(), "-t", "4", "-i", "0.2",
+	running.iperf, err = d.l.Start(client, "iperf3-client", "iperf3", "-c", server.Addr(4).String(), "-t", "6", "-i", "0.2",
 		"-b", "300M", "-J")
 	return running, err
 }
@@ -170,9 +170,11 @@ func (d *demo) judgeIperf(ctx context.Context, client *lab.Process) error {
 			silent++
 		}
 	}
-	return d.hold(report.Error == "" && silent == 0 && len(report.Intervals) > 0,
-		"iperf3, one TCP stream: %.0f Mbit/s, %d of %d intervals without progress %s",
-		report.End.Received.BitsPerSecond/1e6, silent, len(report.Intervals), report.Error)
+	if report.Error != "" {
+		return fmt.Errorf("iperf3: %s", report.Error)
+	}
+	return d.hold(silent == 0 && len(report.Intervals) > 0, "iperf3, one TCP stream: %.0f Mbit/s, %d of %d intervals without progress",
+		report.End.Received.BitsPerSecond/1e6, silent, len(report.Intervals))
 }
 
 // grow is step 7.

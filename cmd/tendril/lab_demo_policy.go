@@ -82,7 +82,7 @@ func (d *demo) police(ctx context.Context) error {
 	if err := d.seen(ctx, "stranger", "dropped", "web-guard"); err != nil {
 		return err
 	}
-	return d.show(ctx, 8, "--node", "node2", "observe", "--to-pod", "shop/web-2", "--last", "6")
+	return d.show(ctx, 4, "--node", "node2", "observe", "--to-pod", "shop/web-2", "--last", "4")
 }
 
 // seen waits for a flow record from a pod to web-2 that has this verdict by a rule of this policy.

@@ -10,8 +10,11 @@ import (
 	"github.com/charmbracelet/lipgloss"
 )
 
-// width is how many columns the lab's output is made for.
-const width = 80
+// width is how many columns the lab's output is made for, wide how many a line of a command's output may take in it.
+const (
+	width = 80
+	wide  = 84
+)
 
 // screen prints what the lab has to say. Colours appear only where the writer is a terminal.
 type screen struct {
@@ -70,16 +73,37 @@ func (s *screen) verdict(mark, text string, took time.Duration) {
 func (s *screen) command(line, output string) {
 	s.lines(s.dim.Render("$ ") + s.strong.Render(line))
 	for text := range strings.Lines(output) {
-		fmt.Fprintf(s.out, "    %s\n", s.dim.Render("│ ")+clip(strings.TrimRight(text, " \n"), 2*width))
+		for _, part := range wrap(strings.TrimRight(text, " \n"), wide) {
+			fmt.Fprintf(s.out, "    %s\n", s.dim.Render("│ ")+part)
+		}
 	}
 }
 
-// clip shortens a line that would not fit.
-func clip(text string, limit int) string {
+// wrap breaks a line that is too long at blanks; columns move together first, and what follows is indented.
+func wrap(text string, limit int) []string {
+	const indent = "      "
 	if utf8.RuneCountInString(text) <= limit {
-		return text
+		return []string{text}
 	}
-	return string([]rune(text)[:limit-1]) + "…"
+	var lines []string
+	var line []rune
+	begun := false // the line holds a word
+	for _, word := range strings.Fields(text) {
+		letters := []rune(word)
+		if begun && len(line)+1+len(letters) > limit {
+			lines = append(lines, string(line))
+			line, begun = []rune(indent), false
+		}
+		if begun {
+			line = append(line, ' ')
+		}
+		line, begun = append(line, letters...), true
+		for len(line) > limit { // a word longer than a line
+			lines = append(lines, string(line[:limit]))
+			line = append([]rune(indent), line[limit:]...)
+		}
+	}
+	return append(lines, string(line))
 }
 
 // short rounds a time to what a person wants to know.
