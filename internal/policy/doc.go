@@ -1,5 +1,24 @@
 // Package policy is the policy core: one ordered model for every dialect, compiled to selector bits and programs.
 //
-// It is pure: no I/O, clock, log or goroutine. Inputs are facts about workloads, addresses and policies; the output
-// is a Delta, which internal/datapath publishes. See ARCHITECTURE.md for a policy's journey.
+// Inputs are facts about workloads, addresses and policies (input.go, model.go), staged in any order (engine.go). Flush
+// takes them in at once and returns a Delta (delta.go), which internal/datapath publishes. Its stages, in the order of
+// flush.go:
+//
+//  1. policies select groups, the local endpoints that no policy can tell apart (program.go);
+//  2. a marked group's rules become lines in order of precedence, and those entries in cells (program.go, cells.go);
+//  3. the selectors that entries name get bits (selector.go); ranges go into a tree of places (place.go, tree.go); a
+//     named port of an egress rule asks its peers for numbers (view.go);
+//  4. places get peers, what policies can tell apart among addresses, and peers with equal bits share a class (peer.go);
+//  5. what is no longer used goes: a selector's bit one flush later than its last program, since that program judges
+//     until this delta is in force.
+//
+// Every change goes through a plan (plan.go), which is undone whole when something does not fit; the policy that does
+// not fit is refused and the rest goes on. explain.go walks the same lines for one packet; rows.go prints the tables.
+//
+// It is pure: no I/O, clock, log or goroutine, and not safe for concurrent use. It knows nothing of how dialects spell
+// things (internal/kube) nor of how rows reach the kernel.
+//
+// Traps: identity.Unknown is nobody's address and matches nothing, not even everybody's selector; index 0 of classes is
+// the empty set; a group without subjects keeps programs that nobody keeps up to date; a change made past the plan
+// survives a flush that failed.
 package policy
