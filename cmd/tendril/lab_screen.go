@@ -13,7 +13,7 @@ import (
 // width is how many columns the lab's output is made for, wide how many a line of a command's output may take in it.
 const (
 	width = 80
-	wide  = 84
+	wide  = 92
 )
 
 // screen prints what the lab has to say. Colours appear only where the writer is a terminal.
