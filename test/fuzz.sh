@@ -4,6 +4,6 @@ set -euo pipefail
 grep -rlE '^func Fuzz[A-Z]' --include='*_test.go' . | xargs -n1 dirname | sort -u | while read -r package; do
 	grep -hoE '^func Fuzz[A-Za-z0-9_]+' "$package"/*_test.go | sed 's/^func //' | while read -r target; do
 		echo "fuzz $package $target for $1"
-		go test -run '^$' -fuzz "^$target\$" -fuzztime "$1" "$package" < /dev/null
+		go test -run '^$' -fuzz "^$target\$" -fuzztime "$1" -fuzzminimizetime 5x "$package" < /dev/null
 	done
 done

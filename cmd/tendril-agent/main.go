@@ -47,6 +47,9 @@ func command() *cobra.Command {
 }
 
 func run(ctx context.Context, path string, debug bool) error {
+	if os.Geteuid() != 0 {
+		return errors.New("needs root, for it loads BPF programs and makes devices: start it as root")
+	}
 	config, err := node.Load(path)
 	if err != nil {
 		return err
