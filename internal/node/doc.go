@@ -1,16 +1,16 @@
 // Package node assembles the agent: tables, brains and mechanisms, in the order in which facts flow.
 //
-//	sources             tables              brains                 mechanisms
-//	store, CNI, kernel  nodes pods ips ...  policy, service        datapath, netlink
+//		sources             tables              brains                 mechanisms
+//		store, CNI, kernel  nodes pods ips ...  policy, service        datapath, netlink
 //
-//  1. config.go reads the configuration; build.go calls every constructor once, locks first, sockets late.
-//  2. changes.go hands changed rows to the two loops; facts.go and nodes.go say what a row means.
-//  3. policy_loop.go and service_loop.go feed a brain and publish its answer; what fails is kept and tried again, and a
-//     failure that lasts is a problem in `tendril status`.
-//  4. prune.go removes, once, what an earlier agent left; reconcile.go makes routes equal to a table; run.go holds the
-//     tasks that are too small for a file.
-//  5. api_*.go answers the command line and changes nothing but what it is asked to (reload, flush); resolver.go and
-//     departed.go name the numbers in flow records, also of what has gone.
+//	 1. config.go reads the configuration; build.go calls every constructor once, locks first, sockets late.
+//	 2. changes.go hands changed rows to the two loops; facts.go and nodes.go say what a row means.
+//	 3. policy_loop.go and service_loop.go feed a brain and publish its answer; what fails is kept and tried again, and a
+//	    failure that lasts is a problem in `tendril status`.
+//	 4. prune.go removes, once, what an earlier agent left; reconcile.go makes routes equal to a table; run.go holds the
+//	    tasks that are too small for a file.
+//	 5. api_*.go answers the command line and changes nothing but what it is asked to (reload, flush); resolver.go and
+//	    departed.go name the numbers in flow records, also of what has gone.
 //
 // No loop touches another loop's outside thing, and nothing here computes: a decision that needs more than a look into a
 // table belongs into a brain.

@@ -87,27 +87,59 @@ func (a *Agent) acknowledge(ctx context.Context) error {
 	}
 }
 
-// watchKernel keeps the tables of devices and routes.
+// watchKernel keeps the tables of devices and routes. At 5k nodes there are thousands of routes, and each pod that comes
+// or goes changes two rows: only those are written.
 func (a *Agent) watchKernel(ctx context.Context) error {
 	return a.links.Watch(ctx, func(snapshot netlink.Snapshot) {
 		txn := a.tables.DB.WriteTxn(a.tables.Devices, a.tables.Routes)
 		defer txn.Commit()
-		if err := replace(txn, a.tables.Devices, snapshot.Devices); err != nil {
+		if err := replace(txn, a.tables.Devices, snapshot.Devices, deviceKey, sameDevice); err != nil {
 			a.log.Error("note devices", "error", err)
 		}
-		if err := replace(txn, a.tables.Routes, snapshot.Routes); err != nil {
+		if err := replace(txn, a.tables.Routes, snapshot.Routes, routeKey, sameRoute); err != nil {
 			a.log.Error("note routes", "error", err)
 		}
 	})
 }
 
-// replace makes a table hold rows and nothing else.
-func replace[Row any](txn statedb.WriteTxn, into statedb.RWTable[*Row], rows []Row) error {
-	if err := into.DeleteAll(txn); err != nil {
-		return err
-	}
+func deviceKey(d *table.Device) uint32 { return d.Index }
+
+func sameDevice(a, b *table.Device) bool {
+	return a.Name == b.Name && a.Type == b.Type && a.MTU == b.MTU && a.MAC == b.MAC && a.Up == b.Up && slices.Equal(a.Addrs, b.Addrs)
+}
+
+// routeKey tells routes apart as the table does.
+func routeKey(r *table.Route) table.Route {
+	return table.Route{Table: r.Table, Prefix: r.Prefix, Device: r.Device}
+}
+
+func sameRoute(a, b *table.Route) bool { return *a == *b }
+
+// replace makes a table hold rows and nothing else. Rows that are there already are not written, so that nobody who
+// watches them wakes up. Of two rows with one key the last counts.
+func replace[Row any, Key comparable](
+	txn statedb.WriteTxn, into statedb.RWTable[*Row], rows []Row, key func(*Row) Key, same func(a, b *Row) bool,
+) error {
+	fresh := make(map[Key]*Row, len(rows))
 	for i := range rows {
-		if _, _, err := into.Insert(txn, &rows[i]); err != nil {
+		fresh[key(&rows[i])] = &rows[i]
+	}
+	var gone []*Row
+	for old := range into.All(txn) {
+		row, stays := fresh[key(old)]
+		if !stays {
+			gone = append(gone, old)
+		} else if same(old, row) {
+			delete(fresh, key(old))
+		}
+	}
+	for _, row := range gone {
+		if _, _, err := into.Delete(txn, row); err != nil {
+			return err
+		}
+	}
+	for _, row := range fresh {
+		if _, _, err := into.Insert(txn, row); err != nil {
 			return err
 		}
 	}
