@@ -9,6 +9,9 @@
 // network namespace along (SCM_RIGHTS), so that the agent needs no access to the runtime's mount namespace. A reply is
 // one frame, too. One request a connection.
 //
+// Traps: a DEL must end well when the agent or the namespace is gone, or the runtime never forgets the pod; a GC without
+// its list must not, since it would detach every pod; once a request is sent, a lost reply says nothing of what was done.
+//
 // The plugin runs on every pod's critical path, so the package imports nothing heavy: no gRPC, no net/http, no
 // netlink, and it does not use the CNI project's library, whose tests it must nevertheless please.
 //

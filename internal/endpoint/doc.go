@@ -15,5 +15,9 @@
 // A deletion walks the other way, and may be repeated at any point. At start, Restore puts back what the journal says,
 // finishes what was half done, and leaves running pods alone.
 //
+// Traps: undoing can fail, too, and what it leaves is an endpoint that commands find but that is not complete; number
+// and addresses of one that is half removed may be another's already, so nothing is given back twice; an endpoint's
+// fields belong to whoever holds the lock of its attachment, and the manager's mutex is never held across a wait.
+//
 // The package does not judge: whoever derives policy sets a row's State, Peer, Ingress and Egress.
 package endpoint

@@ -1,15 +1,3 @@
-// Package ipam decides which address a pod gets.
-//
-// A Book has a pool for each pod CIDR of the node. An address is free, used, or released:
-//
-//	free -> used -> released (withdrawn from the cluster's records, not yet confirmed) -> cooling -> free
-//
-// Other nodes learn late that an address changed hands, so an address is given out again only when 60 s have passed
-// since its release was committed to the store; while the store is away nothing is committed, and so only addresses
-// that were never used, or had cooled before, are given out. Among those, never-used ones go first, in rising order,
-// then those that were released longest ago.
-//
-// The package is pure: it keeps no file, reads no clock, and is not safe for concurrent use. Time comes in as a value.
 package ipam
 
 import (

@@ -352,3 +352,62 @@ func compareWithModel(t *rapid.T, book *Book, m *model) {
 		}
 	}
 }
+
+func TestBookKnowsWhichAddressesAreItsOwn(t *testing.T) {
+	book := newBook(t, "10.1.0.0/24", "fd01::/64")
+	for text, want := range map[string]bool{
+		"10.1.0.0": true, "10.1.0.77": true, "10.1.0.255": true, "10.1.1.0": false, "10.0.255.255": false,
+		"fd01::": true, "fd01::1:2:3:4": true, "fd01:0:0:1::": false, "::ffff:10.1.0.7": false,
+	} {
+		if got := book.Contains(addr(text)); got != want {
+			t.Errorf("%s is of the node: %t, want %t", text, got, want)
+		}
+	}
+	if book.Contains(netip.Addr{}) {
+		t.Error("no address is of the node")
+	}
+}
+
+// TestRestingAddressesKeepTheirOrderHoweverTheyAreRestored: the one that rests longest is the next, because it is the one
+// that the fewest nodes remember.
+func TestRestingAddressesKeepTheirOrderHoweverTheyAreRestored(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		book, err := New(prefix("10.1.0.0/28"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var cooling []Address
+		for last := 3; last <= 14; last++ {
+			cooling = append(cooling, Address{
+				Addr: netip.AddrFrom4([4]byte{10, 1, 0, byte(last)}), Owner: "default/a", State: Cooling,
+				Since: at(rapid.IntRange(0, 5).Draw(t, "since")),
+			})
+		}
+		for _, a := range rapid.Permutation(cooling).Draw(t, "order") {
+			if err := book.Restore(a); err != nil {
+				t.Fatal(err)
+			}
+		}
+		slices.SortStableFunc(cooling, func(a, b Address) int { return a.Since.Compare(b.Since) })
+		for i, want := range cooling {
+			got, err := book.Allocate(fmt.Sprint("pod-", i), at(100))
+			if err != nil || got[0] != want.Addr {
+				t.Fatalf("address %d is %v, %v; want %s", i, got, err, want.Addr)
+			}
+		}
+	})
+}
+
+// TestJournalGoneAstrayCannotFillTheMemory: what lies between the first free address and a restored one is remembered
+// address by address, so there is a bound to it.
+func TestJournalGoneAstrayCannotFillTheMemory(t *testing.T) {
+	// The first free address is fd01::3.
+	for text, refused := range map[string]bool{"fd01::10:3": false, "fd01::10:4": true, "fd01::ffff:ffff:ffff:fffe": true} {
+		book := newBook(t, "fd01::/64")
+		err := book.Restore(Address{Addr: addr(text), Owner: "default/a", State: Used})
+		if refused != (err != nil && strings.Contains(err.Error(), "too far")) {
+			t.Errorf("restore %s: %v, want refused: %t", text, err, refused)
+		}
+		wantAddrs(t, allocate(t, book, "default/b", 0), "fd01::3")
+	}
+}

@@ -9,6 +9,10 @@
 //  3. policy.go turns a policy object into policy.Policy, with networkpolicy.go and cilium.go for the dialects; the
 //     agent calls it with what the store holds, `tendril apply` to validate before anything is written.
 //
+// Traps: encoding/json matches names whatever their case and drops what it does not know, so decoding alone proves
+// nothing; a selector of pods must require a namespace, or it would match nodes; in a cilium.io rule a list that is
+// there but empty means nobody, and one that is absent may mean anyone.
+//
 // Nothing is guessed and nothing is widened: a field that cannot be honoured yet is a Mistake, with the field's path
 // as Kubernetes prints it and a remedy. The package does no I/O; it is not a client of the Kubernetes API.
 package kube
