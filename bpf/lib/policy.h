@@ -80,14 +80,22 @@ static long policy_scan(__u64 index, void *context)
 	return policy_look(j, j->next++);
 }
 
-/* policy_list finds a list's first match. Short lists, which most are, go without a call for each entry. */
-static __always_inline void policy_list(struct judgement *j, __u32 first, __u32 count)
+/* policy_short looks at the first entries of a list, without a call for each. It returns 1 if that was all there is to do. */
+__noinline int policy_short(struct judgement *j, __u32 first, __u32 count)
 {
+	if (!j)
+		return 1;
 	for (__u32 i = 0; i < POLICY_SHORT; i++) {
 		if (i >= count || policy_look(j, first + i))
-			return;
+			return 1;
 	}
-	if (count <= POLICY_SHORT)
+	return count <= POLICY_SHORT;
+}
+
+/* policy_list finds a list's first match. */
+static __always_inline void policy_list(struct judgement *j, __u32 first, __u32 count)
+{
+	if (policy_short(j, first, count))
 		return;
 	j->next = first + POLICY_SHORT;
 	bpf_loop(count - POLICY_SHORT, policy_scan, j, 0);
