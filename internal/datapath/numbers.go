@@ -162,6 +162,7 @@ func (n *Numbers) Assign(kind policy.Kind, digest policy.Digest, count uint32) (
 		total, largest := s.room()
 		return 0, &RoomError{Kind: n.infos[kind].name, Need: count, Room: total, Largest: largest, Map: n.infos[kind].mapName}
 	}
+	// Before the caller learns of it: an agent that dies now finds it again and does not give the number to another.
 	if err := n.ledger.put(key, bpf.Assignment{First: first, Count: count}); err != nil {
 		s.give(first, count)
 		return 0, fmt.Errorf("assign %s numbers: %w", n.infos[kind].name, err)
@@ -176,6 +177,7 @@ func (n *Numbers) again(key bpf.AssignmentKey, h holding, count uint32) (uint32,
 		return 0, fmt.Errorf("assign %s numbers: digest %x has %d, asked for %d: one digest, one count",
 			n.infos[policy.Kind(key.Kind)].name, key.Digest, h.count, count)
 	}
+	// Released or retiring: its publication may have cleared what the number meant. Who asks again writes that again.
 	if h.state == holdingQuarantined {
 		delete(n.rules, h.first)
 	}

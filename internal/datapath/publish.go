@@ -27,7 +27,10 @@ func (d *Datapath) Publish(ctx context.Context, delta *policy.Delta) error {
 	if err := d.checkDelta(delta); err != nil {
 		return fmt.Errorf("publish policy: %w", err)
 	}
+	// What is released from here on belongs to the next delta, which this one knows nothing of.
 	released := d.numbers.releasedOf(publicationPolicy)
+	// The order is the contract of policy.Delta: content before what refers to it, and what may be missing last. An address
+	// that is taken out falls back to the prefix around it, which is nobody's or the world's, never to another pod's.
 	for _, step := range []func(*policy.Delta) error{
 		d.writeContents, d.writeClasses, d.writePeers, d.setAddresses, d.writePrograms, d.writeSubjects, d.unsetAddresses,
 	} {
@@ -38,12 +41,14 @@ func (d *Datapath) Publish(ctx context.Context, delta *policy.Delta) error {
 	if err := d.clearReleased(released); err != nil {
 		return fmt.Errorf("publish policy: %w", err)
 	}
+	// Only now: a packet that reads the new epoch must find the new state. One that judged by the old state under the old
+	// epoch judges again with its next packet.
 	if delta.Changed || d.fresh {
 		if err := d.raiseEpoch(); err != nil {
 			return fmt.Errorf("publish policy: %w", err)
 		}
 	}
-	d.fresh = false
+	d.fresh = false // only once it succeeded: an agent before may have died between its state and its epoch
 	d.numbers.retire(publicationPolicy, released)
 	d.grace.queue(released)
 	return nil
@@ -105,6 +110,7 @@ func (d *Datapath) writeContents(delta *policy.Delta) error {
 		if err := d.counts.step(writeContent); err != nil {
 			return err
 		}
+		// No descriptor leads here yet (or again: a grace period has passed), so that the order within does not matter.
 		for i, cell := range row.Cells {
 			d.arenas.cells.store64(first+2*i, binary.NativeEndian.Uint64(cell[:8]))
 			d.arenas.cells.store64(first+2*i+1, binary.NativeEndian.Uint64(cell[8:]))
@@ -113,6 +119,7 @@ func (d *Datapath) writeContents(delta *policy.Delta) error {
 	return nil
 }
 
+// cellsEqual spares a restarted agent the writes, and the count of them, that would change nothing.
 func (d *Datapath) cellsEqual(first int, cells [][16]byte) bool {
 	for i, cell := range cells {
 		if *d.arenas.cells.word((first + 2*i) * 8) != binary.NativeEndian.Uint64(cell[:8]) ||
@@ -328,7 +335,8 @@ func (d *Datapath) clearReleased(released []retired) (err error) {
 	return nil
 }
 
-// raiseEpoch makes every cached verdict stale.
+// raiseEpoch makes every cached verdict stale. The number may wrap after 2^32 publications: a flow would have to be
+// silent for all of them to take an old verdict for a new one.
 func (d *Datapath) raiseEpoch() error {
 	if err := d.counts.step(writeEpoch); err != nil {
 		return err

@@ -22,6 +22,7 @@ func (d *Datapath) WriteEndpoint(row *table.Endpoint) error {
 		next := bpf.Endpoint{
 			PodMAC: row.PodMAC, HostMAC: row.HostMAC, IfIndex: row.IfIndex, Generation: row.Generation, MTU: row.MTU, Flags: e.Flags,
 		}
+		// Generation tells uses of a number apart: the stub on the device carries it, and packets of an older one are stale.
 		if e.IfIndex == 0 || e.Generation == row.Generation {
 			next.Peer, next.Ingress, next.Egress = e.Peer, e.Ingress, e.Egress
 		}

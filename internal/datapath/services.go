@@ -19,6 +19,8 @@ func (d *Datapath) PublishServices(ctx context.Context, delta *service.Delta) er
 		return fmt.Errorf("publish services: %w", err)
 	}
 	released := d.numbers.releasedOf(publicationServices)
+	// Backends before the slots that name them, slots before the frontends that lead to them; what goes, the other way
+	// round. A packet that meets the middle finds a whole old service or a whole new one.
 	for _, step := range []func(*service.Delta) error{
 		func(delta *service.Delta) error { return d.writeBackends(delta.Backends) },
 		d.writeSlots, d.setFrontends, d.unsetFrontends,

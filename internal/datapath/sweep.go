@@ -21,7 +21,8 @@ import (
 // sweepProgram is the syscall program that removes those of given connections that have expired.
 const sweepProgram = "sweep_keys"
 
-// sweepBatch is how many connections one step looks at.
+// sweepBatch is how many connections one step looks at. A bucket of the hash must fit (kernel, BPF_MAP_LOOKUP_BATCH answers
+// ENOSPC otherwise); with a seeded hash and as many buckets as entries, buckets hold a handful.
 const sweepBatch = 256
 
 // A whole walk takes about sweepFull when the table is full and sweepIdle when it is empty.
@@ -83,6 +84,7 @@ func (d *Datapath) sweep(ctx context.Context) error {
 func (d *Datapath) sweepStep() error {
 	s := &d.sweeper
 	if !s.begun {
+		// Rules that enter quarantine during the walk wait for the next: connections behind the cursor may name them.
 		s.begun, s.seen, s.rules, s.cursor = true, 0, d.numbers.quarantined(), ebpf.MapBatchCursor{}
 	}
 	n, err := s.flows.BatchLookup(&s.cursor, s.keys, s.values, nil)
@@ -106,6 +108,7 @@ func (d *Datapath) sweepStep() error {
 func (d *Datapath) expireBatch(n int, now uint64) error {
 	s := &d.sweeper
 	for i := range n {
+		// An expired connection counts, too: its last event, which the sweep program is about to send, names the rule.
 		delete(s.rules, s.values[i].Egress.Rule)
 		delete(s.rules, s.values[i].Ingress.Rule)
 		if s.values[i].Expires > now {

@@ -176,7 +176,7 @@ func unslotted(specs map[string]*ebpf.CollectionSpec) []string {
 	}
 	names = slices.AppendSeq(names, maps.Keys(socketHooks(specs)))
 	slices.Sort(names)
-	return names
+	return names // sorted, since a version's digest and its pins must not depend on a map's order
 }
 
 // loadVersion loads all programs; nothing is in force until putInForce.
@@ -311,6 +311,7 @@ func (d *Datapath) pinVersion(v *version) error {
 // before, once no packet can be in it.
 func (d *Datapath) putInForce(ctx context.Context, next *version) error {
 	versions := filepath.Join(d.cfg.Root, versionsFolder)
+	// Without the link the next start does not trust the slots and loads anew: the agent may die between two of them.
 	if err := removePin(filepath.Join(versions, currentLink)); err != nil {
 		return err
 	}
@@ -325,6 +326,7 @@ func (d *Datapath) putInForce(ctx context.Context, next *version) error {
 	if err := os.Symlink(filepath.Base(next.folder), filepath.Join(versions, currentLink)); err != nil {
 		return fmt.Errorf("record version in force: %w", err)
 	}
+	// From here on the version is in force, whatever fails below: an error is told, but nothing is taken back.
 	before := d.current
 	d.current, d.staged = next, nil
 	if before != nil {

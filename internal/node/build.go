@@ -126,6 +126,7 @@ func (a *Agent) buildLinks(context.Context) (err error) {
 	if a.links, err = netlink.Open(); err != nil {
 		return err
 	}
+	// sysctls first: a pod's device inherits some of them when it is made.
 	if err := a.links.PrepareNode(); err != nil {
 		return err
 	}
@@ -246,6 +247,7 @@ const (
 
 // nodeConfig is what programs know of the node when they are loaded.
 func (a *Agent) nodeConfig() bpf.NodeConfig {
+	// Ports below 1024 are left to the node's own services: a masqueraded flow must not answer in their name.
 	config := bpf.NodeConfig{
 		Node4:          addressOf(a.uplink.addr4),
 		Node6:          addressOf(a.uplink.addr6),

@@ -217,6 +217,8 @@ func (p *addressPublisher) Withdraw(addr netip.Addr, committed func(at time.Time
 // Run tells who withdrew an address when the store has taken note.
 func (p *addressPublisher) Run(ctx context.Context) error {
 	for sleep(ctx, time.Second) {
+		// Taken out while they are asked about: committed calls into the endpoint manager, which withdraws under locks of
+		// its own.
 		p.mu.Lock()
 		waiting := p.resting
 		p.resting = nil

@@ -110,6 +110,7 @@ func (b *builder) add(entry bpf.PolicyEntry, tier Tier, ranges []portRange) {
 func (b *builder) layout() ([][16]byte, error) {
 	b.aimPasses()
 	var ports, protocols []segment
+	// n ranges that all overlap make 2n segments of up to n entries each: quadratic, and a policy's author chooses n.
 	budget := 16 * maxCells // of list elements, before equal lists are found to be one
 	for protocol, p := range b.ports {
 		if p == nil {

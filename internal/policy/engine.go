@@ -23,22 +23,23 @@ type Engine struct {
 	retry   []Key // refused policies that may fit the next time
 	plan    *plan // only during Flush
 
-	started    bool // the reserved peers are in force
-	namespaces map[string]*namespace
-	policies   map[Key]*policyState
-	selectors  registry
-	idle       map[*selector]struct{} // that no program uses
-	reserved   map[identity.Reserved]*peer
-	peers      map[Digest]*peer
-	classes    map[string]*class // by bitset.key
-	places     tree[place]
-	views      map[viewKey]*view
-	groups     map[Digest]*group
-	emptied    map[*group]struct{} // that the last flush left without subjects
+	// What is in force. Only apply changes it, and only through the plan.
+	started    bool                        // the reserved peers are in force
+	namespaces map[string]*namespace       // that somebody is in, or that have labels
+	policies   map[Key]*policyState        // without those that were refused
+	selectors  registry                    // in use, idle ones included
+	idle       map[*selector]struct{}      // that no program uses
+	reserved   map[identity.Reserved]*peer // those that no range holds; their numbers are fixed
+	peers      map[Digest]*peer            // all, the reserved included
+	classes    map[string]*class           // by bitset.key
+	places     tree[place]                 // every prefix that a fact or a range speaks of
+	views      map[viewKey]*view           // named ports of egress rules
+	groups     map[Digest]*group           // of local endpoints, emptied ones included
+	emptied    map[*group]struct{}         // that the last flush left without subjects
 	subjects   map[uint32]*subject
-	contents   map[Digest]*content
-	rules      map[Digest]*ruleState
-	ruleInfos  map[uint32]RuleInfo // also of rules that are gone, until their id is used again: flows may name them
+	contents   map[Digest]*content   // by their cells: equal programs share them
+	rules      map[Digest]*ruleState // that some program names
+	ruleInfos  map[uint32]RuleInfo   // also of rules that are gone, until their id is used again: flows may name them
 }
 
 // staged holds inputs until the next successful Flush. Where the value is nil, the thing is gone.

@@ -36,6 +36,8 @@ func (e *Engine) Flush() (Delta, error) {
 		delete(e.staged.policies, room.Policy)
 		now = append(now, room.Policy)
 	}
+	// The loop ends: each round refuses a policy that the round before had staged.
+	//
 	// What a refused policy had taken is free only after the next publication, so that one refusal may have caused
 	// another: all but the first are tried once more then.
 	e.retry = now[min(1, len(now)):]
@@ -62,6 +64,7 @@ func (e *Engine) apply() error {
 	}
 	idle := slices.SortedFunc(maps.Keys(e.idle), func(a, b *selector) int { return compareDigests(a.digest, b.digest) })
 	emptied := slices.Collect(maps.Keys(e.emptied))
+	// Namespaces first, since policies select by their labels; subjects last, since a new group asks the policies.
 	e.applyNamespaces()
 	e.applyPolicies()
 	e.applyAddresses()
@@ -77,6 +80,7 @@ func (e *Engine) apply() error {
 	if err := e.settle(); err != nil {
 		return err
 	}
+	// Only selectors that were idle before this flush may go; one of them may have found a program again.
 	for _, s := range idle {
 		if s.refs > 0 {
 			drop(e.plan, e.idle, s)

@@ -299,6 +299,7 @@ func (e *Engine) classOf(bits bitset) (*class, error) {
 		set(e.plan, &known.refs, known.refs+1)
 		return known, nil
 	}
+	// A class is never changed in place: packets are judged by the old row until their peer's word is stored.
 	c := &class{digest: digestOf("policy.class/1", bits.key()), bits: bits, refs: 1}
 	number, err := e.number(KindClass, c.digest, 1)
 	if err != nil {

@@ -139,6 +139,7 @@ func (e *Engine) settleRow(p *place) error {
 	if err != nil {
 		return err
 	}
+	// The new peer is referred to before the old one is released, since both may be one.
 	if p.peer != nil {
 		e.releasePeer(p.peer)
 	}

@@ -387,11 +387,13 @@ func (e *Engine) settleGroups() error {
 				return e.blame(g, err)
 			}
 			e.plan.delta.Work.ProgramsCompiled++
+			// After compile: what both use must not drop to no reference in between.
 			old := g.programs[d]
 			if old != nil {
 				e.letGo(g, old)
 			}
 			set(e.plan, &g.programs[d], next)
+			// Equal cells: the descriptor in force already leads there, and the verdict epoch need not rise.
 			if old == nil || old.content != next.content {
 				e.plan.programs[next.number] = next
 			}
