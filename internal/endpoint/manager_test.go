@@ -564,8 +564,53 @@ func TestStatusSaysWhyNothingCanBeAdded(t *testing.T) {
 }
 
 func TestIncompleteConfigurationIsRefused(t *testing.T) {
-	if _, err := New(Config{}); err == nil {
-		t.Error("an empty configuration was accepted")
+	whole := newUnrestored(t, newWorld(), t.TempDir()).config
+	for want, spoil := range map[string]func(*Config){
+		"node and state folder": func(c *Config) { c.Node = "" },
+		"state folder are":      func(c *Config) { c.StateDir = "" },
+		"book, numbers":         func(c *Config) { c.Book = nil },
+		"numbers, links":        func(c *Config) { c.Numbers = nil },
+		"links, stubs":          func(c *Config) { c.Links = nil },
+		"stubs, publisher":      func(c *Config) { c.LoadStub = nil },
+		"stubs":                 func(c *Config) { c.AdoptStub = nil },
+		"publisher and tables":  func(c *Config) { c.Publisher = nil },
+		"tables are required":   func(c *Config) { c.Tables = nil },
+		"log is required":       func(c *Config) { c.Log = nil },
+		"compute them with MTU": func(c *Config) { c.MTUs.Route = 0 },
+	} {
+		config := whole
+		config.StateDir = t.TempDir()
+		spoil(&config)
+		if m, err := New(config); err == nil || m != nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error is %v, want it to say %q", err, want)
+		}
+	}
+}
+
+// TestContainerOfNoPodIsKnownByItsOwnName: podman and cnitool speak of containers only.
+func TestContainerOfNoPodIsKnownByItsOwnName(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	a := newAgent(t, w, dir)
+	r := request("c0ffee")
+	r.Args = cni.Args{}
+	a.judged(t, table.EndpointReady, func() {
+		if _, err := a.Add(context.Background(), r); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, a := range []*agent{a, newAgent(t, w, dir)} { // before and after a restart
+		row := a.rows()[0]
+		if row.Pod != "" || row.ArgLabels != nil || row.Sandbox != "c0ffee" {
+			t.Errorf("row is %+v, want one without pod and labels", row)
+		}
+		var owners []string
+		for _, address := range a.Addresses() {
+			owners = append(owners, address.Owner)
+		}
+		want := []string{ipam.OwnerRouter, ipam.OwnerHealth, "c0ffee", ipam.OwnerRouter, ipam.OwnerHealth, "c0ffee"}
+		if diff := cmp.Diff(want, owners); diff != "" {
+			t.Errorf("owners (-want +got):\n%s", diff)
+		}
 	}
 }
 
