@@ -66,19 +66,31 @@ func path(f *agentv1.Flow) string {
 	return text + " for service " + frontend
 }
 
-// PartyText names one side of a flow: a pod by its name, anything else by its address and identity.
+// PartyText names one side of a flow: a pod by its name, anything else by its address; and its identity.
 func PartyText(p *agentv1.Party, port bool) string {
-	if pod := partyPod(p); pod != "" {
-		return endText(pod, p.GetPort(), port)
+	name := partyPod(p)
+	if name == "" {
+		name = p.GetIp()
 	}
-	if p.GetIp() == "" {
+	if name == "" {
 		return "?"
 	}
-	text := endText(p.GetIp(), p.GetPort(), port)
-	if identity := strings.TrimPrefix(p.GetIdentity(), "reserved:"); identity != "" {
+	text := endText(name, p.GetPort(), port)
+	if identity := identityText(p.GetIdentity()); identity != "" {
 		text += " (" + identity + ")"
 	}
 	return text
+}
+
+// identityDigits are enough of an identity's 32 digits to tell those of a cluster apart by eye.
+const identityDigits = 8
+
+// identityText is a reserved identity's name, or the beginning of the hash of a pod's labels.
+func identityText(identity string) string {
+	if name, reserved := strings.CutPrefix(identity, "reserved:"); reserved {
+		return name
+	}
+	return identity[:min(len(identity), identityDigits)]
 }
 
 // endText joins a name or an address and a port.
