@@ -30,6 +30,9 @@ type agentConn struct {
 	path string // of its socket
 }
 
+// maxAnswer bounds one answer of the agent, in bytes: a list of half a million connections fits.
+const maxAnswer = 256 << 20
+
 // connect finds the agent that the flags mean and connects to it.
 func (a *app) connect() (*agentConn, error) {
 	path, err := a.socketPath()
@@ -47,7 +50,8 @@ func dialAgent(path string) (*agentConn, error) {
 		return nil, explainDial(path, err)
 	}
 	trial.Close() // gRPC makes its own
-	conn, err := grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)))
 	if err != nil {
 		return nil, fmt.Errorf("agent socket %s: %w", path, err)
 	}
