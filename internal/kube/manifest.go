@@ -187,18 +187,43 @@ func decodeObject(value any, file string, document int) (*Object, Mistakes) {
 	if k.namespaced && object.Namespace == "" {
 		object.Namespace = "default"
 	}
-	errs := checkShape(value, k.typ, nil)
-	errs = append(errs, checkMetadata(object, k)...)
-	if len(errs) > 0 {
-		return nil, object.place(errs)
+	var found shape
+	if !found.check(fields, k.typ, nil) {
+		return nil, object.place(found.errs)
 	}
+	wrong := slices.DeleteFunc(checkMetadata(object, k), found.isFollowUp)
+	mistakes := object.place(append(found.errs, wrong...))
 	if err := object.fill(fields, k); err != nil {
-		return nil, Mistakes{{File: file, Document: document, Object: object.String(), Err: err}}
+		return nil, append(mistakes, &Mistake{File: file, Document: document, Object: object.String(), Err: err})
+	}
+	if len(mistakes) > 0 {
+		return nil, append(mistakes, object.otherMistakes(&found, wrong)...)
 	}
 	return object, nil
 }
 
-// fill decodes the checked fields into the kind's type and keeps their canonical text.
+// otherMistakes checks the meaning of what is left of an object whose shape or metadata is wrong, and keeps back what
+// may only follow from that. An object whose namespace is in doubt is not judged: a policy is about its namespace.
+func (o *Object) otherMistakes(found *shape, metadata field.ErrorList) Mistakes {
+	const namespace = "metadata.namespace"
+	for _, path := range found.damaged {
+		if isWithin(namespace, path) {
+			return nil
+		}
+	}
+	for _, err := range metadata {
+		if err.Field == namespace {
+			return nil
+		}
+	}
+	_, mistakes := o.records("")
+	return slices.DeleteFunc(mistakes, func(m *Mistake) bool {
+		var err *field.Error
+		return !errors.As(m.Err, &err) || found.isFollowUp(err)
+	})
+}
+
+// fill decodes the fields that fit into the kind's type and keeps their canonical text.
 func (o *Object) fill(fields map[string]any, k kind) error {
 	text, err := json.Marshal(fields)
 	if err != nil {
@@ -217,7 +242,9 @@ func canonical(fields map[string]any, namespace string) ([]byte, error) {
 	fields = maps.Clone(fields)
 	delete(fields, "status")
 	metadata, _ := fields["metadata"].(map[string]any)
-	metadata = maps.Clone(metadata)
+	if metadata = maps.Clone(metadata); metadata == nil {
+		metadata = map[string]any{} // it was wrong as a whole, and taken out
+	}
 	for _, name := range []string{"managedFields", "resourceVersion", "generation", "creationTimestamp", "selfLink", "uid"} {
 		delete(metadata, name)
 	}

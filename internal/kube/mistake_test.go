@@ -172,7 +172,7 @@ x.yaml document 1, NetworkPolicy shop/web: spec.ingress[0].ports[1].port: Invali
 x.yaml document 1, NetworkPolicy shop/web: spec.ingress[0].ports[2].endPort: Invalid value: 79: the last port of a range lies between port (80) and 65535
 x.yaml document 1, NetworkPolicy shop/web: spec.ingress[0].ports[3].endPort: Invalid value: 70000: the last port of a range lies between port (80) and 65535
 x.yaml document 1, NetworkPolicy shop/web: spec.ingress[0].ports[4].endPort: Forbidden: a range starts at a number; set port to it or remove endPort
-x.yaml document 1, NetworkPolicy shop/web: spec.ingress[0].ports[5].endPort: Forbidden: a range starts at a number; set port to it or remove endPort
+x.yaml document 1, NetworkPolicy shop/web: spec.ingress[0].ports[5].port: Required value: a range starts at a number; give it or remove endPort
 x.yaml document 1, NetworkPolicy shop/web: spec.ingress[0].ports[6].endPort: Invalid value: 0: a port is a number from 1 to 65535
 x.yaml document 1, NetworkPolicy shop/web: spec.ingress[0].ports[7].port: Invalid value: "UPPER": must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)
 x.yaml document 1, NetworkPolicy shop/web: spec.ingress[0].ports[7].port: Invalid value: "UPPER": must contain at least one letter (a-z)

@@ -115,7 +115,10 @@ func networkPolicyPort(p *networkingv1.NetworkPolicyPort, at *field.Path) (polic
 		name = *p.Protocol
 	}
 	protocol, errs := kubeProtocol(name, at.Child("protocol"))
-	if p.EndPort != nil && (p.Port == nil || p.Port.Type == intstr.String) {
+	if p.EndPort != nil && p.Port == nil {
+		return policy.Port{}, append(errs, field.Required(at.Child("port"), "a range starts at a number; give it or remove endPort"))
+	}
+	if p.EndPort != nil && p.Port.Type == intstr.String {
 		return policy.Port{}, append(errs, field.Forbidden(at.Child("endPort"), "a range starts at a number; set port to it or remove endPort"))
 	}
 	var port policy.Port
