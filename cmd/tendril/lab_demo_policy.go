@@ -112,7 +112,7 @@ func (d *demo) explain(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := d.show(ctx, 24, "--node", "node2", "policy", "explain", "--from", "shop/visitor", "--to", "shop/web-2", "--port", "80"); err != nil {
+	if err := d.show(ctx, 40, "--node", "node2", "policy", "explain", "--from", "shop/visitor", "--to", "shop/web-2", "--port", "80"); err != nil {
 		return err
 	}
 	_, err := d.pods["visitor"].Place.Fetch(ctx, d.pods["web-2"].Addr(4), 80)

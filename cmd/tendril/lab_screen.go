@@ -73,15 +73,16 @@ func (s *screen) verdict(mark, text string, took time.Duration) {
 func (s *screen) command(line, output string) {
 	s.lines(s.dim.Render("$ ") + s.strong.Render(line))
 	for text := range strings.Lines(output) {
-		for _, part := range wrap(strings.TrimRight(text, " \n"), wide) {
-			fmt.Fprintf(s.out, "    %s\n", s.dim.Render("│ ")+part)
+		body := strings.TrimSpace(text)
+		lead := text[:strings.Index(text, body)] // what is indented stays so in all of its lines
+		for _, part := range wrap(body, wide-len(lead), "      ") {
+			fmt.Fprintf(s.out, "    %s\n", strings.TrimRight(s.dim.Render("│ ")+lead+part, " "))
 		}
 	}
 }
 
 // wrap breaks a line that is too long at blanks; columns move together first, and what follows is indented.
-func wrap(text string, limit int) []string {
-	const indent = "      "
+func wrap(text string, limit int, indent string) []string {
 	if utf8.RuneCountInString(text) <= limit {
 		return []string{text}
 	}

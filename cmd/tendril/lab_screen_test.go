@@ -45,7 +45,7 @@ func TestLongLinesBreakAtBlanks(t *testing.T) {
 		{"  aaa   bbb ccc ddd", []string{"aaa bbb", "      ccc", "      ddd"}},
 		{"abcdefghijklmnop", []string{"abcdefghij", "      klmn", "      op"}},
 	} {
-		if diff := cmp.Diff(test.want, wrap(test.text, 10)); diff != "" {
+		if diff := cmp.Diff(test.want, wrap(test.text, 10, "      ")); diff != "" {
 			t.Errorf("wrap %q (-want +got):\n%s", test.text, diff)
 		}
 	}
@@ -54,7 +54,7 @@ func TestLongLinesBreakAtBlanks(t *testing.T) {
 func FuzzWrap(f *testing.F) {
 	f.Add("a long line of some words")
 	f.Fuzz(func(t *testing.T, text string) {
-		for _, line := range wrap(text, 20) {
+		for _, line := range wrap(text, 20, "      ") {
 			if got := utf8.RuneCountInString(line); got > 20 {
 				t.Errorf("%d columns: %q", got, line)
 			}

@@ -79,30 +79,6 @@ func explainRequest(from, to, port, protocol string) (*agentv1.ExplainRequest, e
 	return request, nil
 }
 
-// showProofs prints the verdict and, for each side, the rules in the order in which they were looked at.
-func showProofs(v *view, r *agentv1.ExplainResponse) {
-	v.line("%s", v.verdictText(r.GetVerdict())+": "+r.GetSummary())
-	for _, p := range r.GetProofs() {
-		v.line("\n%s of %s, peer %s: %s by %s", p.GetDirection(), v.strong.Render(p.GetEndpoint()), p.GetPeer(),
-			v.verdictText(p.GetVerdict().GetAction()), flow.RuleText(p.GetVerdict()))
-		if len(p.GetSteps()) > 0 {
-			v.header("", "RANK", "ACTION", "RULE", "PEERS", "WHY")
-			for _, s := range p.GetSteps() {
-				mark := " "
-				if s.GetMatched() {
-					mark = v.right.Render("*")
-				}
-				rule := strings.TrimSpace(s.GetRuleName() + " " + s.GetPlace())
-				v.row(mark, number(s.GetRank()), s.GetAction(), rule, s.GetSelector(), s.GetWhy())
-			}
-			v.flush()
-		}
-		if p.GetNearest() != "" {
-			v.line("nearest: %s", p.GetNearest())
-		}
-	}
-}
-
 // verdictText colours a verdict or an action.
 func (v *view) verdictText(verdict string) string {
 	switch verdict {

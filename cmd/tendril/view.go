@@ -17,6 +17,8 @@ import (
 type view struct {
 	out                            io.Writer
 	strong, dim, right, wrong, odd lipgloss.Style
+	plain                          lipgloss.Style
+	width                          int        // columns that running text may take
 	rows                           [][]string // of the table that is being made
 	titled                         bool       // the first row is a header
 }
@@ -26,6 +28,8 @@ func newView(out io.Writer) *view {
 	style := lipgloss.NewRenderer(out).NewStyle
 	return &view{
 		out:    out,
+		width:  columns(out),
+		plain:  style(),
 		strong: style().Bold(true),
 		dim:    style().Faint(true),
 		right:  style().Foreground(lipgloss.Color("2")),

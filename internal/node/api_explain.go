@@ -100,7 +100,7 @@ func proofMessage(proof policy.Proof) *agentv1.Proof {
 	for _, step := range proof.Steps {
 		message.Steps = append(message.Steps, &agentv1.Step{
 			Rank: step.Rank, RuleName: ruleName(step.Rule), Place: step.Rule.Place, Selector: step.Selector,
-			Action: step.Action.String(), Matched: step.Matched, Why: step.Why,
+			Action: step.Action.String(), Matched: step.Matched, Why: step.Why, Ports: step.Ports,
 		})
 	}
 	return message

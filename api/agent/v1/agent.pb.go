@@ -1219,7 +1219,8 @@ type Step struct {
 	Selector      string                 `protobuf:"bytes,4,opt,name=selector,proto3" json:"selector,omitempty"`
 	Action        string                 `protobuf:"bytes,5,opt,name=action,proto3" json:"action,omitempty"`
 	Matched       bool                   `protobuf:"varint,6,opt,name=matched,proto3" json:"matched,omitempty"`
-	Why           string                 `protobuf:"bytes,7,opt,name=why,proto3" json:"why,omitempty"` // why not, in one line
+	Why           string                 `protobuf:"bytes,7,opt,name=why,proto3" json:"why,omitempty"`     // why not, in one line
+	Ports         string                 `protobuf:"bytes,8,opt,name=ports,proto3" json:"ports,omitempty"` // that the rule names, as in 80/TCP, or any port
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1299,6 +1300,13 @@ func (x *Step) GetMatched() bool {
 func (x *Step) GetWhy() string {
 	if x != nil {
 		return x.Why
+	}
+	return ""
+}
+
+func (x *Step) GetPorts() string {
+	if x != nil {
+		return x.Ports
 	}
 	return ""
 }
@@ -3385,7 +3393,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x1a\n" +
-	"\bprotocol\x18\x04 \x01(\rR\bprotocol\"\xad\x01\n" +
+	"\bprotocol\x18\x04 \x01(\rR\bprotocol\"\xc3\x01\n" +
 	"\x04Step\x12\x12\n" +
 	"\x04rank\x18\x01 \x01(\rR\x04rank\x12\x1b\n" +
 	"\trule_name\x18\x02 \x01(\tR\bruleName\x12\x14\n" +
@@ -3393,7 +3401,8 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\bselector\x18\x04 \x01(\tR\bselector\x12\x16\n" +
 	"\x06action\x18\x05 \x01(\tR\x06action\x12\x18\n" +
 	"\amatched\x18\x06 \x01(\bR\amatched\x12\x10\n" +
-	"\x03why\x18\a \x01(\tR\x03why\"\xd4\x01\n" +
+	"\x03why\x18\a \x01(\tR\x03why\x12\x14\n" +
+	"\x05ports\x18\b \x01(\tR\x05ports\"\xd4\x01\n" +
 	"\x05Proof\x12\x1c\n" +
 	"\tdirection\x18\x01 \x01(\tR\tdirection\x12\x1a\n" +
 	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x12\n" +
