@@ -120,8 +120,11 @@ func (d *Datapath) openState() (err error) {
 	if err != nil {
 		return err
 	}
-	d.numbers, err = newNumbers(d.node.ClassWords, d.set.sizes, l, before)
-	return err
+	if d.numbers, err = newNumbers(d.node.ClassWords, d.set.sizes, l, before); err != nil {
+		return err
+	}
+	d.numbers.reclaim = d.reclaim
+	return nil
 }
 
 // completeNode fills what the caller left to the datapath.

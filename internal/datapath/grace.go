@@ -20,6 +20,8 @@ type grace struct {
 	inner   *ebpf.Map
 	wake    chan struct{}
 
+	running sync.Mutex // held from taking the queue until what it held is free
+
 	mu      sync.Mutex
 	waiting []retired // by completed publications
 }
@@ -92,8 +94,11 @@ func (g *grace) take() []retired {
 	return list
 }
 
-// reclaim frees everything that was retired before it began, after one grace period for all of it.
+// reclaim frees everything that was retired before it began, after one grace period for all of it. A second caller
+// waits for the first, so that what the first took is free when the second returns.
 func (d *Datapath) reclaim() error {
+	d.grace.running.Lock()
+	defer d.grace.running.Unlock()
 	list := d.grace.take()
 	if len(list) == 0 {
 		return nil

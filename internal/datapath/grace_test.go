@@ -205,3 +205,21 @@ func BenchmarkGracePeriod(b *testing.B) {
 		}
 	}
 }
+
+func TestWhoFindsNoRoomWaitsForWhatIsRetired(t *testing.T) {
+	d := bare(t, testConfig(rootFolder(t))) // nothing reclaims in the background
+	big := d.set.sizes["policy_cells"] - 1
+	if _, err := d.numbers.Assign(policy.KindCells, policy.Digest{1}, big); err != nil {
+		t.Fatal(err)
+	}
+	d.numbers.Release(policy.KindCells, policy.Digest{1})
+	if _, err := d.numbers.Assign(policy.KindCells, policy.Digest{2}, 2); err == nil {
+		t.Fatal("released cells were given away before the publication that no longer refers to them")
+	}
+	if err := d.Publish(t.Context(), &policy.Delta{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.numbers.Assign(policy.KindCells, policy.Digest{2}, 2); err != nil {
+		t.Errorf("retired cells could be waited for: %v", err)
+	}
+}

@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -101,6 +102,8 @@ type Numbers struct {
 	released [publicationCount][]bpf.AssignmentKey
 	rules    map[uint32]bpf.AssignmentKey // in quarantine, by number
 	ledger   ledger
+	// reclaim waits for the grace period of what is retired and frees it; nil: nothing can be waited for.
+	reclaim func() error
 }
 
 // newNumbers makes spaces of the given sizes (by map name) and adopts what the ledger held.
@@ -145,8 +148,20 @@ func (n *Numbers) adopt(before map[bpf.AssignmentKey]bpf.Assignment) error {
 	return n.ledger.drop(forgotten)
 }
 
-// Assign returns the first of count consecutive numbers for what digest stands for.
+// Assign returns the first of count consecutive numbers for what digest stands for. Where there is no room but what is
+// retired may make some, it waits for that, about 10 ms: refusing a policy for want of patience would be worse.
 func (n *Numbers) Assign(kind policy.Kind, digest policy.Digest, count uint32) (uint32, error) {
+	first, err := n.assign(kind, digest, count)
+	if _, short := errors.AsType[*RoomError](err); !short || n.reclaim == nil {
+		return first, err
+	}
+	if failed := n.reclaim(); failed != nil {
+		return 0, errors.Join(err, failed)
+	}
+	return n.assign(kind, digest, count)
+}
+
+func (n *Numbers) assign(kind policy.Kind, digest policy.Digest, count uint32) (uint32, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	s := n.spaces[kind]

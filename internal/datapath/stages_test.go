@@ -42,7 +42,7 @@ func TestStagesAreAVersionsOwn(t *testing.T) {
 	for answer, name := range map[int32]string{7: "8-a", 9: "9-b"} {
 		v := stagedVersion(d, name)
 		mkdir(t, v.folder)
-		if err := d.loadObject(v, stagedObject(answer, "second"), &d.node); err != nil {
+		if err := d.loadObjects(v, map[string]*ebpf.CollectionSpec{"staged": stagedObject(answer, "second")}, &d.node); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(v.close)
@@ -59,7 +59,7 @@ func TestStagesOutliveTheAgent(t *testing.T) {
 	d := bare(t, testConfig(rootFolder(t)))
 	v := stagedVersion(d, "8-a")
 	mkdir(t, v.folder)
-	if err := d.loadObject(v, stagedObject(7, "second"), &d.node); err != nil {
+	if err := d.loadObjects(v, map[string]*ebpf.CollectionSpec{"staged": stagedObject(7, "second")}, &d.node); err != nil {
 		t.Fatal(err)
 	}
 	first := must(v.programs["first"].Clone()) // as an entry slot would hold it
@@ -85,7 +85,7 @@ func TestStageWithoutProgramIsNamed(t *testing.T) {
 	v := stagedVersion(d, "8-a")
 	mkdir(t, v.folder)
 	defer v.discard()
-	err := d.loadObject(v, stagedObject(7, "third"), &d.node)
+	err := d.loadObjects(v, map[string]*ebpf.CollectionSpec{"staged": stagedObject(7, "third")}, &d.node)
 	if err == nil || !strings.Contains(err.Error(), "third") || !strings.Contains(err.Error(), "stages") {
 		t.Errorf("got %v, want it to name program and map", err)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sync/errgroup"
 
 	"tendril.io/tendril/bpf"
 )
@@ -197,12 +198,45 @@ func (d *Datapath) loadVersion(specs map[string]*ebpf.CollectionSpec, node *bpf.
 			v.discard()
 		}
 	}()
-	for _, object := range slices.Sorted(maps.Keys(specs)) {
-		if err := d.loadObject(v, specs[object], node); err != nil {
-			return nil, fmt.Errorf("load object %s: %w", object, err)
-		}
+	if err := d.loadObjects(v, specs, node); err != nil {
+		return nil, err
 	}
 	return v, d.pinVersion(v)
+}
+
+// loadObjects loads all objects into a version, side by side: most of the time is the verifier's, and it is what a first
+// start waits for.
+func (d *Datapath) loadObjects(v *version, specs map[string]*ebpf.CollectionSpec, node *bpf.NodeConfig) error {
+	names := slices.Sorted(maps.Keys(specs))
+	loaded := make([]*ebpf.Collection, len(names))
+	var group errgroup.Group
+	for i, object := range names {
+		replacements, err := d.prepareObject(v, specs[object], node)
+		if err != nil {
+			return fmt.Errorf("load object %s: %w", object, errors.Join(err, group.Wait()))
+		}
+		group.Go(func() (err error) {
+			loaded[i], err = ebpf.NewCollectionWithOptions(specs[object], ebpf.CollectionOptions{MapReplacements: replacements})
+			if err != nil {
+				return fmt.Errorf("load object %s: %w", object, err)
+			}
+			return nil
+		})
+	}
+	err := group.Wait()
+	for i, coll := range loaded {
+		if coll == nil {
+			continue
+		}
+		for name := range coll.Programs {
+			v.programs[name] = coll.DetachProgram(name)
+		}
+		coll.Close()
+		if err == nil {
+			err = v.fillArrays(specs[names[i]])
+		}
+	}
+	return err
 }
 
 // nextNumber is one more than the highest version that left a trace.
@@ -221,16 +255,16 @@ func (d *Datapath) nextNumber() (uint32, error) {
 	return uint32(highest) + 1, nil
 }
 
-// loadObject loads the programs of one object into a version.
-func (d *Datapath) loadObject(v *version, spec *ebpf.CollectionSpec, node *bpf.NodeConfig) error {
+// prepareObject sets an object's constants and names the maps that it shares.
+func (d *Datapath) prepareObject(v *version, spec *ebpf.CollectionSpec, node *bpf.NodeConfig) (map[string]*ebpf.Map, error) {
 	if variable := spec.Variables[configVariable]; variable != nil {
 		config, err := binary.Append(nil, binary.NativeEndian, node)
 		if err != nil {
-			return fmt.Errorf("encode node config: %w", err)
+			return nil, fmt.Errorf("encode node config: %w", err)
 		}
 		config = append(config, make([]byte, max(0, int(variable.Size())-len(config)))...) // trailing padding
 		if err := variable.Set(config); err != nil {
-			return fmt.Errorf("set node config: %w", err)
+			return nil, fmt.Errorf("set node config: %w", err)
 		}
 	}
 	replacements := map[string]*ebpf.Map{}
@@ -241,20 +275,12 @@ func (d *Datapath) loadObject(v *version, spec *ebpf.CollectionSpec, node *bpf.N
 		} else if mapSpec.Type == ebpf.ProgramArray {
 			array, err := v.array(name, mapSpec)
 			if err != nil {
-				return err
+				return nil, err
 			}
 			replacements[name] = array
 		}
 	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements})
-	if err != nil {
-		return err
-	}
-	defer coll.Close()
-	for name := range coll.Programs {
-		v.programs[name] = coll.DetachProgram(name)
-	}
-	return v.fillArrays(spec)
+	return replacements, nil
 }
 
 // array opens the version's own prog array of a name, pinned so that it is not emptied when the agent ends.
