@@ -18,6 +18,7 @@ import (
 )
 
 // Label keys with a meaning of their own in cilium.io selectors, without their source.
+// They are those that Cilium's agent puts on endpoints (its package pkg/k8s/apis/cilium.io), so that existing policies keep their meaning. Here they are facts of the pod and not labels: a pod cannot give itself one.
 const (
 	keyPodNamespace    = "io.kubernetes.pod.namespace"
 	keyServiceAccount  = "io.cilium.k8s.policy.serviceaccount"
@@ -30,6 +31,8 @@ const (
 const notYet = "not supported yet; remove the field, or the rule that has it"
 
 // ciliumSpecs translates both kinds; a clusterwide policy has no namespace.
+// The kinds share one type: what differs is the namespace, which is empty for CiliumClusterwideNetworkPolicy and then
+// limits neither subject nor peers. An object may have spec and specs at once; its rules are independent of each other.
 func ciliumSpecs(cnp *cilium.NetworkPolicy, namespace string) ([]policy.Spec, field.ErrorList) {
 	if cnp.Spec == nil && len(cnp.Specs) == 0 {
 		return nil, field.ErrorList{field.Required(field.NewPath("spec"), "give spec or specs")}
@@ -48,6 +51,9 @@ func ciliumSpecs(cnp *cilium.NetworkPolicy, namespace string) ([]policy.Spec, fi
 }
 
 // ciliumSpec translates one rule of the object: subject, default, then the four lists in the order of precedence.
+// Source: the documentation of Cilium's network policy language ("Layer 3 Examples", "Policy Enforcement Modes", "Deny
+// Policies") and the comments of its type api.Rule. Deny comes first within all policies of a tier, not only within the
+// object; internal/policy decides that order, here the rules merely say which they are.
 func ciliumSpec(r *cilium.Rule, namespace string, at *field.Path) (policy.Spec, field.ErrorList) {
 	spec := policy.Spec{Place: at.String(), Tier: policy.TierNormal}
 	var errs field.ErrorList
@@ -61,6 +67,7 @@ func ciliumSpec(r *cilium.Rule, namespace string, at *field.Path) (policy.Spec, 
 	for _, rule := range ciliumRules(r, at) {
 		translated, wrong := rule.translate(namespace)
 		errs = append(errs, wrong...)
+		// The rule still counts for isolation above: "ingress: [{}]" is how one writes that nobody may come in.
 		if len(translated.Peers) > 0 { // without peers it matches nobody
 			spec.Rules = append(spec.Rules, translated)
 		}
@@ -69,6 +76,9 @@ func ciliumSpec(r *cilium.Rule, namespace string, at *field.Path) (policy.Spec, 
 }
 
 // isolates applies the default of enableDefaultDeny: true where the direction has rules.
+// Deny rules count: a deny list alone isolates, and since nothing is allowed then, it denies everything. Whoever wants
+// only the deny writes enableDefaultDeny: false. That the field is a pointer matters: false is not absent. Isolation by
+// one policy is not undone by another's false: the model asks whether any policy isolates.
 func isolates(wanted *bool, rules int) bool {
 	if wanted != nil {
 		return *wanted
@@ -77,6 +87,8 @@ func isolates(wanted *bool, rules int) bool {
 }
 
 // ciliumSubject translates endpointSelector. A namespaced policy selects in its own namespace only.
+// A selector that names another namespace can select nothing, and is a mistake: a policy that looks as if it protected
+// something and does not is worse than none.
 func ciliumSubject(r *cilium.Rule, namespace string, at *field.Path) (label.Selector, field.ErrorList) {
 	if r.NodeSelector != nil {
 		return label.Selector{}, field.ErrorList{field.Forbidden(at.Child("nodeSelector"), "policies for nodes are "+notYet)}
@@ -95,8 +107,10 @@ func ciliumSubject(r *cilium.Rule, namespace string, at *field.Path) (label.Sele
 		}
 	}
 	switch {
+	// Both conditions may name the namespace; to say it twice changes nothing.
 	case namespace != "":
 		reqs = append(reqs, label.FactIs(label.FactNamespace, namespace))
+		// Endpoints that have no labels yet (reserved:init) have no namespace either, and can only be selected by that name.
 	case !namesReserved(reqs):
 		reqs = append(reqs, inAnyNamespace())
 	}
@@ -105,6 +119,8 @@ func ciliumSubject(r *cilium.Rule, namespace string, at *field.Path) (label.Sele
 
 // ciliumKey reads a key with its source: k8s:, any: and none are labels of the pod or one of the keys with a meaning
 // of their own; reserved: is an entity.
+// A key without source is of any source (api.EndpointSelector). Sources such as container and cidr exist in Cilium; no
+// workload here has such labels, so that a selector of one would silently match nobody, and is refused.
 func ciliumKey(key string, op label.Operator, values []string) (label.Requirement, string) {
 	source, name, hasSource := strings.Cut(key, ":")
 	if !hasSource {
@@ -131,6 +147,8 @@ func ciliumKey(key string, op label.Operator, values []string) (label.Requiremen
 }
 
 // reservedKey turns the presence of a reserved label, which has no value, into the value of one fact.
+// Whom a peer's address belongs to is one fact with one value here, where Cilium has a label for each. To have the label
+// is to have that value; not to have it (NotIn, DoesNotExist) is any other value, or none as pods have.
 func reservedKey(name string, op label.Operator, values []string) (label.Requirement, string) {
 	if _, ok := entityOf(name); !ok || name == "all" || name == "cluster" || name == "none" {
 		return label.Requirement{}, "no such reserved label; known are host, world, remote-node, kube-apiserver, health, init, unmanaged and ingress"
@@ -148,6 +166,7 @@ func reservedKey(name string, op label.Operator, values []string) (label.Require
 }
 
 // namesReserved tells whether the requirements ask for a reserved identity, which has no namespace.
+// Only a positive condition does: "not of the world" is true of pods, and those have a namespace.
 func namesReserved(reqs []label.Requirement) bool {
 	return slices.ContainsFunc(reqs, func(r label.Requirement) bool {
 		return r.Key == label.Key{Scope: label.ScopeFact, Name: label.FactReserved} && r.Operator == label.In
@@ -185,6 +204,8 @@ type refusedField struct {
 }
 
 // ciliumRules lists the rules of the four lists.
+// Rules of one list are alternatives. The lists are read in the order in which they take effect, so that messages and
+// explanations follow it as well.
 func ciliumRules(r *cilium.Rule, at *field.Path) []ciliumRule {
 	var rules []ciliumRule
 	for i, x := range r.IngressDeny {
@@ -222,6 +243,7 @@ func fromRule(f cilium.From, ports []cilium.PortRule, icmps []cilium.ICMPRule, a
 }
 
 // toRule is the same for egress, where more fields are refused.
+// toServices and toFQDNs stand for sets of addresses that change: they need a watcher of services and of DNS answers.
 func toRule(t cilium.To, ports []cilium.PortRule, icmps []cilium.ICMPRule, at *field.Path) ciliumRule {
 	return ciliumRule{
 		at: at, direction: policy.Egress, action: policy.Allow, side: "to", ports: ports, icmps: icmps,
@@ -246,6 +268,9 @@ func (r *ciliumRule) translate(namespace string) (policy.Rule, field.ErrorList) 
 }
 
 // refusals names what would have to be left out.
+// A field counts as used if it is there, even if empty: to drop an empty toFQDNs could turn "nobody" into "anyone at
+// these ports". rules of toPorts are filters of requests; without them the whole port would
+// be open. Authentication that is "disabled" asks for nothing and is the only mode that can be honoured.
 func (r *ciliumRule) refusals() field.ErrorList {
 	var errs field.ErrorList
 	for _, f := range r.refused {
@@ -272,6 +297,16 @@ func (r *ciliumRule) refusals() field.ErrorList {
 
 // peers translates the one list of peers that the rule uses. Without any, ports alone mean anyone and nothing at all means nobody; a
 // list that is there but empty means nobody, too.
+// nil is absent and an empty slice is there: encoding/json keeps the two apart, and api/cilium has the fields as slices
+// for that reason. This is the trap of the dialect:
+//
+//	{}                                nobody
+//	{toPorts: [...]}                  anyone at these ports
+//	{fromEndpoints: []}               nobody
+//	{fromEndpoints: [], toPorts: ...} nobody
+//	{fromEndpoints: [{}]}             the pods that ciliumEndpoints says
+//
+// NetworkPolicy reads the first and the third as anyone.
 func (r *ciliumRule) peers(namespace string) ([]policy.Peer, field.ErrorList) {
 	var used []string
 	for _, f := range []refusedField{
@@ -282,6 +317,7 @@ func (r *ciliumRule) peers(namespace string) ([]policy.Peer, field.ErrorList) {
 		}
 	}
 	switch {
+	// Cilium's validation refuses pairs too: whether the lists add up or narrow each other cannot be read off them.
 	case len(used) > 1:
 		return nil, field.ErrorList{field.Forbidden(r.at, strings.Join(used, " and ")+" cannot be combined in one rule; write a rule for each")}
 	case len(used) == 0 && len(r.ports)+len(r.icmps) > 0:
@@ -310,9 +346,12 @@ func (r *ciliumRule) peers(namespace string) ([]policy.Peer, field.ErrorList) {
 
 // ciliumEndpoints translates a selector of peers: of the policy's own namespace unless it speaks of namespaces; of all
 // namespaces in a clusterwide policy; never of what is outside the cluster.
+// "Speaks of namespaces" is a condition on io.kubernetes.pod.namespace or on a namespace's labels; any operator will do,
+// which is how one writes "of every namespace": that key with Exists.
 func ciliumEndpoints(s *metav1.LabelSelector, namespace string, at *field.Path) (policy.Peer, field.ErrorList) {
 	reqs, errs := requirements(s, ciliumKey, at)
 	if len(errs) == 0 && len(reqs) == 1 && namesReserved(reqs) {
+		// As an entity it shares its selector, and the bit of every class, with fromEntities.
 		return policy.Peer{Entity: policy.Entity(reqs[0].Values[0])}, nil
 	}
 	switch {
@@ -327,6 +366,9 @@ func ciliumEndpoints(s *metav1.LabelSelector, namespace string, at *field.Path) 
 }
 
 // ciliumCIDR translates a range, or one address, outside the cluster.
+// By Cilium's documentation ranges are for peers that neither are its endpoints nor nodes of the cluster: such an address
+// inside the range is no match, whatever the range. So 0.0.0.0/0 here is the IPv4 outside, where an ipBlock of it is everybody with
+// an IPv4 address.
 func ciliumCIDR(text string, at *field.Path) (policy.Peer, field.ErrorList) {
 	if addr, err := netip.ParseAddr(text); err == nil && !addr.Is4In6() && addr.Zone() == "" {
 		return policy.Peer{CIDR: &policy.CIDR{Prefix: netip.PrefixFrom(addr, addr.BitLen()), OutsideOnly: true}}, nil
@@ -349,6 +391,8 @@ func ciliumCIDRRule(c *cilium.CIDRRule, at *field.Path) (policy.Peer, field.Erro
 }
 
 // entityOf maps the names of entities; "all" has no entity of its own, it is every peer.
+// world-ipv4 and world-ipv6 are halves of world; cluster is every pod and node but not the outside; "all" includes both,
+// and "none" nobody. Names are as in the documentation of Cilium's entities.
 func entityOf(name string) (policy.Entity, bool) {
 	switch e := policy.Entity(name); e {
 	case policy.EntityWorld, policy.EntityWorldIPv4, policy.EntityWorldIPv6, policy.EntityCluster, policy.EntityHost,
@@ -373,6 +417,8 @@ func ciliumEntity(name string, at *field.Path) (policy.Peer, field.ErrorList) {
 }
 
 // portList translates toPorts or icmps; none means any port of any protocol.
+// The several lists of toPorts are alternatives like the ports within one; the split matters only to the filters and TLS
+// contexts that are refused. ICMP types travel as ports, so a rule has either.
 func (r *ciliumRule) portList() ([]policy.Port, field.ErrorList) {
 	if len(r.ports) > 0 && len(r.icmps) > 0 {
 		return nil, field.ErrorList{field.Forbidden(r.at.Child("icmps"), "toPorts and icmps cannot be combined in one rule; write a rule for each")}
@@ -403,8 +449,11 @@ func (r *ciliumRule) portList() ([]policy.Port, field.ErrorList) {
 }
 
 // ciliumPort translates a port. Protocol ANY means each protocol that has ports.
+// In this dialect a port is a string, number or name. "0" is any port (api.PortProtocol), the only port that protocols
+// without ports can have; an absent port is accepted for those. A range cannot begin at a name.
 func ciliumPort(p *cilium.PortProtocol, at *field.Path) ([]policy.Port, field.ErrorList) {
 	protocols, errs := ciliumProtocols(p.Protocol, at.Child("protocol"))
+	// 32 bits and a sign, so that 99999 and -1 are ports out of range, not names of ports.
 	number, err := strconv.ParseInt(p.Port, 10, 32)
 	named := err != nil
 	switch {
@@ -442,6 +491,7 @@ func ciliumPort(p *cilium.PortProtocol, at *field.Path) ([]policy.Port, field.Er
 func hasNoPorts(protocol uint8) bool { return !ipproto.HasPorts(protocol) }
 
 // ciliumProtocols gives the numbers that a protocol's name stands for.
+// ANY is not every IP protocol: in Cilium it stands for those that have ports. Names are read whatever their case.
 func ciliumProtocols(name string, at *field.Path) ([]uint8, field.ErrorList) {
 	switch strings.ToUpper(cmp.Or(name, "ANY")) {
 	case "ANY":

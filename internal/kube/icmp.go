@@ -32,6 +32,8 @@ func icmpTypes6() map[string]uint16 {
 }
 
 // ciliumICMP translates an ICMP type, which stands for the port.
+// Source: api.ICMPField of Cilium. The family is IPv4 unless said, and the numbers of the two families have nothing to
+// do with each other: a rule for ping over both needs two fields. Codes cannot be named; a type means all of its codes.
 func ciliumICMP(f *cilium.ICMPField, at *field.Path) (policy.Port, field.ErrorList) {
 	protocol, names := uint8(ipproto.ICMP), icmpTypes4()
 	switch f.Family {

@@ -52,6 +52,8 @@ type kind struct {
 }
 
 // kinds lists them all, in the order in which messages print them.
+// Other versions of these kinds (NetworkPolicy of extensions/v1beta1, EndpointSlice of v1beta1) are gone from every Kubernetes that is
+// still maintained, and are refused by name rather than read as if they were the same.
 func kinds() []kind {
 	return []kind{
 		{"v1", "Namespace", false, reflect.TypeFor[corev1.Namespace]()},
@@ -66,6 +68,8 @@ func kinds() []kind {
 
 // Decode reads the objects of a manifest, YAML or JSON, of any number of documents. A list (v1 List) stands for its
 // items. The error is a Mistakes with everything wrong at this stage; objects without mistakes are returned as well.
+// Decode proves the shape, not the meaning: that a range is a range is for Records to say. Only an object whose shape is
+// wrong has its meaning checked here as well, since Records will never see it.
 func Decode(file string, data []byte) ([]*Object, error) {
 	var objects []*Object
 	var mistakes Mistakes
@@ -122,6 +126,8 @@ func isContent(line []byte) bool {
 }
 
 // parse turns one YAML document into JSON values with numbers as written; nil if it holds nothing.
+// sigs.k8s.io/yaml, which reads YAML as Kubernetes does, ends at a document's first value without a word. So the document
+// is read twice: once by a decoder that sees a second value, once into JSON whose numbers stay text.
 func parse(text []byte) (any, error) {
 	decoder := yamlv2.NewDecoder(bytes.NewReader(text))
 	decoder.SetStrict(true)
@@ -224,6 +230,7 @@ func (o *Object) otherMistakes(found *shape, metadata field.ErrorList) Mistakes 
 }
 
 // fill decodes the fields that fit into the kind's type and keeps their canonical text.
+// fields must have passed a shape, or encoding/json would drop what it does not know.
 func (o *Object) fill(fields map[string]any, k kind) error {
 	text, err := json.Marshal(fields)
 	if err != nil {
@@ -238,6 +245,9 @@ func (o *Object) fill(fields map[string]any, k kind) error {
 }
 
 // canonical is the object without what only the API server needs, so that a change of those fields is no change.
+// Agents compare policies by this text: one that only differs in what the server has added must not be compiled again,
+// and a status that its controller rewrites every minute must not wake every node. encoding/json sorts the keys of maps,
+// which makes the text the same for equal objects.
 func canonical(fields map[string]any, namespace string) ([]byte, error) {
 	fields = maps.Clone(fields)
 	delete(fields, "status")
@@ -294,6 +304,8 @@ func knownKinds() string {
 }
 
 // checkMetadata makes sure that names can stand in keys of the store.
+// Names become parts of keys, separated by slashes: one with a slash could stand for another object. The API server holds
+// them to the same syntax, RFC 1123's, so nothing that it accepts is refused.
 func checkMetadata(o *Object, k kind) field.ErrorList {
 	var errs field.ErrorList
 	at := field.NewPath("metadata")
@@ -317,6 +329,7 @@ func checkMetadata(o *Object, k kind) field.ErrorList {
 }
 
 // Sort orders objects by kind (what others refer to first), namespace and name.
+// So namespaces come ahead of the pods whose labels they complete, and a reader of the output finds kinds together.
 func Sort(objects []*Object) {
 	rank := map[string]int{}
 	for i, k := range kinds() {

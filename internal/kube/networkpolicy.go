@@ -17,8 +17,18 @@ import (
 
 // networkPolicySpecs translates networking.k8s.io/v1 NetworkPolicy: what it selects is isolated in the directions of
 // policyTypes, and its rules only ever allow.
+// Sources: the API reference of NetworkPolicySpec (k8s.io/api/networking/v1, types.go), and the page "Network Policies" of
+// the Kubernetes documentation. What they settle here:
+//
+//   - Policies add up. No rule denies, so their order does not matter; a pod that no policy selects is open.
+//   - An empty podSelector selects every pod of the policy's namespace, never of others.
+//   - Isolation is a matter of each direction: a connection passes if the egress of its source and the ingress of its
+//     destination both let it; answers need no rule (conntrack in the datapath sees to that).
+//   - What happens to traffic of the node itself is left to the implementation; ours is builtin/local-host of
+//     internal/policy, which lets the node reach its own pods, as kubelet's probes must.
 func networkPolicySpecs(np *networkingv1.NetworkPolicy, namespace string) ([]policy.Spec, field.ErrorList) {
 	at := field.NewPath("spec")
+	// The namespace is a condition like the labels, so that a policy cannot reach beyond it however its selector is written.
 	reqs, errs := requirements(&np.Spec.PodSelector, podKey, at.Child("podSelector"))
 	spec := policy.Spec{Place: at.String(), Tier: policy.TierNormal}
 	spec.Subject, errs = selectorOf(append(reqs, label.FactIs(label.FactNamespace, namespace)), errs)
@@ -43,8 +53,12 @@ func networkPolicySpecs(np *networkingv1.NetworkPolicy, namespace string) ([]pol
 }
 
 // policyTypes applies the default: ingress always, egress if there are egress rules.
+// The field is younger than the object: before Kubernetes 1.8 there was no egress, and policies from then must not begin
+// to isolate it. So the default looks at the rules, and a policy that isolates egress without any rule has to say so.
 func policyTypes(spec *networkingv1.NetworkPolicySpec, at *field.Path) (isolates [2]bool, errs field.ErrorList) {
 	if len(spec.PolicyTypes) == 0 {
+		// An empty list is the same as none: JSON as the API server stores it (omitempty) cannot tell them apart. "egress: []"
+		// is no rule either, and leaves egress open.
 		return [2]bool{policy.Ingress: true, policy.Egress: len(spec.Egress) > 0}, nil
 	}
 	for i, typ := range spec.PolicyTypes {
@@ -61,11 +75,15 @@ func policyTypes(spec *networkingv1.NetworkPolicySpec, at *field.Path) (isolates
 }
 
 // networkPolicyRule translates a rule of either direction; no peers means anyone, no ports means any.
+// Here an empty list is as good as none: NetworkPolicyIngressRule says of from, and of ports, that "empty or missing"
+// matches all. cilium.io differs, see ciliumRule.peers. The peers of a list are alternatives, and so are its ports;
+// a packet must match one of each.
 func networkPolicyRule(peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort, namespace string,
 	at *field.Path, peerField string) (policy.Rule, field.ErrorList) {
 	rule := policy.Rule{Place: at.String(), Action: policy.Allow}
 	var errs field.ErrorList
 	if len(peers) == 0 {
+		// Anyone, not every pod: nodes and the outside, too.
 		rule.Peers = []policy.Peer{{Any: true}}
 	}
 	for i := range peers {
@@ -82,11 +100,23 @@ func networkPolicyRule(peers []networkingv1.NetworkPolicyPeer, ports []networkin
 }
 
 // networkPolicyPeer translates a peer: a range of addresses, whoever has them, or pods by their own and their namespace's labels.
+// The three fields of NetworkPolicyPeer are pointers because there is a difference between a selector that is absent and
+// one that is empty, which matches all:
+//
+//	podSelector  namespaceSelector  means pods
+//	given        absent             of the policy's own namespace that match
+//	absent       given              all of the namespaces that match
+//	given        given              that match, of the namespaces that match
+//
+// An ipBlock is compared with the address as the pod sees it. It is meant for what is outside the cluster, since pods'
+// addresses come and go, but nothing in the API keeps it from matching pods and nodes, and here it does: whoever has the
+// address is meant. The cilium dialect differs.
 func networkPolicyPeer(p *networkingv1.NetworkPolicyPeer, namespace string, at *field.Path) (policy.Peer, field.ErrorList) {
 	if p.IPBlock != nil {
 		if p.PodSelector != nil || p.NamespaceSelector != nil {
 			return policy.Peer{}, field.ErrorList{field.Forbidden(at, "ipBlock stands alone; write the selectors as a peer of their own")}
 		}
+		// Exceptions are cut out of this range alone: another peer of the rule may well contain them.
 		cidr, errs := rangeOf(p.IPBlock.CIDR, p.IPBlock.Except, false, at.Child("ipBlock"))
 		return policy.Peer{CIDR: cidr}, errs
 	}
@@ -99,6 +129,7 @@ func networkPolicyPeer(p *networkingv1.NetworkPolicyPeer, namespace string, at *
 		reqs, errs = requirements(p.PodSelector, podKey, at.Child("podSelector"))
 	}
 	if p.NamespaceSelector == nil {
+		// Absent is not empty: without the field the peer stays at home.
 		reqs = append(reqs, label.FactIs(label.FactNamespace, namespace))
 	} else {
 		more, wrong := requirements(p.NamespaceSelector, namespaceKey, at.Child("namespaceSelector"))
@@ -109,6 +140,10 @@ func networkPolicyPeer(p *networkingv1.NetworkPolicyPeer, namespace string, at *
 }
 
 // networkPolicyPort translates a port: number, range, name, or all of the protocol.
+// By NetworkPolicyPort's reference the protocol is TCP if absent, endPort goes with a number only and is not below port,
+// and a port without number or name is every port of its protocol. A name is looked up at the pod that is spoken to: the
+// subject on ingress, each peer on egress, where the same name may stand for different numbers. Nobody's name is
+// nobody's port: it opens nothing and is no mistake, since the pod that has it may come later.
 func networkPolicyPort(p *networkingv1.NetworkPolicyPort, at *field.Path) (policy.Port, field.ErrorList) {
 	name := corev1.ProtocolTCP
 	if p.Protocol != nil {
@@ -129,6 +164,7 @@ func networkPolicyPort(p *networkingv1.NetworkPolicyPort, at *field.Path) (polic
 	case p.Port.Type == intstr.String:
 		port, wrong = namedPort(protocol, p.Port.StrVal, at.Child("port"))
 	case p.EndPort != nil && *p.EndPort == 0:
+		// For portRange 0 is an absent end; here the author has written it.
 		wrong = field.ErrorList{field.Invalid(at.Child("endPort"), 0, "a port is a number from 1 to 65535")}
 	case p.EndPort != nil:
 		port, wrong = portRange(protocol, p.Port.IntVal, *p.EndPort, at)
@@ -139,6 +175,8 @@ func networkPolicyPort(p *networkingv1.NetworkPolicyPort, at *field.Path) (polic
 }
 
 // kubeProtocol gives the number of a protocol that core/v1 knows.
+// They are exactly those of core/v1 Protocol; NetworkPolicy cannot speak of ICMP, which an isolating policy therefore
+// drops unless a rule has no ports at all. Names are upper case: the API server refuses "tcp".
 func kubeProtocol(name corev1.Protocol, at *field.Path) (uint8, field.ErrorList) {
 	switch name {
 	case corev1.ProtocolTCP:

@@ -15,6 +15,8 @@ import (
 )
 
 // keyFunc makes the requirement that a key of a manifest means, or says why it cannot be used.
+// The operators and the shape of a selector are the same in every dialect; what a key speaks of is not, and that is all
+// that a keyFunc decides.
 type keyFunc func(key string, op label.Operator, values []string) (req label.Requirement, wrong string)
 
 // podKey reads a key as a label of the pod itself.
@@ -28,6 +30,8 @@ func namespaceKey(key string, op label.Operator, values []string) (label.Require
 }
 
 // requirements translates a label selector; the conditions are joined by "and".
+// matchLabels {a: b} is matchExpressions {key: a, operator: In, values: [b]} (metav1.LabelSelector). Every mistake is
+// reported; conditions that are wrong are left out of the result, which must then not be used.
 func requirements(s *metav1.LabelSelector, keyOf keyFunc, at *field.Path) ([]label.Requirement, field.ErrorList) {
 	var reqs []label.Requirement
 	var errs field.ErrorList
@@ -50,6 +54,7 @@ func requirements(s *metav1.LabelSelector, keyOf keyFunc, at *field.Path) ([]lab
 }
 
 // requirement makes one condition; keyAt and valuesAt are where its key and values stand.
+// Keys and values follow the syntax of labels. A value that no label can have would never match, in a deny rule as well.
 func requirement(keyOf keyFunc, key string, op label.Operator, values []string, keyAt, valuesAt *field.Path) (label.Requirement, field.ErrorList) {
 	req, wrong := keyOf(key, op, values)
 	if wrong != "" {
@@ -84,6 +89,7 @@ func operator(e metav1.LabelSelectorRequirement, at *field.Path) (label.Operator
 }
 
 // selectorOf joins requirements; those that were found wrong have been reported and are left out.
+// It returns the errors that it was given, or its own, so that callers can end with it.
 func selectorOf(reqs []label.Requirement, errs field.ErrorList) (label.Selector, field.ErrorList) {
 	if len(errs) > 0 {
 		return label.Selector{}, errs
@@ -97,11 +103,15 @@ func selectorOf(reqs []label.Requirement, errs field.ErrorList) (label.Selector,
 
 // inAnyNamespace requires that there is a namespace, so that a selector of pods never matches nodes or the outside,
 // however it is put together.
+// Operators such as NotIn and DoesNotExist are true of whatever has no labels: of nodes, of the outside. Only pods have
+// the fact "namespace", and conditions are joined by "and", so this one keeps all of those out.
 func inAnyNamespace() label.Requirement {
 	return label.Requirement{Key: label.Key{Scope: label.ScopeFact, Name: label.FactNamespace}, Operator: label.Exists}
 }
 
 // prefix reads an address range. Bits behind the length are ignored, as Kubernetes does.
+// An IPv4 range in IPv6 form is refused: the datapath keeps IPv4 in that form, and a length of 104 would be counted
+// from another end than its author's.
 func prefix(text string, at *field.Path) (netip.Prefix, field.ErrorList) {
 	p, err := netip.ParsePrefix(text)
 	if err != nil {
@@ -114,6 +124,8 @@ func prefix(text string, at *field.Path) (netip.Prefix, field.ErrorList) {
 }
 
 // rangeOf reads a range and its exceptions, which must lie inside it.
+// An exception outside its range would do nothing, and one as large as the range would leave nothing: both are typing
+// mistakes. Those inside each other are fine, as are those that touch. outsideOnly tells the dialects apart.
 func rangeOf(cidr string, except []string, outsideOnly bool, at *field.Path) (*policy.CIDR, field.ErrorList) {
 	whole, errs := prefix(cidr, at.Child("cidr"))
 	c := &policy.CIDR{Prefix: whole, OutsideOnly: outsideOnly}
@@ -134,6 +146,8 @@ func rangeOf(cidr string, except []string, outsideOnly bool, at *field.Path) (*p
 }
 
 // portRange makes a range of ports; last 0 means first alone.
+// Port 0 is reserved by IANA and never on the wire in earnest; where a dialect means any port by it, the caller asks
+// anyPort instead.
 func portRange(protocol uint8, first, last int32, at *field.Path) (policy.Port, field.ErrorList) {
 	if first < 1 || first > math.MaxUint16 {
 		return policy.Port{}, field.ErrorList{field.Invalid(at.Child("port"), first, "a port is a number from 1 to 65535 or a name")}
@@ -153,6 +167,7 @@ func anyPort(protocol uint8) policy.Port {
 }
 
 // namedPort is a port that the destination's pod gives a name.
+// The syntax is that of container port names (RFC 6335 service names): lower case, at most 15 characters, a letter in it.
 func namedPort(protocol uint8, name string, at *field.Path) (policy.Port, field.ErrorList) {
 	var errs field.ErrorList
 	for _, text := range validation.IsValidPortName(name) {

@@ -14,6 +14,9 @@ import (
 )
 
 // podRecords gives the slim record of a pod, under its node, and its label set, under the hash of its content.
+// A pod's object may have thousands of lines; nodes need five facts. The label set is a record of its own because most
+// pods share theirs with others: a deployment of a thousand pods is one label set, and its hash is the identity by which
+// policies know all of them. Addresses are not here: the node that gives them publishes them.
 func (o *Object) podRecords(pod *corev1.Pod, cluster string) ([]Record, Mistakes) {
 	errs := checkLabels(pod.Labels)
 	nodeAt := field.NewPath("spec", "nodeName")
@@ -79,6 +82,7 @@ func protocolOrTCP(name corev1.Protocol, at *field.Path) (uint32, field.ErrorLis
 }
 
 // isReady reads the condition that kubelet sets. A manifest without status is a pod that is not ready yet.
+// Policy does not ask for it: a pod is protected whether it is ready or not.
 func isReady(pod *corev1.Pod) bool {
 	for _, condition := range pod.Status.Conditions {
 		if condition.Type == corev1.PodReady {
@@ -89,6 +93,8 @@ func isReady(pod *corev1.Pod) bool {
 }
 
 // checkLabels applies the rules for labels, which the store does not know.
+// The API server has checked them where there is one. Here nobody has, and no selector could ever name a label that
+// breaks the rules.
 func checkLabels(labels map[string]string) field.ErrorList {
 	var errs field.ErrorList
 	for key, value := range sorted(labels) {

@@ -45,6 +45,7 @@ func (o *Object) IsPolicy() bool {
 }
 
 // Policy translates the object to the ordered model. The error is a Mistakes.
+// A policy without specs cannot come out of it without an error: to the engine that would be a policy about nobody.
 func (o *Object) Policy() (policy.Policy, error) {
 	p := policy.Policy{
 		Key:    policy.Key{Kind: o.Kind, Namespace: o.Namespace, Name: o.Name},

@@ -48,6 +48,8 @@ func Records(objects []*Object, cluster string) ([]Record, error) {
 }
 
 // records translates one object.
+// Keys are spelled out here, since mechanisms do not import each other; `tendril apply` has internal/store parse each of
+// them before anything is written.
 func (o *Object) records(cluster string) ([]Record, Mistakes) {
 	switch object := o.value.(type) {
 	case *corev1.Namespace:
@@ -73,6 +75,8 @@ func (o *Object) record(key string, value proto.Message, errs field.ErrorList) (
 }
 
 // policyRecord keeps the policy as written, after translating it once to be sure that agents will accept it.
+// The object is kept and not its translation, so that an agent of a newer version may read the same object better, and
+// an older one can refuse what it does not know.
 func (o *Object) policyRecord() ([]Record, Mistakes) {
 	if _, err := o.Policy(); err != nil {
 		mistakes, ok := err.(Mistakes)
@@ -90,6 +94,8 @@ func (o *Object) policyRecord() ([]Record, Mistakes) {
 }
 
 // address reads an IP address as records carry it: 4 or 16 bytes.
+// 4 bytes or 16 tell the family, so IPv4 in IPv6 form would be of the wrong one. A zone is a link of one machine, and the
+// record is for all of them.
 func address(text string, at *field.Path) ([]byte, field.ErrorList) {
 	addr, err := netip.ParseAddr(text)
 	if err != nil || addr.Zone() != "" || addr.Is4In6() {

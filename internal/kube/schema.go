@@ -218,6 +218,7 @@ func childOf(at *field.Path, name string) *field.Path {
 }
 
 // fieldsOf lists a struct's fields by their JSON names, those of embedded structs included.
+// A type that is embedded without a name, such as metav1.TypeMeta, spells its fields in line, as encoding/json has it.
 func fieldsOf(typ reflect.Type) map[string]reflect.Type {
 	known := map[string]reflect.Type{}
 	for i := range typ.NumField() {
@@ -247,6 +248,7 @@ func nearest(name string, known map[string]reflect.Type) string {
 }
 
 // distance is the number of single-character edits between two words (Levenshtein).
+// Transposed letters cost two, which is why nearest accepts two edits. Bytes are compared: field names are ASCII.
 func distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

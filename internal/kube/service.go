@@ -23,6 +23,8 @@ const defaultAffinitySeconds = 10800
 
 // serviceRecord gives a service's frontends and options. What an API server would choose (addresses, node ports) must be
 // given: nothing here allocates.
+// Sources: the API references of Service and EndpointSlice. A field that the record leaves out does not concern the
+// datapath: ipFamilies and ipFamilyPolicy only tell the API server what to allocate.
 func serviceRecord(s *corev1.Service) (*storev1.Service, field.ErrorList) {
 	at := field.NewPath("spec")
 	out := &storev1.Service{
@@ -60,6 +62,8 @@ func setType(out *storev1.Service, s *corev1.Service, at *field.Path) field.Erro
 }
 
 // setClusterIPs reads clusterIPs, or clusterIP where only that is given; "None" is a headless service.
+// clusterIP is the older field and always equal to the first of clusterIPs where an API server has been at work. A
+// headless service has no frontend; names are resolved to its backends, which is none of the datapath's business.
 func setClusterIPs(out *storev1.Service, s *corev1.Service, at *field.Path) field.ErrorList {
 	ips, here := s.Spec.ClusterIPs, at.Child("clusterIPs")
 	switch {
@@ -68,6 +72,7 @@ func setClusterIPs(out *storev1.Service, s *corev1.Service, at *field.Path) fiel
 	case len(ips) == 0 && s.Spec.ClusterIP == "":
 		return field.ErrorList{field.Required(at.Child("clusterIP"), "give an address of the service range, or None; there is no API server here to choose one")}
 	case len(ips) > 0 && s.Spec.ClusterIP != "" && s.Spec.ClusterIP != ips[0]:
+		// Neither is more right than the other.
 		return field.ErrorList{field.Invalid(at.Child("clusterIP"), s.Spec.ClusterIP, "differs from the first of clusterIPs; remove one of the two fields")}
 	case len(ips) == 0:
 		ips, here = []string{s.Spec.ClusterIP}, nil
@@ -138,6 +143,7 @@ func checkServicePort(out *storev1.Service, s *corev1.Service, port corev1.Servi
 // it would send to other nodes what its author keeps on one.
 func setTraffic(out *storev1.Service, s *corev1.Service, at *field.Path) field.ErrorList {
 	var errs field.ErrorList
+	// Local is strict: without a backend on the node the packet is dropped, not sent elsewhere.
 	local := func(name string, policy string) bool {
 		if policy != "" && policy != "Cluster" && policy != "Local" {
 			errs = append(errs, field.NotSupported(at.Child(name), policy, []string{"Cluster", "Local"}))
@@ -183,6 +189,8 @@ func setAffinity(out *storev1.Service, s *corev1.Service, at *field.Path) field.
 }
 
 // setExternal reads what the service is reached by from outside.
+// External addresses are the user's, those of a load balancer stand in the status, which its controller writes; a manifest
+// without status simply has none yet.
 func setExternal(out *storev1.Service, s *corev1.Service, at *field.Path) field.ErrorList {
 	var errs, wrong field.ErrorList
 	out.ExternalIps, errs = addresses(s.Spec.ExternalIPs, at.Child("externalIPs"))
@@ -216,6 +224,8 @@ func setAlgorithm(out *storev1.Service, s *corev1.Service) field.ErrorList {
 }
 
 // endpointsRecord gives the backends of a slice and the service that they are of.
+// The service of a slice is named by a label and not by the slice's name, since a service may have any number of slices.
+// Both families never share one: a service of two families has slices of each.
 func endpointsRecord(s *discoveryv1.EndpointSlice) (out *storev1.Endpoints, service string, errs field.ErrorList) {
 	out = &storev1.Endpoints{}
 	at := field.NewPath("metadata", "labels").Key(discoveryv1.LabelServiceName)
@@ -266,6 +276,8 @@ func endpointPort(p *discoveryv1.EndpointPort, at *field.Path) (*storev1.Endpoin
 }
 
 // backend translates one endpoint. Its addresses are alternatives for one backend: the first is used, as Kubernetes says.
+// Conditions are pointers: absent is "unknown", which the reference wants read as ready, as serving if ready, and as not
+// terminating. Serving while terminating is what lets a rolling update finish without a moment of no backends.
 func backend(e *discoveryv1.Endpoint, family discoveryv1.AddressType, at *field.Path) (*storev1.Backend, field.ErrorList) {
 	out := &storev1.Backend{Ready: true}
 	if len(e.Addresses) == 0 {
