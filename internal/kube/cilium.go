@@ -269,7 +269,7 @@ func (r *ciliumRule) translate(namespace string) (policy.Rule, field.ErrorList) 
 
 // refusals names what would have to be left out.
 // A field counts as used if it is there, even if empty: to drop an empty toFQDNs could turn "nobody" into "anyone at
-// these ports". rules of toPorts are filters of requests; without them the whole port would
+// these ports". The rules of toPorts are filters of requests; without them the whole port would
 // be open. Authentication that is "disabled" asks for nothing and is the only mode that can be honoured.
 func (r *ciliumRule) refusals() field.ErrorList {
 	var errs field.ErrorList

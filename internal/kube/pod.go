@@ -52,21 +52,39 @@ func (o *Object) podRecords(pod *corev1.Pod, cluster string) ([]Record, Mistakes
 	}, nil
 }
 
-// namedPorts lists the container ports with a name, in the order of the manifest.
+// namedPorts lists the container ports with a name, in the order of the manifest. Init containers have ended before the
+// pod has traffic, but for those with restartPolicy Always: they are sidecars (KEP-753), and their ports are the pod's.
 func namedPorts(pod *corev1.Pod) ([]*storev1.NamedPort, field.ErrorList) {
 	var ports []*storev1.NamedPort
 	var errs field.ErrorList
+	at := field.NewPath("spec")
+	for i, container := range pod.Spec.InitContainers {
+		own, wrong := portsOf(container.Ports, at.Child("initContainers").Index(i).Child("ports"))
+		errs = append(errs, wrong...)
+		if policy := container.RestartPolicy; policy != nil && *policy == corev1.ContainerRestartPolicyAlways {
+			ports = append(ports, own...)
+		}
+	}
 	for i, container := range pod.Spec.Containers {
-		for j, port := range container.Ports {
-			at := field.NewPath("spec", "containers").Index(i).Child("ports").Index(j)
-			if port.ContainerPort < 1 || port.ContainerPort > math.MaxUint16 {
-				errs = append(errs, field.Invalid(at.Child("containerPort"), port.ContainerPort, "a port is a number from 1 to 65535"))
-			}
-			protocol, wrong := protocolOrTCP(port.Protocol, at.Child("protocol"))
-			errs = append(errs, wrong...)
-			if port.Name != "" {
-				ports = append(ports, &storev1.NamedPort{Name: port.Name, Port: uint32(port.ContainerPort), Protocol: protocol})
-			}
+		own, wrong := portsOf(container.Ports, at.Child("containers").Index(i).Child("ports"))
+		ports, errs = append(ports, own...), append(errs, wrong...)
+	}
+	return ports, errs
+}
+
+// portsOf checks all ports of a container and gives those with a name.
+func portsOf(list []corev1.ContainerPort, at *field.Path) ([]*storev1.NamedPort, field.ErrorList) {
+	var ports []*storev1.NamedPort
+	var errs field.ErrorList
+	for i, port := range list {
+		here := at.Index(i)
+		if port.ContainerPort < 1 || port.ContainerPort > math.MaxUint16 {
+			errs = append(errs, field.Invalid(here.Child("containerPort"), port.ContainerPort, "a port is a number from 1 to 65535"))
+		}
+		protocol, wrong := protocolOrTCP(port.Protocol, here.Child("protocol"))
+		errs = append(errs, wrong...)
+		if port.Name != "" {
+			ports = append(ports, &storev1.NamedPort{Name: port.Name, Port: uint32(port.ContainerPort), Protocol: protocol})
 		}
 	}
 	return ports, errs

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -171,6 +172,39 @@ spec: {podSelector: {}}
 				t.Errorf("records (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestNamedPortsAreThoseOfContainersThatRunWithThePod: an init container that has ended listens to nothing, a sidecar does.
+func TestNamedPortsAreThoseOfContainersThatRunWithThePod(t *testing.T) {
+	const pod = `
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop}
+spec:
+  nodeName: node1
+  initContainers:
+  - {name: prepare, ports: [{name: setup, containerPort: 1}]}
+  - {name: mesh, restartPolicy: Always, ports: [{name: mesh, containerPort: 15001}, {containerPort: 15002}]}
+  containers:
+  - {name: one, ports: [{name: http, containerPort: 80}, {containerPort: 81}]}
+  - {name: two, ports: [{name: dns, containerPort: 53, protocol: UDP}]}
+`
+	records, err := Records([]*Object{decodeOne(t, pod)}, "lab")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, port := range records[1].Value.(*storev1.Pod).NamedPorts {
+		got = append(got, fmt.Sprintf("%s %d/%d", port.Name, port.Port, port.Protocol))
+	}
+	if diff := cmp.Diff([]string{"mesh 15001/6", "http 80/6", "dns 53/17"}, got); diff != "" {
+		t.Errorf("named ports (-want +got):\n%s", diff)
+	}
+	wrong := strings.Replace(pod, "containerPort: 1}", "containerPort: 70000}", 1)
+	want := "x.yaml document 1, Pod shop/web: spec.initContainers[0].ports[0].containerPort: Invalid value: 70000: a port is a number from 1 to 65535"
+	if diff := cmp.Diff(want, mistakesOf(wrong)); diff != "" {
+		t.Errorf("mistakes (-want +got):\n%s", diff)
 	}
 }
 

@@ -62,6 +62,9 @@ func TestExplainAnswersByPodAddressAndIdentity(t *testing.T) {
 		if len(reply.GetProofs()) != 2 || reply.GetProofs()[0].GetVerdict().GetAction() != "none" {
 			t.Errorf("%s to %s: proofs %v, want one a side and none claimed for the side that is not here", test.from, test.to, reply.GetProofs())
 		}
+		if host := reply.GetProofs()[1].GetSteps()[0]; host.GetRuleName() != "builtin/local-host" || host.GetPorts() != "any port" {
+			t.Errorf("%s to %s: the first rule is %v, want builtin/local-host at any port", test.from, test.to, host)
+		}
 	}
 }
 
