@@ -71,14 +71,19 @@ func compileAll() error {
 	return nil
 }
 
-// compile turns one C file into an object with BTF and without DWARF, whose paths would differ by machine.
+// compile turns one C file into an object with BTF and without DWARF. Line information names files; they are told from
+// this folder on, so that the object is the same wherever the checkout lies.
 func compile(source, object string) error {
 	include, err := multiarchInclude()
 	if err != nil {
 		return err
 	}
+	here, err := os.Getwd()
+	if err != nil {
+		return fmt.Errorf("compile %s: %w", source, err)
+	}
 	args := []string{"-O2", "-g", "-mcpu=v3", "-target", "bpfel", "-std=gnu11", "-Wall", "-Wextra", "-Werror",
-		"-Wno-unused-parameter", "-fno-stack-protector", "-I", include, "-I", ".", "-c", source, "-o", object}
+		"-Wno-unused-parameter", "-fno-stack-protector", "-ffile-prefix-map=" + here + "=bpf", "-I", include, "-I", ".", "-c", source, "-o", object}
 	if err := tool("clang", args...); err != nil {
 		return fmt.Errorf("compile %s: %w", source, err)
 	}
