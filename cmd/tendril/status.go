@@ -55,7 +55,8 @@ func askStatus(ctx context.Context, a *app) (*agentv1.StatusResponse, error) {
 
 // waitReady asks until the agent is ready, also while it is still starting.
 func waitReady(ctx context.Context, a *app, timeout time.Duration) (*agentv1.StatusResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	end := time.Now().Add(timeout)
+	ctx, cancel := context.WithDeadline(ctx, end)
 	defer cancel()
 	ticker := time.NewTicker(100 * time.Millisecond)
 	defer ticker.Stop()
@@ -68,7 +69,7 @@ func waitReady(ctx context.Context, a *app, timeout time.Duration) (*agentv1.Sta
 		if err == nil {
 			return status, nil
 		}
-		if lacks == nil || ctx.Err() == nil {
+		if lacks == nil || time.Now().Before(end) { // an answer that was cut off at the end says nothing of the agent
 			lacks = err
 		}
 		select {
