@@ -83,7 +83,7 @@ func TestEveryPortOfTheRangeIsFoundAndThenTheReasonIsClear(t *testing.T) {
 		pod := i%2 + 1
 		text := fmt.Sprintf("from_pod %d udp 10.1.0.%d:5000 > 198.51.100.1:53", pod, pod+1)
 		if i >= 2 {
-			pod, text = i, fmt.Sprintf("from_pod %d udp 10.1.0.%d:5000 > 198.51.100.1:53", i+1, i+20)
+			text = fmt.Sprintf("from_pod %d udp 10.1.0.%d:5000 > 198.51.100.1:53", i+1, i+20)
 			if _, err := s.do(fmt.Sprintf("endpoint %d 10.1.0.%d fd01::%d peer=20 egress=1 ingress=1", i+1, i+20, i+20)); err != nil {
 				t.Fatal(err)
 			}

@@ -83,7 +83,6 @@ func tellStory(t *testing.T, file string) {
 type stage struct {
 	maps     map[string]*ebpf.Map
 	programs map[string]*ebpf.Program
-	hooks    map[Hook]string
 	events   *ringbuf.Reader
 	nextCell uint32
 	slots    uint32

@@ -50,7 +50,8 @@ func run(ctx context.Context, getenv func(string) string, stdin io.Reader, stdou
 // report prints an error as the specification wants it, with the newest version: the request may have had none.
 func report(stdout io.Writer, failure *cni.Error) {
 	versions := cni.Versions()
-	json.NewEncoder(stdout).Encode(struct {
+	// Nobody is left to be told that standard output is closed: the exit status says the rest.
+	_ = json.NewEncoder(stdout).Encode(struct {
 		CNIVersion string `json:"cniVersion"`
 		*cni.Error
 	}{versions[len(versions)-1], failure})

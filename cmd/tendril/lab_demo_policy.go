@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,7 +13,7 @@ import (
 )
 
 // reach is step 1: every pair of near and far, in both families and both routing modes.
-func (d *demo) reach(ctx context.Context) error {
+func (d *demo) reach(ctx context.Context) (err error) {
 	d.s.lines(d.s.dim.Render(fmt.Sprintf("%-8s %-11s %-5s %-18s %-18s %-6s %s", "routing", "", "", "from", "to", "answer", "took")))
 	if err := d.reachIn(ctx, d.pods["client"], d.pods["web-1"], d.pods["web-2"], lab.ModeNative); err != nil {
 		return err
@@ -22,7 +23,7 @@ func (d *demo) reach(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer overlay.Down(context.WithoutCancel(ctx))
+	defer func() { err = errors.Join(err, overlay.Down(context.WithoutCancel(ctx))) }()
 	pods := map[string]*lab.Pod{}
 	for name, node := range map[string]string{"web-1": "node1", "web-2": "node2", "client": "node1"} {
 		if pods[name], err = overlay.AddPod(ctx, lab.PodSpec{Node: node, Namespace: namespace, Name: name}); err != nil {

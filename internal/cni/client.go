@@ -25,7 +25,7 @@ func Ask(ctx context.Context, socket string, raw *Raw, netns *os.File, patience 
 		return nil, err
 	}
 	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if err := writeFrame(conn, raw, netns); err != nil {
 		return nil, fmt.Errorf("send request to agent: %w", err)

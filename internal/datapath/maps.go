@@ -154,7 +154,7 @@ func openMap(pin string, spec *ebpf.MapSpec, found bool) (*ebpf.Map, error) {
 // undo takes back what openMaps made.
 func (s *mapSet) undo() {
 	for _, name := range s.made {
-		s.maps[name].Unpin()
+		_ = s.maps[name].Unpin() // an error is already on its way up; the next start finds the pin and uses it
 	}
 	s.close()
 }

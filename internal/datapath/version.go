@@ -111,7 +111,7 @@ func hashText(out io.Writer, text asm.Instructions) {
 		line = binary.NativeEndian.AppendUint64(line[:0], uint64(ins.Constant))
 		line = append(line, byte(ins.OpCode), byte(ins.Dst), byte(ins.Src), byte(ins.Offset), byte(ins.Offset>>8))
 		line = append(line, ins.Reference()...)
-		out.Write(append(line, '\n'))
+		_, _ = out.Write(append(line, '\n')) // a hash's Write never fails (hash.Hash)
 	}
 }
 
@@ -195,7 +195,7 @@ func (d *Datapath) loadVersion(specs map[string]*ebpf.CollectionSpec, node *bpf.
 	}
 	defer func() {
 		if err != nil {
-			v.discard()
+			err = errors.Join(err, v.discard())
 		}
 	}()
 	if err := d.loadObjects(v, specs, node); err != nil {

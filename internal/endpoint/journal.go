@@ -179,9 +179,12 @@ func (j *journal) rewrite() error {
 	})
 	var text bytes.Buffer
 	encoder := json.NewEncoder(&text)
-	encoder.Encode(j.now.head())
+	failed := []error{encoder.Encode(j.now.head())}
 	for _, record := range j.now.records {
-		encoder.Encode(entry{Put: record})
+		failed = append(failed, encoder.Encode(entry{Put: record}))
+	}
+	if err := errors.Join(failed...); err != nil {
+		return fmt.Errorf("rewrite endpoints' journal: %w", err)
 	}
 	file, err := replaceFile(j.path, text.Bytes())
 	if err != nil {

@@ -33,7 +33,7 @@ func (h *Handle) Watch(ctx context.Context, changed func(Snapshot)) error {
 		return err
 	}
 	defer announcements.Close()
-	stop := context.AfterFunc(ctx, func() { announcements.SetReadDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = announcements.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	for {
 		snapshot, err := h.Snapshot()

@@ -449,7 +449,9 @@ func (l *policyLoop) markJudged(states map[uint32]judged, subjects []policy.Subj
 		changed := *row
 		change(&changed)
 		if changed.State != row.State || changed.Peer != row.Peer || changed.Ingress != row.Ingress || changed.Egress != row.Egress {
-			l.tables.Endpoints.Insert(txn, &changed)
+			if _, _, err := l.tables.Endpoints.Insert(txn, &changed); err != nil {
+				l.log.Error("note what judges an endpoint", "endpoint", id, "error", err)
+			}
 		}
 	}
 	for _, subject := range subjects {
