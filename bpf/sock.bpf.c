@@ -11,6 +11,7 @@
  *
  * An IPv4 address that comes through an IPv6 socket as v4-mapped is the same 16 bytes, and takes the same path.
  */
+#include "lib/backend.h"
 #include "lib/packet.h"
 
 char module_license[] SEC("license") = "Dual BSD/GPL";
@@ -71,22 +72,6 @@ static __always_inline int target_refuse(void)
 	return SOCKET_REFUSE;
 }
 
-/* target_backend chooses a backend that takes new connections, or returns 0. */
-static __always_inline __u32 target_backend(const struct frontend *frontend)
-{
-	__u32 count = frontend->slot_count, first = frontend->first_slot;
-
-	for (int i = 0; i < BACKEND_TRIES && count; i++) {
-		__u32 slot = first + bpf_get_prandom_u32() % count;
-		__u32 *index = bpf_map_lookup_elem(&slots, &slot);
-		struct backend *backend = index ? bpf_map_lookup_elem(&backends, index) : NULL;
-
-		if (backend && backend->state == BACKEND_ACTIVE)
-			return *index;
-	}
-	return 0;
-}
-
 /* target_translate finds the backend for a service address. It returns its index, 0: no service, -1: no backend. */
 static __always_inline int target_translate(struct target *t)
 {
@@ -97,7 +82,7 @@ static __always_inline int target_translate(struct target *t)
 
 	if (!frontend)
 		return 0;
-	index = target_backend(frontend);
+	index = backend_pick(frontend);
 	backend = index ? bpf_map_lookup_elem(&backends, &index) : NULL;
 	if (!backend)
 		return -1;

@@ -8,25 +8,10 @@
  */
 #pragma once
 
+#include "backend.h"
 #include "conntrack.h"
 #include "packet.h"
 #include "rewrite.h"
-
-/* service_pick chooses a backend that takes new connections, or returns 0. */
-static __always_inline __u32 service_pick(const struct frontend *frontend)
-{
-	__u32 count = frontend->slot_count, first = frontend->first_slot;
-
-	for (int i = 0; i < BACKEND_TRIES && count; i++) {
-		__u32 slot = first + bpf_get_prandom_u32() % count;
-		__u32 *index = bpf_map_lookup_elem(&slots, &slot);
-		struct backend *backend = index ? bpf_map_lookup_elem(&backends, index) : NULL;
-
-		if (backend && backend->state == BACKEND_ACTIVE)
-			return *index;
-	}
-	return 0;
-}
 
 /* service_frontend finds the frontend that a packet is addressed to. */
 static __always_inline struct frontend *service_frontend(const struct packet *p)
@@ -89,7 +74,7 @@ static __always_inline int service_backend(struct packet *p, const struct flow_k
 		return entry ? DROP_NO_BACKEND : GO_ON;
 	if (entry && !opening)
 		return DROP_NO_BACKEND; /* its backend is gone: another one would not know the connection */
-	*backend = service_pick(frontend);
+	*backend = backend_pick(frontend);
 	if (!*backend)
 		return DROP_NO_BACKEND;
 	return service_remember(p, key, *backend);

@@ -87,12 +87,12 @@ func Build(ctx context.Context, config Config, log *slog.Logger) (_ *Agent, err 
 	return a, nil
 }
 
-func (a *Agent) buildFolders(context.Context) error {
+func (a *Agent) buildFolders(ctx context.Context) error {
 	for field, folder := range map[string]string{"run_dir": a.config.RunDir, "state_dir": a.config.StateDir} {
 		if err := os.MkdirAll(folder, 0o700); err != nil {
 			return err
 		}
-		lock, err := lockFolder(field, folder)
+		lock, err := lockFolder(ctx, field, folder)
 		if err != nil {
 			return err
 		}
@@ -101,18 +101,28 @@ func (a *Agent) buildFolders(context.Context) error {
 	return nil
 }
 
+// lockPatience is how long a start waits for the agent before it to end. One that was killed may hold its locks for
+// some milliseconds after its process looks dead: its threads end one by one.
+const lockPatience = 2 * time.Second
+
 // lockFolder makes this agent the only one on a folder for as long as the file is open, the process's end included. It
 // comes before everything else: a second agent must not take the sockets, the journal or the node's addresses away from
 // one that runs, and the BPF folder, which has a lock of its own, may be another one.
-func lockFolder(field, folder string) (*os.File, error) {
+func lockFolder(ctx context.Context, field, folder string) (*os.File, error) {
 	lock, err := os.Open(folder)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = errors.New("another agent is running on it: stop that one, or give this one a folder of its own")
+	for begun := time.Now(); ; {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Since(begun) > lockPatience || !sleep(ctx, 5*time.Millisecond) {
+			break
 		}
+	}
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = errors.New("another agent is running on it: stop that one, or give this one a folder of its own")
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s %s: %w", field, folder, err), lock.Close())
 	}
 	return lock, nil

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestASecondAgentOnAFolderIsRefusedAndTakesNothing(t *testing.T) {
@@ -48,4 +49,18 @@ func answers(path string) bool {
 	}
 	connection.Close()
 	return true
+}
+
+func TestAStartWaitsForAnAgentThatIsAboutToEnd(t *testing.T) {
+	folder := t.TempDir()
+	before, err := lockFolder(t.Context(), "run_dir", folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(50*time.Millisecond, func() { before.Close() }) // its last thread ends
+	after, err := lockFolder(t.Context(), "run_dir", folder)
+	if err != nil {
+		t.Fatalf("a restart right behind a kill was refused: %v", err)
+	}
+	after.Close()
 }
