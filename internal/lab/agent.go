@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 
 	agentv1 "tendril.io/tendril/api/agent/v1"
@@ -135,7 +136,9 @@ func (l *Lab) Agent(node string) (agentv1.AgentClient, error) {
 		return nil, err
 	}
 	socket := "unix://" + l.state(node, "agent.sock")
-	conn, err := grpc.NewClient(socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	// An agent that starts is asked again within milliseconds; gRPC would wait a second after the first refusal.
+	pace := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 200 * time.Millisecond}}
+	conn, err := grpc.NewClient(socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(pace))
 	if err != nil {
 		return nil, fmt.Errorf("agent of %s: %w", node, err)
 	}
