@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/cilium/statedb"
+
+	"tendril.io/tendril/internal/store"
 )
 
 // target is something outside that is made equal to a table. All three verbs are idempotent: a row may be updated
@@ -34,7 +36,7 @@ type reconciler[Row any] struct {
 	log      *slog.Logger
 
 	failed  map[string]pending[Row]
-	backoff time.Duration
+	backoff store.Backoff
 }
 
 // pending is an operation that failed and is tried again.
@@ -59,6 +61,7 @@ func (r *reconciler[Row]) Run(ctx context.Context) error {
 	}
 	defer changes.Close()
 	r.failed = make(map[string]pending[Row])
+	r.backoff = store.Backoff{Min: reconcileBackoffMin, Max: reconcileBackoffMax}
 	complete := r.complete
 	prune := time.NewTimer(time.Hour)
 	defer prune.Stop()
@@ -107,18 +110,17 @@ func (r *reconciler[Row]) retry(ctx context.Context) {
 		r.apply(ctx, p)
 	}
 	if len(r.failed) < before {
-		r.backoff = 0
+		r.backoff.Reset()
 	}
 }
 
 // retryTimer fires after the present back-off, which doubles with each round that mends nothing.
 func (r *reconciler[Row]) retryTimer() (<-chan time.Time, func()) {
 	if len(r.failed) == 0 {
-		r.backoff = 0
+		r.backoff.Reset()
 		return nil, func() {}
 	}
-	r.backoff = min(max(2*r.backoff, reconcileBackoffMin), reconcileBackoffMax)
-	timer := time.NewTimer(jittered(r.backoff))
+	timer := time.NewTimer(r.backoff.Next())
 	return timer.C, func() { timer.Stop() }
 }
 
