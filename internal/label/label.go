@@ -17,6 +17,7 @@ const (
 	ScopePod       Scope = iota // a label of the workload itself
 	ScopeNamespace              // a label of its namespace
 	ScopeFact                   // one of the Fact keys below
+	ScopeNode                   // a label of a node; only nodes (FactReserved host, remote-node) have any
 )
 
 // Keys of ScopeFact.
@@ -24,7 +25,8 @@ const (
 	FactNamespace      = "namespace"
 	FactServiceAccount = "service-account"
 	FactCluster        = "cluster"
-	FactReserved       = "reserved" // value: host, world, remote-node, ...; absent on pods
+	FactReserved       = "reserved"   // value: host, world, remote-node, ...; absent on pods
+	FactAPIServer      = "api-server" // value: true; absent where no API server answers
 )
 
 // MetadataName is the label that Kubernetes gives every namespace: its own name. Attributes of workloads answer it
@@ -50,6 +52,8 @@ func (k Key) String() string {
 		return "namespace:" + k.Name
 	case ScopeFact:
 		return "@" + k.Name
+	case ScopeNode:
+		return "node:" + k.Name
 	}
 	return k.Name
 }

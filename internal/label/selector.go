@@ -163,7 +163,7 @@ func (r Requirement) String() string {
 }
 
 func (r Requirement) validate() error {
-	if r.Key.Scope > ScopeFact {
+	if r.Key.Scope > ScopeNode {
 		return fmt.Errorf("selector: key %q has no such scope %d", r.Key.Name, r.Key.Scope)
 	}
 	if err := ValidateKey(r.Key.Name); err != nil {

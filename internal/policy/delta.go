@@ -88,6 +88,9 @@ type SubjectRow struct {
 	Endpoint        uint32
 	Peer            uint32
 	Ingress, Egress uint32 // program numbers
+	// StagedIngress and StagedEgress are programs that hold the staged policies as well, to be asked for the record
+	// only; 0: no staged policy selects the endpoint in that direction.
+	StagedIngress, StagedEgress uint32
 }
 
 // Work counts what a delta cost to compute, for the promise that cost is local.

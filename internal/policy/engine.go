@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/identity"
@@ -209,6 +210,12 @@ func (e *Engine) Selected(key Key) int {
 
 // Validate checks what every dialect must have checked already, and the engine relies on.
 func (p *Policy) Validate() error {
+	if places := p.NeedsProxy(); len(places) > 0 {
+		return fmt.Errorf("policy %s: %s: needs the proxy, which this node does not have: remove the rule", p.Key, strings.Join(places, ", "))
+	}
+	if p.Staged {
+		return fmt.Errorf("policy %s: staged policies are not supported yet", p.Key)
+	}
 	for i := range p.Specs {
 		s := &p.Specs[i]
 		if s.Tier == TierBuiltin || s.Tier > TierBaseline {
@@ -245,18 +252,20 @@ func (r *Rule) validate() error {
 
 func (p *Peer) validate() error {
 	kinds := 0
-	for _, has := range []bool{p.Any, p.Selector != nil, p.Entity != EntityNone, p.CIDR != nil} {
+	for _, has := range []bool{p.Any, p.Selector != nil, p.Entity != EntityNone, p.CIDR != nil, p.Group != nil, p.FQDN != nil} {
 		if has {
 			kinds++
 		}
 	}
 	switch {
 	case kinds != 1:
-		return fmt.Errorf("give exactly one of any, selector, entity and CIDR, not %d of them", kinds)
+		return fmt.Errorf("give exactly one of any, selector, entity, CIDR, group and FQDN, not %d of them", kinds)
 	case p.Entity != EntityNone && !p.Entity.valid():
 		return fmt.Errorf("no such entity %q", p.Entity)
 	case p.CIDR != nil:
 		return p.CIDR.validate()
+	case p.Group != nil:
+		return fmt.Errorf("groups are not supported yet")
 	}
 	return nil
 }

@@ -15,8 +15,9 @@ type Workload struct {
 	ServiceAccount string
 	Labels         label.Set
 	NamedPorts     []NamedPort
-	// Reserved is identity.Init for a pod whose labels have not arrived yet, another reserved identity for what has
-	// no labels at all; zero for a pod with labels. With Reserved set the fields above, NamedPorts included, count for nothing.
+	// Reserved is identity.Init for a pod whose labels have not arrived yet, another reserved identity for what is no
+	// pod; zero for a pod with labels. With Reserved set the fields above count for nothing, but for Labels where it is
+	// Host or RemoteNode: they are then the node's own (ScopeNode).
 	Reserved identity.Reserved
 }
 
@@ -34,6 +35,17 @@ type AddressFact struct {
 	Node     uint32            // index into the datapath's nodes; 0: not of a node
 	Endpoint uint32            // index into the datapath's endpoints if it is a pod of this node
 	Flags    uint32            // enum address_flag
+	// APIServer: an API server answers at the address, whoever else it is: EntityKubeAPIServer holds it as well.
+	APIServer bool
+}
+
+// Group is a set of addresses that policies name and that changes by itself.
+type Group struct {
+	Kind      GroupKind
+	Namespace string // empty for GroupCIDR
+	Name      string
+	Labels    label.Set
+	Prefixes  []netip.Prefix
 }
 
 // Config limits and configures an engine. The zero value is the default.

@@ -16,7 +16,8 @@ type Key struct {
 // Tier orders kinds of policy. A lower tier is looked at first; within a tier, a lower priority.
 type Tier uint8
 
-// The tiers. ClusterNetworkPolicy owns Admin and Baseline; everything else is Normal.
+// The tiers. ClusterNetworkPolicy owns Admin and Baseline; everything else is Normal. In those two the rules of a policy
+// are looked at in the order in which they stand there; in Normal, by their actions.
 const (
 	TierBuiltin  Tier = 0
 	TierAdmin    Tier = 1
@@ -33,7 +34,7 @@ const (
 	Egress
 )
 
-// Action is what a rule does. Its order is the order of precedence within equal tier and priority.
+// Action is what a rule does. In TierNormal its order is the order of precedence within equal priority.
 type Action uint8
 
 // The actions.
@@ -50,6 +51,8 @@ type Policy struct {
 	Revision uint64
 	Source   string // file or object it came from, for explain
 	Specs    []Spec // an object can hold several (CiliumNetworkPolicy.specs)
+	// Staged: flow records say what the verdict would be if it were in force, and it has no other effect.
+	Staged bool
 }
 
 // Spec is a selection of endpoints and what holds for them.
@@ -57,7 +60,7 @@ type Spec struct {
 	Place    string // field path of the spec inside the object, e.g. "spec" or "specs[1]"
 	Tier     Tier
 	Priority uint32
-	Subject  label.Selector // the endpoints it applies to
+	Subject  label.Selector // the endpoints it applies to; one that asks for FactReserved host means nodes (ScopeNode: by their labels)
 	Isolates [2]bool        // by Direction: endpoints deny in that direction what no rule allows
 	Rules    []Rule
 }
@@ -71,6 +74,7 @@ type Rule struct {
 	Peers     []Peer // one must match; empty: no peer matches (a dialect's "all" is said with Peer{Any: true})
 	Ports     []Port // one must match; empty: any protocol and port
 	ProxyPort uint16 // of Redirect
+	L7        *L7    // what is asked beyond L4; nil: nothing. Only a proxy can answer it (see NeedsProxy)
 }
 
 // Peer is one alternative for the other side of a rule. Exactly one of the fields is set.
@@ -79,6 +83,33 @@ type Peer struct {
 	Selector *label.Selector // pods
 	Entity   Entity          // reserved identities
 	CIDR     *CIDR
+	Group    *GroupRef // addresses that are known by the name of a service or of a list
+	FQDN     *FQDN     // addresses that DNS gives a name; only a proxy can know them (see NeedsProxy)
+}
+
+// GroupKind says what a group of addresses is.
+type GroupKind string
+
+// The kinds of group.
+const (
+	GroupService GroupKind = "service" // the addresses of a service's backends
+	GroupCIDR    GroupKind = "cidr"    // a CiliumCIDRGroup
+)
+
+// GroupRef names one group of addresses, or all of a kind that its labels select. A group that is not known is empty.
+type GroupRef struct {
+	Kind        GroupKind
+	Namespace   string          // of services; empty: of any namespace
+	Name        string          // empty: those that Labels selects
+	Labels      *label.Selector // over the group's own labels (ScopePod); only without Name
+	Except      []netip.Prefix  // addresses that are left out, whichever group has them
+	OutsideOnly bool            // as in CIDR
+}
+
+// FQDN is a set of names in DNS. Exactly one of the fields is set.
+type FQDN struct {
+	Name    string // lower case, without the last dot
+	Pattern string // the same with *, which stands for any characters of one label; alone, for any name
 }
 
 // Entity is a named group of peers.
