@@ -132,8 +132,7 @@ func (l *Lab) WipeStore(ctx context.Context) error {
 func (l *Lab) operatorRecords(ctx context.Context) ([]store.Record, error) {
 	var records []store.Record
 	err := l.withWriter(func(w *store.Writer) error {
-		for _, kind := range []store.Kind{store.KindLabels, store.KindNamespace, store.KindService, store.KindEndpoints,
-			store.KindPolicy, store.KindPod} {
+		for _, kind := range store.Filled() {
 			some, err := w.List(ctx, kind)
 			if err != nil {
 				return err

@@ -229,7 +229,7 @@ func (a *applier) settle(epoch string, seen map[Key]bool, trust bool, did applie
 
 // complete says whether every kind that the operator fills is complete for the epoch at hand.
 func (a *applier) complete() bool {
-	for _, kind := range filled() {
+	for _, kind := range Filled() {
 		if a.epoch == "" || !a.marks[syncedKey(a.epoch, kind)] {
 			return false
 		}

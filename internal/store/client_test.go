@@ -17,7 +17,7 @@ import (
 
 func TestAnAgentSeesTheStoreFirstWholeAndThenChangeByChange(t *testing.T) {
 	w := newWorld(t)
-	w.fill(PodRecord("n1", "web"), NamespaceRecord("default", "red"))
+	w.fill(PodRecord("n1", "web"), NamespaceRecord("default", "red"), NodeLabelsRecord("n1", "edge"), CIDRGroupRecord("office", "203.0.113.0/24"))
 	a := w.agent("n1")
 	a.untilSynced()
 	select {
@@ -26,16 +26,21 @@ func TestAnAgentSeesTheStoreFirstWholeAndThenChangeByChange(t *testing.T) {
 		t.Error("synced is still open")
 	}
 	want := []string{
+		"cidrgroups office 203.0.113.0/24 -",
 		"namespaces default team=red",
+		"nodelabels n1 role=edge",
 		"pods n1 default web uid-web 01020300000000000000000000000000 - ready",
 	}
 	if diff := cmp.Diff(want, a.rows()); diff != "" {
 		t.Errorf("tables (-want +got):\n%s", diff)
 	}
 
-	a.caughtUp(w.apply(NamespaceRecord("default", "blue"), PodRecord("n1", "db"), Record{PodRecord("n1", "web").Key, nil}).Revision)
+	a.caughtUp(w.apply(NamespaceRecord("default", "blue"), PodRecord("n1", "db"), Record{PodRecord("n1", "web").Key, nil},
+		NodeLabelsRecord("n1", "core"), Record{CIDRGroupRecord("office").Key, nil}, CIDRGroupRecord("shop", "2001:db8::/32")).Revision)
 	want = []string{
+		"cidrgroups shop 2001:db8::/32 -",
 		"namespaces default team=blue",
+		"nodelabels n1 role=core",
 		"pods n1 default db uid-db 01020300000000000000000000000000 - ready",
 	}
 	if diff := cmp.Diff(want, a.rows()); diff != "" {

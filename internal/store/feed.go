@@ -176,7 +176,7 @@ func (f *feed) resume(ctx context.Context, epoch string) error {
 // the answer can be newer than our revision.
 func (f *feed) readMarkers(ctx context.Context, epoch string) error {
 	var reads []clientv3.Op
-	for _, kind := range filled() {
+	for _, kind := range Filled() {
 		reads = append(reads, clientv3.OpGet(f.prefix+syncedKey(epoch, kind).String(), clientv3.WithKeysOnly()))
 	}
 	var response *clientv3.TxnResponse
@@ -192,7 +192,7 @@ func (f *feed) readMarkers(ctx context.Context, epoch string) error {
 	if f.behind || len(f.applier.stale) > 0 {
 		return nil
 	}
-	for i, kind := range filled() {
+	for i, kind := range Filled() {
 		if len(response.Responses[i].GetResponseRange().GetKvs()) > 0 {
 			f.applier.marks[syncedKey(epoch, kind)] = true
 		}

@@ -22,6 +22,16 @@ func NamespaceRecord(name, value string) Record {
 	return Record{NamespaceKey(name).String(), &storev1.Namespace{Labels: map[string]string{"team": value}}}
 }
 
+// NodeLabelsRecord is a node with the label role.
+func NodeLabelsRecord(node, value string) Record {
+	return Record{NodeLabelsKey(node).String(), &storev1.NodeLabels{Labels: map[string]string{"role": value}}}
+}
+
+// CIDRGroupRecord is a group of ranges.
+func CIDRGroupRecord(name string, prefixes ...string) Record {
+	return Record{CIDRGroupKey(name).String(), &storev1.CIDRGroup{Prefixes: prefixes}}
+}
+
 // PolicyRecord is a NetworkPolicy of the namespace default.
 func PolicyRecord(name, object string) Record {
 	return Record{PolicyKey("NetworkPolicy", "default", name).String(), &storev1.Policy{Object: []byte(object)}}

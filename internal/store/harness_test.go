@@ -184,7 +184,8 @@ func (a *agent) stop() {
 func (a *agent) rows() []string {
 	txn := a.tables.DB.ReadTxn()
 	var lines []string
-	for _, name := range []string{"nodes", "pods", "ips", "labelsets", "namespaces", "services", "backends", "policies"} {
+	for _, stored := range a.tables.Stored() {
+		name := stored.Name()
 		_, rows, err := a.tables.Show(txn, name)
 		if err != nil {
 			a.t.Fatal(err)

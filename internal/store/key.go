@@ -15,19 +15,21 @@ type Kind string
 
 // The kinds. Each comment says who writes it.
 const (
-	KindEpoch     Kind = "epoch"      // operator
-	KindSynced    Kind = "synced"     // operator; its node for ips/<node>
-	KindCounter   Kind = "counters"   // operator
-	KindNode      Kind = "nodes"      // its agent
-	KindAlive     Kind = "alive"      // its agent; the only leased key
-	KindPod       Kind = "pods"       // operator
-	KindIP        Kind = "ips"        // its agent
-	KindLabels    Kind = "labels"     // operator
-	KindNamespace Kind = "namespaces" // operator
-	KindService   Kind = "services"   // operator
-	KindEndpoints Kind = "endpoints"  // operator
-	KindPolicy    Kind = "policies"   // operator
-	KindAck       Kind = "acks"       // its agent
+	KindEpoch      Kind = "epoch"      // operator
+	KindSynced     Kind = "synced"     // operator; its node for ips/<node>
+	KindCounter    Kind = "counters"   // operator
+	KindNode       Kind = "nodes"      // its agent
+	KindAlive      Kind = "alive"      // its agent; the only leased key
+	KindPod        Kind = "pods"       // operator
+	KindIP         Kind = "ips"        // its agent
+	KindLabels     Kind = "labels"     // operator
+	KindNamespace  Kind = "namespaces" // operator
+	KindNodeLabels Kind = "nodelabels" // operator
+	KindCIDRGroup  Kind = "cidrgroups" // operator
+	KindService    Kind = "services"   // operator
+	KindEndpoints  Kind = "endpoints"  // operator
+	KindPolicy     Kind = "policies"   // operator
+	KindAck        Kind = "acks"       // its agent
 )
 
 // errUnknownKind marks keys of kinds that a newer version may have brought; readers pass over them.
@@ -73,6 +75,12 @@ func LabelsKey(hash [16]byte) Key {
 
 // NamespaceKey is namespaces/<namespace>.
 func NamespaceKey(namespace string) Key { return Key{Kind: KindNamespace, First: namespace} }
+
+// NodeLabelsKey is nodelabels/<node>.
+func NodeLabelsKey(node string) Key { return Key{Kind: KindNodeLabels, First: node} }
+
+// CIDRGroupKey is cidrgroups/<name>.
+func CIDRGroupKey(name string) Key { return Key{Kind: KindCIDRGroup, First: name} }
 
 // ServiceKey is services/<namespace>/<name>.
 func ServiceKey(namespace, name string) Key {
@@ -196,7 +204,7 @@ func shape(kind Kind, parts []string) (count int, known bool) {
 	switch kind {
 	case KindEpoch:
 		return 0, true
-	case KindNode, KindAlive, KindAck, KindLabels, KindNamespace, KindCounter:
+	case KindNode, KindAlive, KindAck, KindLabels, KindNamespace, KindNodeLabels, KindCIDRGroup, KindCounter:
 		return 1, true
 	case KindIP, KindService:
 		return 2, true
@@ -248,14 +256,16 @@ func parseHash(text string) (hash [16]byte, err error) {
 	return [16]byte(bytes), nil
 }
 
-// filled lists the kinds that the operator writes in full, in the order in which a reader wants them: what is
+// Filled lists the kinds that the operator writes in full, in the order in which a reader wants them: what is
 // referred to before what refers to it.
-func filled() []Kind {
-	return []Kind{KindLabels, KindNamespace, KindService, KindEndpoints, KindPolicy, KindPod}
+func Filled() []Kind {
+	return []Kind{
+		KindLabels, KindNamespace, KindNodeLabels, KindCIDRGroup, KindService, KindEndpoints, KindPolicy, KindPod,
+	}
 }
 
 // isFilled says whether the operator writes the kind.
-func isFilled(kind Kind) bool { return slices.Contains(filled(), kind) }
+func isFilled(kind Kind) bool { return slices.Contains(Filled(), kind) }
 
 // Prefix is what all keys of a cluster begin with.
 func Prefix(cluster string) string { return "/tendril/v1/" + cluster + "/" }

@@ -21,6 +21,8 @@ func TestAKeyIsItsKindAndNamesWithSlashes(t *testing.T) {
 		"pods/n1/default/web": PodKey("n1", "default", "web"),
 		"labels/ab000000000000000000000000000001": LabelsKey(hash),
 		"namespaces/default":                      NamespaceKey("default"),
+		"nodelabels/n1":                           NodeLabelsKey("n1"),
+		"cidrgroups/office":                       CIDRGroupKey("office"),
 		"services/default/web":                    ServiceKey("default", "web"),
 		"endpoints/default/web/web-x1":            EndpointsKey("default", "web", "web-x1"),
 		"policies/NetworkPolicy/default/deny":     PolicyKey("NetworkPolicy", "default", "deny"),

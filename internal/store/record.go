@@ -31,6 +31,10 @@ func newMessage(kind Kind) proto.Message {
 		return &storev1.LabelSet{}
 	case KindNamespace:
 		return &storev1.Namespace{}
+	case KindNodeLabels:
+		return &storev1.NodeLabels{}
+	case KindCIDRGroup:
+		return &storev1.CIDRGroup{}
 	case KindService:
 		return &storev1.Service{}
 	case KindEndpoints:
@@ -79,6 +83,8 @@ func checkRow(key Key, record proto.Message) (err error) {
 		_, err = ipRow(key, m)
 	case *storev1.Pod:
 		_, err = podRow(key, m)
+	case *storev1.CIDRGroup:
+		_, err = cidrGroupRow(key, m)
 	case *storev1.Service:
 		_, err = serviceRow(key, m)
 	case *storev1.Endpoints:
@@ -165,6 +171,17 @@ func labelSetRow(key Key, m *storev1.LabelSet) (*table.LabelSet, error) {
 
 func namespaceRow(key Key, m *storev1.Namespace) (*table.Namespace, error) {
 	return &table.Namespace{Name: key.First, Labels: maps.Clone(m.GetLabels())}, nil
+}
+
+func nodeLabelsRow(key Key, m *storev1.NodeLabels) (*table.NodeLabels, error) {
+	return &table.NodeLabels{Node: key.First, Labels: maps.Clone(m.GetLabels())}, nil
+}
+
+func cidrGroupRow(key Key, m *storev1.CIDRGroup) (*table.CIDRGroup, error) {
+	row := &table.CIDRGroup{Name: key.First, Labels: maps.Clone(m.GetLabels())}
+	var err error
+	row.Prefixes, err = prefixes("prefixes", m.GetPrefixes())
+	return row, err
 }
 
 func serviceRow(key Key, m *storev1.Service) (*table.Service, error) {

@@ -64,6 +64,17 @@ func TestEachRecordBecomesTheRowOfItsKey(t *testing.T) {
 		Hash: [16]byte{9}, Cluster: "c", Namespace: "ns", ServiceAccount: "sa", Labels: map[string]string{"a": "b"},
 	}, gotSet, err)
 
+	gotLabels, err := nodeLabelsRow(NodeLabelsKey("n1"), &storev1.NodeLabels{Labels: map[string]string{"role": "edge"}})
+	equal(t, &table.NodeLabels{Node: "n1", Labels: map[string]string{"role": "edge"}}, gotLabels, err)
+
+	gotGroup, err := cidrGroupRow(CIDRGroupKey("office"), &storev1.CIDRGroup{
+		Prefixes: []string{"203.0.113.0/24", "2001:db8::/32"}, Labels: map[string]string{"team": "red"},
+	})
+	equal(t, &table.CIDRGroup{
+		Name: "office", Labels: map[string]string{"team": "red"},
+		Prefixes: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("2001:db8::/32")},
+	}, gotGroup, err)
+
 	gotBackends, err := backendsRow(EndpointsKey("ns", "web", "web-1"), &storev1.Endpoints{
 		Ports:    []*storev1.EndpointPort{{Name: "http", Port: 8080, Protocol: 6}},
 		Backends: []*storev1.Backend{{Addresses: [][]byte{four("10.1.0.5")}, Node: "n1", Zone: "z", Ready: true, Pod: "ns/web"}},
@@ -109,6 +120,7 @@ func TestARecordThatCannotBeARowNamesTheField(t *testing.T) {
 		{NodeKey("n"), &storev1.Node{HealthAddresses: [][]byte{{}}}, "health_addresses"},
 		{PodKey("n", "a", "b"), &storev1.Pod{Labels: make([]byte, 20)}, "labels has 20 bytes"},
 		{PodKey("n", "a", "b"), &storev1.Pod{Labels: make([]byte, 16), NamedPorts: []*storev1.NamedPort{{Port: 70000}}}, "named_ports: 70000 is not a port"},
+		{CIDRGroupKey("g"), &storev1.CIDRGroup{Prefixes: []string{"10.0.0.0/8", "10.0.0.1/24"}}, "prefixes: prefix 10.0.0.1/24 has bits beyond"},
 		{ServiceKey("a", "b"), &storev1.Service{Type: 77}, "type 77"},
 		{ServiceKey("a", "b"), &storev1.Service{ClusterIps: [][]byte{{1}}}, "cluster_ips"},
 		{ServiceKey("a", "b"), &storev1.Service{ExternalIps: [][]byte{{1}}}, "external_ips"},
@@ -139,6 +151,8 @@ func FuzzApply(f *testing.F) {
 	f.Add("pods/n1/a/b", []byte{18, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
 	f.Add("nodes/n1", []byte{10, 4, 1, 2, 3, 4})
 	f.Add("services/a/b", []byte{8, 1})
+	f.Add("nodelabels/n1", []byte{10, 6, 10, 1, 'a', 18, 1, 'b'})
+	f.Add("cidrgroups/g", []byte("\n\x0a10.0.0.0/8"))
 	f.Add("synced/e1/pods", []byte(nil))
 	f.Add("ips/n1/10.0.0.1", []byte{10, 1, 'u'})
 	f.Fuzz(func(t *testing.T, key string, value []byte) {

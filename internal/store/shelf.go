@@ -98,6 +98,16 @@ func shelves(t *table.Tables) map[Kind]shelf {
 			func(k Key, _ string) statedb.Query[*table.Namespace] { return table.NamespaceByName(k.First) },
 			func(n *table.Namespace) Key { return NamespaceKey(n.Name) },
 		},
+		KindNodeLabels: &rows[table.NodeLabels, *storev1.NodeLabels]{
+			t.NodeLabels, &storev1.NodeLabels{}, nodeLabelsRow,
+			func(k Key, _ string) statedb.Query[*table.NodeLabels] { return table.NodeLabelsByNode(k.First) },
+			func(n *table.NodeLabels) Key { return NodeLabelsKey(n.Node) },
+		},
+		KindCIDRGroup: &rows[table.CIDRGroup, *storev1.CIDRGroup]{
+			t.CIDRGroups, &storev1.CIDRGroup{}, cidrGroupRow,
+			func(k Key, _ string) statedb.Query[*table.CIDRGroup] { return table.CIDRGroupByName(k.First) },
+			func(g *table.CIDRGroup) Key { return CIDRGroupKey(g.Name) },
+		},
 		KindService: &rows[table.Service, *storev1.Service]{
 			t.Services, &storev1.Service{}, serviceRow,
 			func(k Key, _ string) statedb.Query[*table.Service] { return table.ServiceByName(k.First, k.Second) },

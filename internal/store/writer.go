@@ -157,7 +157,7 @@ func (w *Writer) DeleteNode(ctx context.Context, node string) error {
 	return nil
 }
 
-// checkRecords refuses the whole list, naming each bad key, and sorts what remains in the order of filled.
+// checkRecords refuses the whole list, naming each bad key, and sorts what remains in the order of Filled.
 func checkRecords(records []Record) ([]change, error) {
 	changes := make([]change, 0, len(records))
 	seen := make(map[Key]bool, len(records))
@@ -183,9 +183,9 @@ func checkRecords(records []Record) ([]change, error) {
 
 // order writes what is referred to before what refers to it, and removes the other way round.
 func order(c change) int {
-	place := slices.Index(filled(), c.key.Kind)
+	place := slices.Index(Filled(), c.key.Kind)
 	if c.value == nil {
-		return 2*len(filled()) - place
+		return 2*len(Filled()) - place
 	}
 	return place
 }
@@ -236,7 +236,7 @@ func (w *Writer) gone(ctx context.Context, changes []change) (gone []change, err
 	for _, c := range changes {
 		wanted[c.key.String()] = true
 	}
-	for _, kind := range filled() {
+	for _, kind := range Filled() {
 		err := w.each(ctx, kind, func(text string, _ []byte) error {
 			key, err := ParseKey(text)
 			if err == nil && !wanted[text] {
@@ -467,7 +467,7 @@ func (w *Writer) markFilled(ctx context.Context, epoch string, result *Result) e
 		clientv3.OpDelete(all, clientv3.WithRange(mine)),
 		clientv3.OpDelete(clientv3.GetPrefixRangeEnd(mine), clientv3.WithRange(clientv3.GetPrefixRangeEnd(all))),
 	}
-	for _, kind := range filled() {
+	for _, kind := range Filled() {
 		ops = append(ops, clientv3.OpPut(w.prefix+syncedKey(epoch, kind).String(), string(marker)))
 	}
 	response, err := w.client.Txn(ctx).Then(ops...).Commit()

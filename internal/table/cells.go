@@ -71,6 +71,18 @@ func (*Namespace) TableHeader() []string { return []string{"Name", "Labels"} }
 func (n *Namespace) TableRow() []string { return []string{n.Name, labels(n.Labels)} }
 
 // TableHeader names the columns.
+func (*NodeLabels) TableHeader() []string { return []string{"Node", "Labels"} }
+
+// TableRow prints the row.
+func (n *NodeLabels) TableRow() []string { return []string{n.Node, labels(n.Labels)} }
+
+// TableHeader names the columns.
+func (*CIDRGroup) TableHeader() []string { return []string{"Name", "Prefixes", "Labels"} }
+
+// TableRow prints the row.
+func (g *CIDRGroup) TableRow() []string { return []string{g.Name, list(g.Prefixes), labels(g.Labels)} }
+
+// TableHeader names the columns.
 func (*Service) TableHeader() []string {
 	return []string{"Namespace", "Name", "Type", "ClusterIPs", "Ports", "External", "Sources", "Options"}
 }

@@ -57,6 +57,12 @@ func LabelSetByHash(hash [16]byte) statedb.Query[*LabelSet] { return labelSetByH
 // NamespaceByName finds a namespace.
 func NamespaceByName(name string) statedb.Query[*Namespace] { return namespaceByName().Query(name) }
 
+// NodeLabelsByNode finds the labels of a node.
+func NodeLabelsByNode(node string) statedb.Query[*NodeLabels] { return nodeLabelsByNode().Query(node) }
+
+// CIDRGroupByName finds a group of ranges.
+func CIDRGroupByName(name string) statedb.Query[*CIDRGroup] { return cidrGroupByName().Query(name) }
+
 // ServiceByName finds a service.
 func ServiceByName(namespace, name string) statedb.Query[*Service] {
 	return serviceByName().Query(joined(namespace, name))
@@ -155,6 +161,14 @@ func labelSetByHash() statedb.Index[*LabelSet, [16]byte] {
 
 func namespaceByName() statedb.Index[*Namespace, string] {
 	return text("name", true, func(n *Namespace) string { return n.Name })
+}
+
+func nodeLabelsByNode() statedb.Index[*NodeLabels, string] {
+	return text("node", true, func(n *NodeLabels) string { return n.Node })
+}
+
+func cidrGroupByName() statedb.Index[*CIDRGroup, string] {
+	return text("name", true, func(g *CIDRGroup) string { return g.Name })
 }
 
 func serviceByName() statedb.Index[*Service, string] {

@@ -67,6 +67,19 @@ type Namespace struct {
 	Labels map[string]string
 }
 
+// NodeLabels is what policies select a node by, from nodelabels/<node>.
+type NodeLabels struct {
+	Node   string
+	Labels map[string]string
+}
+
+// CIDRGroup is a list of address ranges that policies name, from cidrgroups/<name>.
+type CIDRGroup struct {
+	Name     string
+	Prefixes []netip.Prefix
+	Labels   map[string]string
+}
+
 // Service is a service's frontends and options, from services/<namespace>/<name>.
 type Service struct {
 	Namespace, Name     string

@@ -98,6 +98,9 @@ func fillStored(t *testing.T, tables *Tables) {
 		Hash: [16]byte{0xab}, Cluster: "c", Namespace: "default", ServiceAccount: "sa", Labels: map[string]string{"b": "2", "a": "1"},
 	})
 	insert(t, tables, tables.Namespaces, &Namespace{Name: "bare"}, &Namespace{Name: "default", Labels: map[string]string{"team": "red"}})
+	insert(t, tables, tables.NodeLabels, &NodeLabels{Node: "bare"}, &NodeLabels{Node: "n1", Labels: map[string]string{"role": "edge"}})
+	insert(t, tables, tables.CIDRGroups, &CIDRGroup{Name: "bare"},
+		&CIDRGroup{Name: "office", Prefixes: within("203.0.113.0/24", "2001:db8::/32"), Labels: map[string]string{"team": "red"}})
 	insert(t, tables, tables.Services, &Service{Namespace: "default", Name: "bare"}, &Service{
 		Namespace: "default", Name: "web", Type: "NodePort", ClusterIPs: at("10.96.0.1"),
 		Ports: []ServicePort{{"http", 6, 80, 30080}, {"", 17, 53, 0}}, ExternalIPs: at("198.51.100.1"), LoadBalancerIPs: at("198.51.100.2"),
@@ -204,6 +207,8 @@ func TestEveryQueryFindsItsRowsAndNoOthers(t *testing.T) {
 		"ip by pod":       {found(s, s.IPs, IPByPodUID("u1")), found(s, s.IPs, IPByPodUID("u2"))},
 		"label set":       {found(s, s.LabelSets, LabelSetByHash([16]byte{0xab})), found(s, s.LabelSets, LabelSetByHash([16]byte{2}))},
 		"namespace":       {found(s, s.Namespaces, NamespaceByName("default")), found(s, s.Namespaces, NamespaceByName("x"))},
+		"node labels":     {found(s, s.NodeLabels, NodeLabelsByNode("n1")), found(s, s.NodeLabels, NodeLabelsByNode("n"))},
+		"cidr group":      {found(s, s.CIDRGroups, CIDRGroupByName("office")), found(s, s.CIDRGroups, CIDRGroupByName("offic"))},
 		"service":         {found(s, s.Services, ServiceByName("default", "web")), found(s, s.Services, ServiceByName("x", "web"))},
 		"slice":           {found(s, s.Backends, BackendsByKey("default", "web", "web-1")), found(s, s.Backends, BackendsByKey("default", "web", "web"))},
 		"policy":          {found(s, s.Policies, PolicyByKey("NetworkPolicy", "default", "deny")), found(s, s.Policies, PolicyByKey("NetworkPolicy", "", "deny"))},

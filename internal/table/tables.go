@@ -19,6 +19,8 @@ type Tables struct {
 	IPs        statedb.RWTable[*IP]
 	LabelSets  statedb.RWTable[*LabelSet]
 	Namespaces statedb.RWTable[*Namespace]
+	NodeLabels statedb.RWTable[*NodeLabels]
+	CIDRGroups statedb.RWTable[*CIDRGroup]
 	Services   statedb.RWTable[*Service]
 	Backends   statedb.RWTable[*Backends]
 	Policies   statedb.RWTable[*Policy]
@@ -65,7 +67,7 @@ func (t *Tables) Run(ctx context.Context) error {
 // Stored returns the tables that the store fills, for one transaction over all of them.
 func (t *Tables) Stored() []statedb.TableMeta {
 	return []statedb.TableMeta{
-		t.Nodes, t.Pods, t.IPs, t.LabelSets, t.Namespaces, t.Services, t.Backends, t.Policies,
+		t.Nodes, t.Pods, t.IPs, t.LabelSets, t.Namespaces, t.NodeLabels, t.CIDRGroups, t.Services, t.Backends, t.Policies,
 	}
 }
 
@@ -138,6 +140,8 @@ func addStored(t *Tables) error {
 		add(t, &t.IPs, "ips", "addresses that nodes' agents gave to pods", ipByKey(), ipByAddr(), ipByPodUID()),
 		add(t, &t.LabelSets, "labelsets", "label sets by content hash", labelSetByHash()),
 		add(t, &t.Namespaces, "namespaces", "labels of namespaces", namespaceByName()),
+		add(t, &t.NodeLabels, "nodelabels", "labels of nodes", nodeLabelsByNode()),
+		add(t, &t.CIDRGroups, "cidrgroups", "address ranges that policies name", cidrGroupByName()),
 		add(t, &t.Services, "services", "services as declared", serviceByName()),
 		add(t, &t.Backends, "backends", "backends of services, one row a slice", backendsByKey()),
 		add(t, &t.Policies, "policies", "policies as written", policyByKey()),
