@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
 	"tendril.io/tendril/internal/identity"
@@ -86,6 +87,14 @@ func TestProofDoesNotGuessForASideThatIsNotHere(t *testing.T) {
 	}
 }
 
+func TestJudgementDoesNotGuessForASideThatIsNotHere(t *testing.T) {
+	n := shop(t)
+	got := n.engine.Judge(n.engine.Party(netip.MustParseAddr("10.0.0.2")), n.engine.Party(netip.MustParseAddr("10.0.0.1")), tcp, 80)
+	if got[0].Judged || got[0].Direction != policy.Egress || !got[1].Judged || got[1].Action != policy.Deny || got[1].Rule.Name != "builtin/default-deny" {
+		t.Errorf("got %+v, want nothing about the egress of a pod that is elsewhere, and ingress denied by default", got)
+	}
+}
+
 func TestProofDescribesReservedPartiesAndPorts(t *testing.T) {
 	n := shop(t)
 	host := policy.Party{Reserved: identity.RemoteNode}
@@ -124,6 +133,10 @@ func TestProofAgreesWithReference(t *testing.T) {
 			}
 			if decided := want.Builtin == "" || want.Builtin == "builtin/local-host"; decided != (len(proof.Steps) > 0 && proof.Steps[len(proof.Steps)-1].Matched && proof.Steps[len(proof.Steps)-1].Action != policy.Pass) {
 				rt.Fatalf("packet %+v: the last step of %+v should have decided: %v", p, proof, decided)
+			}
+			judged := n.engine.Judge(from, to, p.Protocol, p.Port)[1-p.Direction]
+			if diff := cmp.Diff(policy.Judgement{Direction: proof.Direction, Judged: true, Action: proof.Action, Rule: proof.Rule}, judged); diff != "" {
+				rt.Fatalf("packet %+v: proof (-) and judgement (+):\n%s", p, diff)
 			}
 			if proof.Rule.Rule == 0 {
 				rt.Fatalf("packet %+v: the proof's rule has no id: %+v", p, proof.Rule)
