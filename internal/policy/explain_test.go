@@ -72,6 +72,30 @@ func TestProofNamesTheOneFieldThatDiffers(t *testing.T) {
 	}
 }
 
+// The admin tier goes by the order in which the rules stand, the normal tier by their actions.
+func TestRulesOfOrderedTiersAreLookedAtInTheirOrder(t *testing.T) {
+	for tier, want := range map[policy.Tier]string{
+		policy.TierAdmin: "allow deny pass", policy.TierNormal: "deny allow pass", policy.TierBaseline: "allow deny pass",
+	} {
+		n := shop(t)
+		n.engine.DeletePolicy(policy.Key{Kind: "NetworkPolicy", Namespace: "shop", Name: "db"})
+		p := allow("ordered", "db", policy.Rule{})
+		p.Specs[0].Tier, p.Specs[0].Rules = tier, nil
+		for _, action := range []policy.Action{policy.Allow, policy.Deny, policy.Pass} {
+			p.Specs[0].Rules = append(p.Specs[0].Rules, policy.Rule{Place: action.String(), Action: action, Peers: []policy.Peer{pods("nobody")}})
+		}
+		mustSet(t, n.engine, p)
+		n.flush(t, nil)
+		var got []string
+		for _, step := range n.ingressProof("10.0.0.2", tcp, 80).Steps[1:] {
+			got = append(got, step.Action.String())
+		}
+		if got := strings.Join(got, " "); got != want {
+			t.Errorf("tier %d: got %s, want %s", tier, got, want)
+		}
+	}
+}
+
 func TestProofShowsThatTheNodeReachesItsOwnPods(t *testing.T) {
 	p := shop(t).ingressProof("192.168.0.1", tcp, 80)
 	if p.Action != policy.Allow || p.Rule.Name != "builtin/local-host" || len(p.Steps) != 1 {

@@ -131,12 +131,17 @@ func localHostLine() line {
 	return line{spec, rule, 0, spec.selectors(0)}
 }
 
-// compareLines is the order of precedence; between equals, the order of keys and places, so that every node agrees.
+// compareLines is the order of precedence: by tier and priority; in TierNormal then by action; between equals, by the
+// policies' keys and by the rules' places in them, so that every node agrees.
 func compareLines(a, b line) int {
+	byAction := 0
+	if a.spec.spec.Tier == TierNormal {
+		byAction = cmp.Compare(a.rule.Action, b.rule.Action)
+	}
 	return cmp.Or(
 		cmp.Compare(a.spec.spec.Tier, b.spec.spec.Tier),
 		cmp.Compare(a.spec.spec.Priority, b.spec.spec.Priority),
-		cmp.Compare(a.rule.Action, b.rule.Action),
+		byAction,
 		compareSpecs(a.spec, b.spec),
 		cmp.Compare(a.at, b.at),
 	)
