@@ -2,6 +2,7 @@ package policy_test
 
 import (
 	"fmt"
+	"net/netip"
 	"testing"
 
 	"tendril.io/tendril/internal/policy"
@@ -53,5 +54,17 @@ func BenchmarkLoad10kPolicies(b *testing.B) {
 		if refused := e.Refused(); len(refused) > 0 {
 			b.Fatalf("refused: %v", refused[0].Reason)
 		}
+	}
+}
+
+// A flow is judged by 1000 rules, none of which is its own.
+func BenchmarkJudge(b *testing.B) {
+	n := crowd(b, 1000)
+	n.engine.SetAddress(stranger(0))
+	n.flush(b, nil)
+	from, to := n.engine.Party(netip.MustParseAddr("10.1.0.0")), policy.Party{Endpoint: 1}
+	b.ReportAllocs()
+	for b.Loop() {
+		n.engine.Judge(from, to, tcp, 65000)
 	}
 }

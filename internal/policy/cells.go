@@ -25,7 +25,7 @@ func portProtocols() []uint8 { return []uint8{6, 17, 132} }
 
 // rangesOf returns the ranges of a port that has no name.
 func rangesOf(p Port) []portRange {
-	if p.Protocol != 0 || p.First == 0 && p.Last == math.MaxUint16 {
+	if p.Protocol != 0 || p.anyPort() {
 		return []portRange{{p.Protocol, p.First, p.Last}}
 	}
 	var out []portRange
@@ -34,6 +34,9 @@ func rangesOf(p Port) []portRange {
 	}
 	return out
 }
+
+// anyPort says whether a port that has no name is every port.
+func (p *Port) anyPort() bool { return p.First == 0 && p.Last == math.MaxUint16 }
 
 func (r portRange) full() bool { return r.first == 0 && r.last == math.MaxUint16 }
 

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/identity"
 	"tendril.io/tendril/internal/label"
 )
@@ -36,90 +35,48 @@ func (e *Engine) Explain(from, to Party, protocol uint8, port uint16) []Proof {
 	}
 }
 
-// packet is what a rule is compared with.
-type packet struct {
-	peer     *peer
-	name     string // of the peer
-	protocol uint8
-	port     uint16
-}
-
 func (e *Engine) prove(d Direction, endpoint, other Party, protocol uint8, port uint16) Proof {
 	proof := Proof{Direction: d, Endpoint: endpoint.describe(), Peer: other.describe()}
 	s := e.subjects[endpoint.Endpoint]
 	if s == nil {
 		return proof
 	}
-	proof.Judged = true
-	k := packet{peer: e.candidate(other), name: other.describe(), protocol: protocol, port: port}
-	lines, isolators := s.group.linesOf(d)
-	if d == Ingress && !e.config.DenyLocalHost {
-		lines = append([]line{e.localHostLine()}, lines...)
-	}
-	proof.Isolators = isolators
-	e.walk(&proof, s.group, lines, k)
-	if proof.Rule.Rule == 0 {
-		_, rule := s.group.defaultOf(isolators)
-		proof.Rule = e.ruleInfos[uint32(rule)]
-		proof.Action = proof.Rule.Action
+	k := &packet{peer: e.candidate(other), name: other.describe(), protocol: protocol, port: port}
+	p := s.group.programs[d]
+	proof.Judged, proof.Isolators = true, p.isolators
+	nearest := maxDistance
+	proof.Action, proof.Rule = e.walk(s.group, p, k, func(l *line, what looked) {
+		step := e.step(&proof, l)
+		switch what {
+		case lookedSkipped:
+			step.Why = "an earlier rule passed on to the next tier"
+		case lookedMatched:
+			step.Matched = true
+		case lookedMissed:
+			m := s.group.compare(l, k)
+			step.Why = m.why
+			if m.distance < nearest && l.rule.Action != Deny && l.spec.spec.Tier != TierBuiltin {
+				nearest = m.distance
+				proof.Nearest = step.Rule.Name + ": " + m.why
+			}
+		}
+		proof.Steps = append(proof.Steps, step)
+	})
+	if n := len(proof.Steps); n > 0 && proof.Steps[n-1].Matched && proof.Steps[n-1].Action != Pass {
+		proof.Nearest = ""
 	}
 	return proof
 }
 
-// localHostLine is builtin/local-host in the form of a rule, so that it is proved like one.
-func (e *Engine) localHostLine() line {
-	rule := &Rule{Direction: Ingress, Action: Allow, Peers: []Peer{{Entity: EntityHost}}}
-	return line{spec: &specState{policy: &policyState{}, spec: &Spec{Tier: TierBuiltin}}, rule: rule}
-}
-
-// walk looks at the rules in order until one decides, and remembers which of the others came nearest.
-func (e *Engine) walk(proof *Proof, g *group, lines []line, k packet) {
-	skip := TierBuiltin // tiers that a pass has ended
-	nearest := miss{distance: maxDistance}
-	rank := 0
-	for _, l := range lines {
-		info := e.lineInfo(l)
-		step := Step{
-			Rank: uint32(rank), Rule: info, Selector: describePeers(l.rule.Peers), Ports: describePorts(l.rule.Ports), Action: l.rule.Action,
-		}
-		rank++
-		if l.spec.spec.Tier <= skip && skip != TierBuiltin {
-			step.Why = "an earlier rule passed on to the next tier"
-			proof.Steps = append(proof.Steps, step)
-			continue
-		}
-		m := g.compare(l.rule, k)
-		step.Matched, step.Why = m.distance == 0, m.why
-		proof.Steps = append(proof.Steps, step)
-		if step.Matched && l.rule.Action == Pass {
-			skip = l.spec.spec.Tier
-			continue
-		}
-		if step.Matched {
-			proof.Action, proof.Rule, proof.Nearest = l.rule.Action, info, ""
-			return
-		}
-		if m.distance < nearest.distance && l.rule.Action != Deny && l.spec.spec.Tier != TierBuiltin {
-			nearest = m
-			proof.Nearest = info.Name + ": " + m.why
-		}
+// step begins the account of a line that comes next in a proof.
+func (e *Engine) step(proof *Proof, l *line) Step {
+	return Step{
+		Rank: uint32(len(proof.Steps)), Rule: e.lineInfo(l), Selector: describePeers(l.selectors), Ports: describePorts(l.rule.Ports),
+		Action: l.rule.Action,
 	}
 }
 
-// lineInfo describes a line's rule, with its id if some program has given it one.
-func (e *Engine) lineInfo(l line) RuleInfo {
-	key := l.spec.policy.policy.Key
-	if key == (Key{}) {
-		return e.ruleInfos[uint32(bpf.RuleLocalHost)]
-	}
-	info := infoOf(0, l)
-	if r := e.rules[ruleDigest(key, l.rule.Place)]; r != nil {
-		info.Rule = r.id
-	}
-	return info
-}
-
-// miss says how far a rule is from matching: 0 is a match.
+// miss says how far a rule is from matching; a part that matches is at distance 0.
 type miss struct {
 	distance int
 	why      string
@@ -134,16 +91,12 @@ const (
 	maxDistance         = 1 << 20
 )
 
-// compare says how a rule compares with a packet, and if it does not match, what differs.
-func (g *group) compare(r *Rule, k packet) miss {
+// compare says what differs between a rule and a packet that it does not match, and by how much.
+func (g *group) compare(l *line, k *packet) miss {
 	best := miss{maxDistance, "the rule names no peer that can exist"}
-	for _, p := range r.Peers {
-		s := selectorOf(p)
-		if s == nil {
-			continue
-		}
+	ports := g.comparePort(l.rule, k)
+	for _, s := range l.selectors {
 		m := comparePeer(s, k)
-		ports := g.comparePort(r, k)
 		m.distance += ports.distance
 		m.why = strings.Trim(m.why+"; "+ports.why, "; ")
 		if m.distance < best.distance {
@@ -153,7 +106,7 @@ func (g *group) compare(r *Rule, k packet) miss {
 	return best
 }
 
-func comparePeer(s *selector, k packet) miss {
+func comparePeer(s *selector, k *packet) miss {
 	switch {
 	case s.matches(k.peer):
 		return miss{}
@@ -169,7 +122,7 @@ func comparePeer(s *selector, k packet) miss {
 	return miss{distancePeer, fmt.Sprintf("peer %s is not of %s", k.name, s.text)}
 }
 
-func compareLabels(s *selector, k packet) miss {
+func compareLabels(s *selector, k *packet) miss {
 	if k.peer.isReserved() && !s.labels.Mentions(reservedKey) {
 		return miss{distancePeer, fmt.Sprintf("peer %s is not a pod, the rule wants %s", k.name, s.text)}
 	}
@@ -203,36 +156,17 @@ func differs(r label.Requirement, p *peer) string {
 }
 
 // comparePort looks at the ports alone.
-func (g *group) comparePort(r *Rule, k packet) miss {
-	if len(r.Ports) == 0 {
+func (g *group) comparePort(r *Rule, k *packet) miss {
+	if g.speaksOf(r, k) {
 		return miss{}
 	}
-	sameProtocol := false
-	for _, p := range r.Ports {
-		for _, have := range g.portsFor(r, p, k.peer) {
-			if have.protocol != 0 && have.protocol != k.protocol {
-				continue
-			}
-			if sameProtocol = true; have.first <= k.port && k.port <= have.last {
-				return miss{}
-			}
+	for i := range r.Ports {
+		p := r.Ports[i]
+		if p.Protocol == k.protocol || p.Protocol == 0 && slices.Contains(portProtocols(), k.protocol) {
+			return miss{distancePort, fmt.Sprintf("the port is %d, the rule wants %s", k.port, describePorts(r.Ports))}
 		}
 	}
-	if sameProtocol {
-		return miss{distancePort, fmt.Sprintf("the port is %d, the rule wants %s", k.port, describePorts(r.Ports))}
-	}
 	return miss{distanceProtocol, fmt.Sprintf("protocol %s port %d, the rule wants %s", protocolName(k.protocol), k.port, describePorts(r.Ports))}
-}
-
-// portsFor resolves a port of a rule for one packet: names are the destination's.
-func (g *group) portsFor(r *Rule, p Port, destination *peer) []portRange {
-	if p.Name == "" {
-		return rangesOf(p)
-	}
-	if r.Direction == Ingress {
-		return g.resolve(p)
-	}
-	return (&group{workload: destination.workload}).resolve(p)
 }
 
 // candidate is a peer for one question: it is not interned, and ranges are asked for its address.
@@ -266,9 +200,9 @@ func (p Party) describe() string {
 	return p.Reserved.String()
 }
 
-func describePeers(peers []Peer) string {
+func describePeers(selectors []*selector) string {
 	var out []string
-	for _, s := range selectorsOf(peers) {
+	for _, s := range selectors {
 		out = append(out, s.text)
 	}
 	if len(out) == 0 {

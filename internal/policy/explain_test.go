@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
 	"tendril.io/tendril/internal/identity"
@@ -71,6 +72,30 @@ func TestProofNamesTheOneFieldThatDiffers(t *testing.T) {
 	}
 }
 
+// The admin tier goes by the order in which the rules stand, the normal tier by their actions.
+func TestRulesOfOrderedTiersAreLookedAtInTheirOrder(t *testing.T) {
+	for tier, want := range map[policy.Tier]string{
+		policy.TierAdmin: "allow deny pass", policy.TierNormal: "deny allow pass", policy.TierBaseline: "allow deny pass",
+	} {
+		n := shop(t)
+		n.engine.DeletePolicy(policy.Key{Kind: "NetworkPolicy", Namespace: "shop", Name: "db"})
+		p := allow("ordered", "db", policy.Rule{})
+		p.Specs[0].Tier, p.Specs[0].Rules = tier, nil
+		for _, action := range []policy.Action{policy.Allow, policy.Deny, policy.Pass} {
+			p.Specs[0].Rules = append(p.Specs[0].Rules, policy.Rule{Place: action.String(), Action: action, Peers: []policy.Peer{pods("nobody")}})
+		}
+		mustSet(t, n.engine, p)
+		n.flush(t, nil)
+		var got []string
+		for _, step := range n.ingressProof("10.0.0.2", tcp, 80).Steps[1:] {
+			got = append(got, step.Action.String())
+		}
+		if got := strings.Join(got, " "); got != want {
+			t.Errorf("tier %d: got %s, want %s", tier, got, want)
+		}
+	}
+}
+
 func TestProofShowsThatTheNodeReachesItsOwnPods(t *testing.T) {
 	p := shop(t).ingressProof("192.168.0.1", tcp, 80)
 	if p.Action != policy.Allow || p.Rule.Name != "builtin/local-host" || len(p.Steps) != 1 {
@@ -83,6 +108,14 @@ func TestProofDoesNotGuessForASideThatIsNotHere(t *testing.T) {
 	p := n.engine.Explain(n.engine.Party(netip.MustParseAddr("10.0.0.2")), n.engine.Party(netip.MustParseAddr("10.0.0.1")), tcp, 80)[0]
 	if p.Judged || p.Direction != policy.Egress || p.Endpoint != "shop/{app=web}" || p.Peer != "shop/{app=db}" {
 		t.Errorf("got %+v, want an egress proof of shop/{app=web} that claims nothing", p)
+	}
+}
+
+func TestJudgementDoesNotGuessForASideThatIsNotHere(t *testing.T) {
+	n := shop(t)
+	got := n.engine.Judge(n.engine.Party(netip.MustParseAddr("10.0.0.2")), n.engine.Party(netip.MustParseAddr("10.0.0.1")), tcp, 80)
+	if got[0].Judged || got[0].Direction != policy.Egress || !got[1].Judged || got[1].Action != policy.Deny || got[1].Rule.Name != "builtin/default-deny" {
+		t.Errorf("got %+v, want nothing about the egress of a pod that is elsewhere, and ingress denied by default", got)
 	}
 }
 
@@ -124,6 +157,10 @@ func TestProofAgreesWithReference(t *testing.T) {
 			}
 			if decided := want.Builtin == "" || want.Builtin == "builtin/local-host"; decided != (len(proof.Steps) > 0 && proof.Steps[len(proof.Steps)-1].Matched && proof.Steps[len(proof.Steps)-1].Action != policy.Pass) {
 				rt.Fatalf("packet %+v: the last step of %+v should have decided: %v", p, proof, decided)
+			}
+			judged := n.engine.Judge(from, to, p.Protocol, p.Port)[1-p.Direction]
+			if diff := cmp.Diff(policy.Judgement{Direction: proof.Direction, Judged: true, Action: proof.Action, Rule: proof.Rule}, judged); diff != "" {
+				rt.Fatalf("packet %+v: proof (-) and judgement (+):\n%s", p, diff)
 			}
 			if proof.Rule.Rule == 0 {
 				rt.Fatalf("packet %+v: the proof's rule has no id: %+v", p, proof.Rule)

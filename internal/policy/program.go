@@ -43,6 +43,7 @@ type specState struct {
 	policy *policyState
 	index  int
 	spec   *Spec
+	peers  [][]*selector // of each rule, not interned; made when the spec first selects somebody
 }
 
 // program is one direction of a group: a row of policy_programs, with all that it keeps alive.
@@ -54,6 +55,7 @@ type program struct {
 	views     []*view
 	rules     []*ruleState
 	isolators []Key
+	lines     []line // builtin/local-host included, in the order in which they are looked at
 }
 
 // content is what cells hold. Programs of equal content share it. It is never changed in place.
@@ -79,9 +81,10 @@ func (g *group) Attribute(key label.Key) (string, bool) { return attribute(&g.wo
 
 // line is a rule that applies to a group in a direction; lines stand in the order in which rules are looked at.
 type line struct {
-	spec *specState
-	rule *Rule
-	at   int // index of the rule in its spec
+	spec      *specState
+	rule      *Rule
+	at        int         // index of the rule in its spec
+	selectors []*selector // of its peers, not interned
 }
 
 // linesOf returns the rules that apply, the policies that isolate, and whether the default is a deny. Isolation ends
@@ -102,7 +105,7 @@ func (g *group) linesOf(d Direction) (lines []line, isolators []Key) {
 		}
 		for i := range s.spec.Rules {
 			if r := &s.spec.Rules[i]; r.Direction == d {
-				lines = append(lines, line{s, r, i})
+				lines = append(lines, line{s, r, i, s.selectors(i)})
 			}
 		}
 	}
@@ -110,12 +113,35 @@ func (g *group) linesOf(d Direction) (lines []line, isolators []Key) {
 	return lines, isolators
 }
 
-// compareLines is the order of precedence; between equals, the order of keys and places, so that every node agrees.
+// selectors returns the distinct selectors of a rule's peers.
+func (s *specState) selectors(at int) []*selector {
+	if s.peers == nil {
+		s.peers = make([][]*selector, len(s.spec.Rules))
+		for i := range s.spec.Rules {
+			s.peers[i] = selectorsOf(s.spec.Rules[i].Peers)
+		}
+	}
+	return s.peers[at]
+}
+
+// localHostLine is builtin/local-host in the form of a rule: the node's probes reach its own pods, ahead of every policy.
+func localHostLine() line {
+	rule := &Rule{Direction: Ingress, Action: Allow, Peers: []Peer{{Entity: EntityHost}}}
+	spec := &specState{policy: &policyState{}, spec: &Spec{Tier: TierBuiltin, Rules: []Rule{*rule}}}
+	return line{spec, rule, 0, spec.selectors(0)}
+}
+
+// compareLines is the order of precedence: by tier and priority; in TierNormal then by action; between equals, by the
+// policies' keys and by the rules' places in them, so that every node agrees.
 func compareLines(a, b line) int {
+	byAction := 0
+	if a.spec.spec.Tier == TierNormal {
+		byAction = cmp.Compare(a.rule.Action, b.rule.Action)
+	}
 	return cmp.Or(
 		cmp.Compare(a.spec.spec.Tier, b.spec.spec.Tier),
 		cmp.Compare(a.spec.spec.Priority, b.spec.spec.Priority),
-		cmp.Compare(a.rule.Action, b.rule.Action),
+		byAction,
 		compareSpecs(a.spec, b.spec),
 		cmp.Compare(a.at, b.at),
 	)
@@ -157,7 +183,8 @@ type alternative struct {
 }
 
 // alternativesOf resolves a rule for a group. Named ports of ingress rules are the group's own.
-func (g *group) alternativesOf(r *Rule) []alternative {
+func (g *group) alternativesOf(l *line) []alternative {
+	r := l.rule
 	var ranges []portRange
 	var views []Port
 	for _, p := range r.Ports {
@@ -175,7 +202,7 @@ func (g *group) alternativesOf(r *Rule) []alternative {
 	}
 	ranges = mergeRanges(ranges)
 	var out []alternative
-	for _, s := range selectorsOf(r.Peers) {
+	for _, s := range l.selectors {
 		if len(ranges) > 0 {
 			out = append(out, alternative{selector: s, ranges: ranges})
 		}
@@ -221,12 +248,11 @@ func (e *Engine) compile(g *group, d Direction) (*program, error) {
 	action, rule := g.defaultOf(isolators)
 	b.header = bpf.PolicyHeader{DefaultAction: action, DefaultRule: uint32(rule)}
 	if d == Ingress && !e.config.DenyLocalHost {
-		if err := e.compileLocalHost(p, b); err != nil {
-			return nil, err
-		}
+		lines = slices.Insert(lines, 0, localHostLine())
 	}
-	for _, l := range lines {
-		if err := e.compileLine(g, p, b, l); err != nil {
+	p.lines = lines
+	for i := range lines {
+		if err := e.compileLine(g, p, b, &lines[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -245,20 +271,9 @@ func (e *Engine) compile(g *group, d Direction) (*program, error) {
 	return p, err
 }
 
-// compileLocalHost adds builtin/local-host: the node's probes reach its own pods, ahead of every policy.
-func (e *Engine) compileLocalHost(p *program, b *builder) error {
-	s, err := e.use(p, selectorOf(Peer{Entity: EntityHost}))
-	if err != nil {
-		return err
-	}
-	entry := bpf.PolicyEntry{Selector: uint16(s.bit), Action: bpf.ActionAllow, Rule: uint32(bpf.RuleLocalHost)}
-	b.add(entry, TierBuiltin, []portRange{{0, 0, math.MaxUint16}})
-	return nil
-}
-
 // compileLine adds the entries of one rule.
-func (e *Engine) compileLine(g *group, p *program, b *builder, l line) error {
-	alternatives := g.alternativesOf(l.rule)
+func (e *Engine) compileLine(g *group, p *program, b *builder, l *line) error {
+	alternatives := g.alternativesOf(l)
 	if len(alternatives) == 0 {
 		return nil
 	}
@@ -304,7 +319,10 @@ func (e *Engine) use(p *program, s *selector) (*selector, error) {
 }
 
 // useRule returns the id of a rule on behalf of a program. Rules at one place of a policy are one rule.
-func (e *Engine) useRule(p *program, l line) (uint32, error) {
+func (e *Engine) useRule(p *program, l *line) (uint32, error) {
+	if l.spec.spec.Tier == TierBuiltin {
+		return uint32(bpf.RuleLocalHost), nil
+	}
 	digest := ruleDigest(l.spec.policy.policy.Key, l.rule.Place)
 	r := e.rules[digest]
 	if r == nil {
@@ -326,7 +344,7 @@ func ruleDigest(key Key, place string) Digest {
 }
 
 // infoOf describes a rule to people.
-func infoOf(id uint32, l line) RuleInfo {
+func infoOf(id uint32, l *line) RuleInfo {
 	name := l.rule.Name
 	if name == "" {
 		name = l.rule.Place

@@ -252,7 +252,7 @@ func (e *Engine) intern(s *selector) (*selector, error) {
 		if err != nil {
 			return nil, err
 		}
-		s.port.base = base
+		s = withPort(base, s.port.port)
 	}
 	bit, err := e.number(KindSelector, s.digest, 1)
 	if err != nil {
@@ -261,6 +261,8 @@ func (e *Engine) intern(s *selector) (*selector, error) {
 	if room := uint32(e.words()) * 64; bit >= room {
 		return nil, fmt.Errorf("assign selector numbers: bit %d, room for %d: enlarge class_words", bit, room)
 	}
+	own := *s // s is a rule's, which other groups and later flushes ask again
+	s = &own
 	s.bit, s.refs = bit, 1
 	e.selectors.add(s)
 	e.plan.undo = append(e.plan.undo, func() { e.selectors.remove(s) })

@@ -101,13 +101,13 @@ type candidate struct {
 	rule *policy.Rule
 }
 
-// before says whether c wins over an earlier candidate of the same tier: lower priority, then deny, allow, redirect and
-// pass in this order. Otherwise the earlier one, by key and place, stays.
+// before says whether c wins over an earlier candidate of the same tier: lower priority, then, in the normal tier, deny,
+// allow, redirect and pass in this order. Otherwise the earlier one, by key and place, stays.
 func (c candidate) before(earlier *candidate) bool {
 	if c.spec.Priority != earlier.spec.Priority {
 		return c.spec.Priority < earlier.spec.Priority
 	}
-	return c.rule.Action < earlier.rule.Action
+	return c.spec.Tier == policy.TierNormal && c.rule.Action < earlier.rule.Action
 }
 
 func (c candidate) answer() Answer {
