@@ -32,10 +32,27 @@ func (r resolver) Party(addr netip.Addr, peer, _ uint32) flow.PartyInfo {
 	if row, _, ok := r.a.tables.IPs.Get(txn, table.IPByAddr(addr)); ok {
 		return loop.party(txn, row.PodUID, row.Namespace, row.Pod, row.Node, nil)
 	}
+	if who, ok := r.nodeAt(addr); ok { // a node with labels, or of which policies know more
+		return who
+	}
 	if who, ok := loop.gone.find(addr); ok {
 		return who
 	}
 	return flow.PartyInfo{Identity: identity.World.String()}
+}
+
+// nodeAt names the node that has an address of its own, as what it is to this one.
+func (r resolver) nodeAt(addr netip.Addr) (who flow.PartyInfo, found bool) {
+	r.a.policies.Read(func(*policy.Engine) {
+		at, ok := r.a.policies.facts.owner(exact(addr))
+		if found = ok && at.kind != kindPodCIDR; found {
+			who = flow.PartyInfo{Identity: identity.RemoteNode.String(), Node: at.node}
+		}
+		if at.node == r.a.config.Node {
+			who.Identity = identity.Host.String()
+		}
+	})
+	return who, found
 }
 
 // party names a pod for people, also when its record has gone ahead of its address.

@@ -19,7 +19,9 @@ func (e *Engine) Party(addr netip.Addr) Party {
 			fact = p.fact
 		}
 	}
-	party := Party{Address: addr, Workload: fact.Workload, Reserved: fact.Reserved, Endpoint: fact.Endpoint, Flags: fact.Flags}
+	party := Party{
+		Address: addr, Workload: fact.Workload, Reserved: fact.Reserved, Endpoint: fact.Endpoint, Flags: fact.Flags, APIServer: fact.APIServer,
+	}
 	if e.subjects[fact.Endpoint] == nil {
 		party.Endpoint = 0
 	}
@@ -123,7 +125,7 @@ func comparePeer(s *selector, k *packet) miss {
 }
 
 func compareLabels(s *selector, k *packet) miss {
-	if k.peer.isReserved() && !s.labels.Mentions(reservedKey) {
+	if k.peer.isReserved() && !asksForReserved(s.labels) {
 		return miss{distancePeer, fmt.Sprintf("peer %s is not a pod, the rule wants %s", k.name, s.text)}
 	}
 	m := miss{}
@@ -147,6 +149,8 @@ func differs(r label.Requirement, p *peer) string {
 		what = "namespace label " + r.Key.Name
 	case label.ScopeFact:
 		what = r.Key.Name
+	case label.ScopeNode:
+		what = "node label " + r.Key.Name
 	}
 	value, ok := p.Attribute(r.Key)
 	if !ok {
@@ -171,7 +175,7 @@ func (g *group) comparePort(r *Rule, k *packet) miss {
 
 // candidate is a peer for one question: it is not interned, and ranges are asked for its address.
 func (e *Engine) candidate(p Party) *peer {
-	fact := &AddressFact{Workload: p.Workload, Reserved: p.Reserved, Flags: p.Flags}
+	fact := &AddressFact{Workload: p.Workload, Reserved: p.Reserved, Flags: p.Flags, APIServer: p.APIServer}
 	if fact.Workload != nil {
 		w := fact.Workload.canonical()
 		fact.Workload = &w

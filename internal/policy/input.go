@@ -81,7 +81,9 @@ type Party struct {
 	Workload *Workload         // nil: Reserved says who it is
 	Reserved identity.Reserved // only without Workload
 	Flags    uint32            // enum address_flag; only ADDRESS_CLUSTER of an API server counts
-	Name     string            // how to call it; empty: the engine describes it
+	// APIServer: an API server answers at the address.
+	APIServer bool
+	Name      string // how to call it; empty: the engine describes it
 }
 
 // Proof is the reasoning behind one direction's verdict.

@@ -22,6 +22,7 @@ type peer struct {
 	ports    []NamedPort // sorted; empty for reserved identities
 	outside  bool        // not of the cluster
 	unknown  bool        // identity.Unknown, whose number is that of "not reserved"
+	server   bool        // an API server answers there
 	cidrs    []*selector // ranges that hold its addresses, sorted by digest
 	address  netip.Addr  // only while explaining: stands in for cidrs
 	bits     bitset      // selectors that match
@@ -51,21 +52,32 @@ func (p *peer) isUnknown() bool { return p.unknown }
 
 // Attribute answers label selectors.
 func (p *peer) Attribute(key label.Key) (string, bool) {
-	if p.unknown {
+	switch {
+	case p.unknown:
 		return "", false
+	case key == apiServerKey:
+		return "true", p.isAPIServer()
 	}
 	return attribute(&p.workload, p.space, key)
 }
 
+// isAPIServer says whether an API server answers at the peer's addresses.
+func (p *peer) isAPIServer() bool { return p.server || p.workload.Reserved == identity.KubeAPIServer }
+
 // attribute is the one place that says which attributes a workload has.
 func attribute(w *Workload, space *namespace, key label.Key) (string, bool) {
 	if w.Reserved != 0 {
-		if key == reservedKey {
+		switch {
+		case key == reservedKey:
 			return w.Reserved.Name(), true
+		case key.Scope == label.ScopeNode:
+			return w.Labels.Get(key.Name)
 		}
 		return "", false
 	}
 	switch key.Scope {
+	case label.ScopeNode:
+		return "", false
 	case label.ScopePod:
 		return w.Labels.Get(key.Name)
 	case label.ScopeNamespace:
@@ -86,10 +98,15 @@ func attribute(w *Workload, space *namespace, key label.Key) (string, bool) {
 	return "", false
 }
 
-// canonical returns the workload with its identity computed, its ports sorted, and nothing that does not count.
+// canonical returns the workload with its identity computed, its ports sorted, and nothing that does not count. Nodes
+// with labels have an identity beside the reserved one: that of their labels.
 func (w Workload) canonical() Workload {
 	if w.Reserved != 0 {
-		return Workload{Reserved: w.Reserved}
+		out := Workload{Reserved: w.Reserved}
+		if w.isNode() && w.Labels.Len() > 0 {
+			out.Labels, out.Identity = w.Labels, identity.Of("", "", "", w.Labels)
+		}
+		return out
 	}
 	if w.Identity.IsZero() {
 		w.Identity = identity.Of(w.Cluster, w.Namespace, w.ServiceAccount, w.Labels)
@@ -98,6 +115,11 @@ func (w Workload) canonical() Workload {
 		w.NamedPorts = slices.SortedFunc(slices.Values(w.NamedPorts), comparePorts)
 	}
 	return w
+}
+
+// isNode says whether it stands for a node's own network namespace.
+func (w *Workload) isNode() bool {
+	return w.Reserved == identity.Host || w.Reserved == identity.RemoteNode
 }
 
 func comparePorts(a, b NamedPort) int {
@@ -137,7 +159,10 @@ func (e *Engine) peerOf(f *AddressFact, cidrs []*selector) (*peer, error) {
 	}
 	flags := []byte{0}
 	if p.outside {
-		flags[0] = 1
+		flags[0] |= 1
+	}
+	if p.server {
+		flags[0] |= 2
 	}
 	for _, s := range cidrs {
 		flags = append(flags, s.digest[:]...)
@@ -159,7 +184,7 @@ func (e *Engine) peerOf(f *AddressFact, cidrs []*selector) (*peer, error) {
 
 // newPeer describes a fact's owner; it is not interned.
 func newPeer(f *AddressFact) *peer {
-	p := &peer{}
+	p := &peer{server: f.APIServer}
 	switch {
 	case f.Workload != nil:
 		p.workload = *f.Workload
@@ -174,9 +199,10 @@ func newPeer(f *AddressFact) *peer {
 	return p
 }
 
-// fixed returns the number of a reserved peer that no range holds. An API server is meant to be of the cluster.
+// fixed returns the number of a reserved peer of which nothing more is known: no range holds it, it has no labels. An
+// API server is meant to be of the cluster.
 func (p *peer) fixed() (identity.Reserved, bool) {
-	plain := len(p.cidrs) == 0 && p.outside == (p.workload.Reserved == identity.World)
+	plain := len(p.cidrs) == 0 && !p.server && p.workload.Identity.IsZero() && p.outside == (p.workload.Reserved == identity.World)
 	return p.workload.Reserved, p.unknown || p.isReserved() && plain
 }
 

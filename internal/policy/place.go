@@ -64,7 +64,7 @@ func (f *AddressFact) equal(other *AddressFact) bool {
 	if f == nil || other == nil {
 		return f == other
 	}
-	same := f.Reserved == other.Reserved && f.Node == other.Node && f.Endpoint == other.Endpoint && f.Flags == other.Flags
+	same := f.Reserved == other.Reserved && f.APIServer == other.APIServer && f.Node == other.Node && f.Endpoint == other.Endpoint && f.Flags == other.Flags
 	if f.Workload == nil || other.Workload == nil {
 		return same && f.Workload == other.Workload
 	}

@@ -247,7 +247,7 @@ func (e *Engine) compile(g *group, d Direction) (*program, error) {
 	b := &builder{}
 	action, rule := g.defaultOf(isolators)
 	b.header = bpf.PolicyHeader{DefaultAction: action, DefaultRule: uint32(rule)}
-	if d == Ingress && !e.config.DenyLocalHost {
+	if d == Ingress && !e.config.DenyLocalHost && !g.workload.isNode() {
 		lines = slices.Insert(lines, 0, localHostLine())
 	}
 	p.lines = lines

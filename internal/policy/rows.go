@@ -110,10 +110,13 @@ func (e *Engine) Peers() []PeerDescription {
 }
 
 func (p *peer) description() PeerDescription {
-	d := PeerDescription{Peer: p.number, Ports: p.ports, Identity: p.workload.Reserved.String()}
+	d := PeerDescription{Peer: p.number, Ports: p.ports, Identity: p.workload.Reserved.String(), Labels: p.workload.Labels.String()}
 	if !p.isReserved() {
 		d.Identity = p.workload.Identity.String()
 		d.Labels = strings.Trim(p.workload.Namespace+" "+p.workload.Labels.String(), " ")
+	}
+	if p.server {
+		d.Identity += " api-server"
 	}
 	if p.class != nil {
 		d.Class = p.class.number

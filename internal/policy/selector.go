@@ -35,7 +35,10 @@ type portSelector struct {
 	port NamedPort
 }
 
-var reservedKey = label.Key{Scope: label.ScopeFact, Name: label.FactReserved}
+var (
+	reservedKey  = label.Key{Scope: label.ScopeFact, Name: label.FactReserved}
+	apiServerKey = label.Key{Scope: label.ScopeFact, Name: label.FactAPIServer}
+)
 
 // selectorOf returns the selector of a rule's peer, not yet interned, or nil if it matches nothing.
 func selectorOf(p Peer) *selector {
@@ -43,7 +46,11 @@ func selectorOf(p Peer) *selector {
 	case p.Any:
 		return named(&selector{any: true, text: "any peer"})
 	case p.Selector != nil:
-		return named(&selector{labels: p.Selector, text: "pods " + p.Selector.String()})
+		what := "pods "
+		if asksForReserved(p.Selector) {
+			what = "peers "
+		}
+		return named(&selector{labels: p.Selector, text: what + p.Selector.String()})
 	case p.CIDR != nil:
 		c := p.CIDR.canonical()
 		return named(&selector{cidr: &c, text: c.String()})
@@ -118,12 +125,18 @@ func (s *selector) matches(p *peer) bool {
 	return s.entity.holds(p)
 }
 
-// selects is a label selector's answer on workloads: it means pods only, unless it asks for reserved identities.
+// selects is a label selector's answer on workloads: it means pods only, unless it asks for what others can be.
 func selects(s *label.Selector, w facts) bool {
-	if w.isReserved() && !s.Mentions(reservedKey) {
+	if w.isReserved() && !asksForReserved(s) {
 		return false
 	}
 	return s.Matches(w)
+}
+
+// asksForReserved says whether a selector speaks of more than pods: of reserved identities, or of API servers, which
+// may be nodes or outside the cluster.
+func asksForReserved(s *label.Selector) bool {
+	return s.Mentions(reservedKey) || s.Mentions(apiServerKey)
 }
 
 // facts is what a label selector can ask of a peer or a subject.
@@ -139,6 +152,8 @@ func (t Entity) holds(p *peer) bool {
 		return p.outside
 	case EntityCluster:
 		return !p.outside
+	case EntityKubeAPIServer:
+		return p.isAPIServer()
 	}
 	return p.isReserved() && p.workload.Reserved.Name() == string(t)
 }

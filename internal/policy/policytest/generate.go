@@ -22,7 +22,7 @@ func namespaceNames() []string { return []string{"blue", "green", "red"} }
 
 // addresses that facts are set for.
 func hosts() []string {
-	return []string{"10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.1.1", "fd00::1", "fd00::2", "fd00::1:1", "192.168.0.1", "192.168.0.2", "fd01::1", "9.9.9.9"}
+	return []string{"10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.1.1", "fd00::1", "fd00::2", "fd00::1:1", "192.168.0.1", "192.168.0.2", "fd01::1", "9.9.9.9", "9.1.1.1"}
 }
 
 // ranges that facts are set for: pod CIDRs, and an outside range with flags of its own.
@@ -63,22 +63,36 @@ func DrawWorkload(t *rapid.T) policy.Workload {
 	return w
 }
 
+// DrawSubject draws a local endpoint: a pod, or now and then the node itself.
+func DrawSubject(t *rapid.T) policy.Workload {
+	if rapid.IntRange(0, 5).Draw(t, "is the node") == 0 {
+		return policy.Workload{Reserved: identity.Host, Labels: label.SetOf(labels(t))}
+	}
+	return DrawWorkload(t)
+}
+
 // DrawSelector draws a label selector over pods, namespaces and facts.
 func DrawSelector(t *rapid.T) label.Selector {
 	requirements := rapid.SliceOfN(rapid.Custom(drawRequirement), 0, 2).Draw(t, "requirements")
+	if rapid.IntRange(0, 7).Draw(t, "of nodes") == 0 {
+		requirements = append(requirements, label.FactIs(label.FactReserved, "host", "remote-node"))
+	}
 	return label.MustSelector(requirements...)
 }
 
 func drawRequirement(t *rapid.T) label.Requirement {
-	if rapid.IntRange(0, 19).Draw(t, "reserved") == 0 {
+	switch rapid.IntRange(0, 19).Draw(t, "reserved") {
+	case 0:
 		return label.FactIs(label.FactReserved, oneOf(t, "reserved name", "init", "host", "world"))
+	case 1:
+		return label.FactIs(label.FactAPIServer, "true")
 	}
 	if rapid.IntRange(0, 2).Draw(t, "fact") == 0 {
 		return label.FactIs(label.FactNamespace, oneOf(t, "namespace", namespaceNames()...))
 	}
 	r := label.Requirement{
 		Key: label.Key{
-			Scope: rapid.SampledFrom([]label.Scope{label.ScopePod, label.ScopeNamespace}).Draw(t, "scope"),
+			Scope: rapid.SampledFrom([]label.Scope{label.ScopePod, label.ScopePod, label.ScopeNamespace, label.ScopeNamespace, label.ScopeNode}).Draw(t, "scope"),
 			Name:  oneOf(t, "key", "app", "tier", "kubernetes.io/metadata.name"),
 		},
 		Operator: rapid.SampledFrom([]label.Operator{label.In, label.In, label.NotIn, label.Exists, label.DoesNotExist}).Draw(t, "operator"),
@@ -173,10 +187,17 @@ func DrawAddress(t *rapid.T) (netip.Prefix, policy.AddressFact) {
 	addr := netip.MustParseAddr(oneOf(t, "host", hosts()...))
 	prefix := netip.PrefixFrom(addr, addr.BitLen())
 	if rapid.IntRange(0, 2).Draw(t, "is node") == 0 {
-		return prefix, policy.AddressFact{
-			Reserved: rapid.SampledFrom([]identity.Reserved{identity.Host, identity.RemoteNode, identity.KubeAPIServer, identity.Health}).Draw(t, "node"),
-			Flags:    rapid.SampledFrom([]uint32{0, 8}).Draw(t, "in cluster"),
+		fact := policy.AddressFact{
+			Reserved: rapid.SampledFrom([]identity.Reserved{
+				identity.Host, identity.RemoteNode, identity.KubeAPIServer, identity.Health, identity.World,
+			}).Draw(t, "node"),
+			Flags:     rapid.SampledFrom([]uint32{0, 8}).Draw(t, "in cluster"),
+			APIServer: rapid.Bool().Draw(t, "API server"),
 		}
+		if fact.Reserved == identity.Host || fact.Reserved == identity.RemoteNode {
+			fact.Workload = &policy.Workload{Reserved: fact.Reserved, Labels: label.SetOf(labels(t))}
+		}
+		return prefix, fact
 	}
 	w := DrawWorkload(t)
 	return prefix, policy.AddressFact{Workload: &w, Flags: 8, Node: uint32(rapid.IntRange(0, 2).Draw(t, "node number"))}
@@ -257,7 +278,7 @@ func (f *Facts) editSubject(t *rapid.T, e *policy.Engine, endpoint uint32) {
 		e.DeleteSubject(endpoint)
 		return
 	}
-	w := DrawWorkload(t)
+	w := DrawSubject(t)
 	f.Subjects[endpoint] = w
 	e.SetSubject(endpoint, w)
 }
@@ -265,7 +286,7 @@ func (f *Facts) editSubject(t *rapid.T, e *policy.Engine, endpoint uint32) {
 // Seed draws a first state: some of everything.
 func (f *Facts) Seed(t *rapid.T, e *policy.Engine) {
 	for endpoint := uint32(1); endpoint <= Endpoints; endpoint++ {
-		w := DrawWorkload(t)
+		w := DrawSubject(t)
 		f.Subjects[endpoint] = w
 		e.SetSubject(endpoint, w)
 	}

@@ -57,7 +57,8 @@ type party struct {
 func (f *Facts) Judge(p Packet) Answer {
 	subject := f.Subjects[p.Endpoint]
 	other := f.party(p.Peer)
-	if p.Direction == policy.Ingress && !f.DenyLocalHost && other.is(identity.Host) {
+	toPod := subject.Reserved == 0 || subject.Reserved == identity.Init
+	if p.Direction == policy.Ingress && !f.DenyLocalHost && toPod && other.is(identity.Host) {
 		return Answer{Action: "allow", Builtin: "builtin/local-host"}
 	}
 	selected := f.selected(subject)
@@ -125,7 +126,7 @@ func (f *Facts) selected(subject policy.Workload) []selection {
 	for _, key := range slices.SortedFunc(maps.Keys(f.Policies), policy.Key.Compare) {
 		p := f.Policies[key]
 		for i := range p.Specs {
-			if f.selects(p.Specs[i].Subject, &subject, subject.Reserved) {
+			if f.selects(p.Specs[i].Subject, &subject, false) {
 				out = append(out, selection{key, &p.Specs[i]})
 			}
 		}
@@ -156,6 +157,8 @@ func (p party) reserved() identity.Reserved {
 	}
 	return p.fact.Reserved
 }
+
+func (p party) isAPIServer() bool { return p.fact.APIServer || p.is(identity.KubeAPIServer) }
 
 func (f *Facts) matches(r *policy.Rule, subject policy.Workload, other party, p Packet) bool {
 	destination := subject
@@ -197,7 +200,7 @@ func (f *Facts) holds(want policy.Peer, other party) bool {
 		if w == nil {
 			w = &policy.Workload{Reserved: other.fact.Reserved}
 		}
-		return f.selects(*want.Selector, w, w.Reserved)
+		return f.selects(*want.Selector, w, other.isAPIServer())
 	case want.CIDR != nil:
 		out := slices.ContainsFunc(want.CIDR.Except, func(x netip.Prefix) bool { return x.Contains(other.addr) })
 		return want.CIDR.Prefix.Contains(other.addr) && !out && (other.outside || !want.CIDR.OutsideOnly)
@@ -211,15 +214,24 @@ func (f *Facts) holds(want policy.Peer, other party) bool {
 		return other.outside && other.addr.Is6()
 	case policy.EntityCluster:
 		return !other.outside
+	case policy.EntityKubeAPIServer:
+		return other.isAPIServer()
 	}
 	return other.reserved() != 0 && other.reserved().Name() == string(want.Entity)
 }
 
-// selects says whether a label selector holds a workload. One that does not speak of reserved identities means pods.
-func (f *Facts) selects(s label.Selector, w *policy.Workload, reserved identity.Reserved) bool {
+// selects says whether a label selector holds a workload. One that does not speak of reserved identities or of API
+// servers means pods.
+func (f *Facts) selects(s label.Selector, w *policy.Workload, apiServer bool) bool {
 	have := map[label.Key]string{}
-	if reserved != 0 {
-		have[label.Key{Scope: label.ScopeFact, Name: label.FactReserved}] = reserved.Name()
+	if apiServer {
+		have[label.Key{Scope: label.ScopeFact, Name: label.FactAPIServer}] = "true"
+	}
+	if w.Reserved != 0 {
+		have[label.Key{Scope: label.ScopeFact, Name: label.FactReserved}] = w.Reserved.Name()
+		for key, value := range w.Labels.All() {
+			have[label.Key{Scope: label.ScopeNode, Name: key}] = value
+		}
 	} else {
 		for key, value := range w.Labels.All() {
 			have[label.Key{Name: key}] = value
@@ -244,7 +256,7 @@ func (f *Facts) selects(s label.Selector, w *policy.Workload, reserved identity.
 			r.Operator == label.Exists && !ok || r.Operator == label.DoesNotExist && ok {
 			return false
 		}
-		pods = pods && r.Key.Name != label.FactReserved
+		pods = pods && r.Key.Name != label.FactReserved && r.Key.Name != label.FactAPIServer
 	}
-	return reserved == 0 || !pods
+	return w.Reserved == 0 || !pods
 }
