@@ -38,6 +38,9 @@ type Numbers interface {
 // Delta is what the kernel must learn, in the order of its fields: content before what refers to it. An address moves
 // to a peer that a new selector holds before the program that names the selector is in force. Applying a delta twice is
 // harmless. Slices are sorted by number or address so that two equal deltas print alike.
+//
+// Set comes with narrower prefixes before the wider ones around them, Unset the other way round: whatever the row that a
+// packet finds, before and after each write, it is the one that was right for it or the one that will be.
 type Delta struct {
 	Classes  []ClassRow     // selector bits of new classes
 	Peers    []PeerRow      // peers that are new or changed class
@@ -98,5 +101,6 @@ type Work struct {
 	SubjectsRecomputed int
 	ProgramsCompiled   int
 	SelectorsEvaluated int // (selector, peer) pairs
+	AddressesEvaluated int // rows of addresses and prefixes that were looked at again
 	KernelWrites       int
 }

@@ -224,11 +224,15 @@ func TestNoPacketIsJudgedByAMixOfOldAndNew(t *testing.T) {
 			for _, p := range packets {
 				old[p] = n.told.Judge(p)
 			}
-			next := policytest.DrawPolicy(rt)
-			if err := n.engine.SetPolicy(next); err != nil {
-				rt.Fatal(err)
+			if rapid.Bool().Draw(rt, "of a group") {
+				n.told.EditGroup(rt, n.engine)
+			} else {
+				next := policytest.DrawPolicy(rt)
+				if err := n.engine.SetPolicy(next); err != nil {
+					rt.Fatal(err)
+				}
+				n.told.Policies[next.Key] = next
 			}
-			n.told.Policies[next.Key] = next
 			n.flush(rt, func(stage string) {
 				for _, p := range packets {
 					got := n.judge(rt, p)

@@ -34,13 +34,15 @@ type Engine struct {
 	peers      map[Digest]*peer            // all, the reserved included
 	classes    map[string]*class           // by bitset.key
 	places     tree[place]                 // every prefix that a fact or a range speaks of
-	views      map[viewKey]*view           // named ports of egress rules
-	groups     map[Digest]*group           // of local endpoints, emptied ones included
-	emptied    map[*group]struct{}         // that the last flush left without subjects
-	subjects   map[uint32]*subject
-	contents   map[Digest]*content   // by their cells: equal programs share them
-	rules      map[Digest]*ruleState // that some program names
-	ruleInfos  map[uint32]RuleInfo   // also of rules that are gone, until their id is used again: flows may name them
+	// addressGroups are the lists of addresses that policies name, not to be confused with groups.
+	addressGroups map[groupKey]*Group
+	views         map[viewKey]*view   // named ports of egress rules
+	groups        map[Digest]*group   // of local endpoints, emptied ones included
+	emptied       map[*group]struct{} // that the last flush left without subjects
+	subjects      map[uint32]*subject
+	contents      map[Digest]*content   // by their cells: equal programs share them
+	rules         map[Digest]*ruleState // that some program names
+	ruleInfos     map[uint32]RuleInfo   // also of rules that are gone, until their id is used again: flows may name them
 }
 
 // staged holds inputs until the next successful Flush. Where the value is nil, the thing is gone.
@@ -49,14 +51,18 @@ type staged struct {
 	policies   map[Key]*Policy
 	addresses  map[netip.Prefix]*AddressFact
 	subjects   map[uint32]*Workload
+
+	addressGroups map[groupKey]*Group
 }
 
 func newStaged() staged {
-	return staged{map[string]*label.Set{}, map[Key]*Policy{}, map[netip.Prefix]*AddressFact{}, map[uint32]*Workload{}}
+	return staged{
+		map[string]*label.Set{}, map[Key]*Policy{}, map[netip.Prefix]*AddressFact{}, map[uint32]*Workload{}, map[groupKey]*Group{},
+	}
 }
 
 func (s staged) empty() bool {
-	return len(s.namespaces)+len(s.policies)+len(s.addresses)+len(s.subjects) == 0
+	return len(s.namespaces)+len(s.policies)+len(s.addresses)+len(s.subjects)+len(s.addressGroups) == 0
 }
 
 // refusal is a policy that is not in force as given.
@@ -84,6 +90,8 @@ func New(config Config, numbers Numbers) *Engine {
 		contents:   map[Digest]*content{},
 		rules:      map[Digest]*ruleState{},
 		ruleInfos:  builtinRules(),
+
+		addressGroups: map[groupKey]*Group{},
 	}
 }
 
@@ -265,21 +273,28 @@ func (p *Peer) validate() error {
 	case p.CIDR != nil:
 		return p.CIDR.validate()
 	case p.Group != nil:
-		return fmt.Errorf("groups are not supported yet")
+		return p.Group.validate()
 	}
 	return nil
 }
 
 func (c *CIDR) validate() error {
 	for _, p := range append([]netip.Prefix{c.Prefix}, c.Except...) {
-		if !p.IsValid() || p.Addr().Is4In6() || p.Addr().Zone() != "" {
-			return fmt.Errorf("range %s: want an IPv4 or IPv6 prefix such as 10.0.0.0/8 or fd00::/8", p)
+		if err := validateRange(p); err != nil {
+			return err
 		}
 	}
 	for _, x := range c.Except {
 		if !c.Prefix.Overlaps(x) || x.Bits() < c.Prefix.Bits() {
 			return fmt.Errorf("range %s: except %s does not lie inside it", c.Prefix, x)
 		}
+	}
+	return nil
+}
+
+func validateRange(p netip.Prefix) error {
+	if !p.IsValid() || p.Addr().Is4In6() || p.Addr().Zone() != "" {
+		return fmt.Errorf("range %s: want an IPv4 or IPv6 prefix such as 10.0.0.0/8 or fd00::/8", p)
 	}
 	return nil
 }

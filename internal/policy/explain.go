@@ -116,9 +116,9 @@ func comparePeer(s *selector, k *packet) miss {
 		return miss{distancePeer, "no pod owns the peer's address"}
 	case s.labels != nil:
 		return compareLabels(s, k)
-	case s.cidr != nil && s.cidr.OutsideOnly && !k.peer.outside:
+	case s.isRange() && s.outsideOnly() && !k.peer.outside:
 		return miss{distancePeer, fmt.Sprintf("the peer is inside the cluster, the rule wants %s", s.text)}
-	case s.cidr != nil:
+	case s.isRange():
 		return miss{distancePeer, fmt.Sprintf("peer %s is not in %s", k.name, s.text)}
 	}
 	return miss{distancePeer, fmt.Sprintf("peer %s is not of %s", k.name, s.text)}
@@ -181,7 +181,9 @@ func (e *Engine) candidate(p Party) *peer {
 		fact.Workload = &w
 	}
 	c := newPeer(fact)
-	c.address = p.Address.Unmap()
+	if addr := p.Address.Unmap(); addr.IsValid() {
+		c.cidrs = e.rangesAround(netip.PrefixFrom(addr, addr.BitLen()), c.outside)
+	}
 	c.space = e.namespaces[c.workload.Namespace]
 	if c.space == nil {
 		c.space = &namespace{}

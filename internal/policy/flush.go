@@ -67,6 +67,7 @@ func (e *Engine) apply() error {
 	// Namespaces first, since policies select by their labels; subjects last, since a new group asks the policies.
 	e.applyNamespaces()
 	e.applyPolicies()
+	e.applyAddressGroups()
 	e.applyAddresses()
 	if err := e.applySubjects(); err != nil {
 		return e.blame(nil, err)
@@ -380,7 +381,7 @@ func (d *Delta) sort() {
 	slices.SortFunc(d.Peers, func(a, b PeerRow) int { return cmp.Compare(a.Peer, b.Peer) })
 	slices.SortFunc(d.Contents, func(a, b ContentRow) int { return cmp.Compare(a.FirstCell, b.FirstCell) })
 	slices.SortFunc(d.Programs, func(a, b ProgramRow) int { return cmp.Compare(a.Program, b.Program) })
-	slices.SortFunc(d.Set, func(a, b AddressRow) int { return a.Prefix.Compare(b.Prefix) })
+	slices.SortFunc(d.Set, func(a, b AddressRow) int { return b.Prefix.Compare(a.Prefix) })
 	slices.SortFunc(d.Unset, netip.Prefix.Compare)
 	slices.SortFunc(d.Subjects, func(a, b SubjectRow) int { return cmp.Compare(a.Endpoint, b.Endpoint) })
 }

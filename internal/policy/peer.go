@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 
 	"tendril.io/tendril/internal/identity"
@@ -24,7 +23,6 @@ type peer struct {
 	unknown  bool        // identity.Unknown, whose number is that of "not reserved"
 	server   bool        // an API server answers there
 	cidrs    []*selector // ranges that hold its addresses, sorted by digest
-	address  netip.Addr  // only while explaining: stands in for cidrs
 	bits     bitset      // selectors that match
 	class    *class
 	refs     int // rows and subjects

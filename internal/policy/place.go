@@ -83,29 +83,51 @@ func (e *Engine) markWithin(prefix netip.Prefix) {
 	}
 }
 
-// addRange puts the borders of a selector's range into the tree and marks what lies inside.
+// addRange puts the borders of a selector of addresses into the tree and marks what lies inside.
 func (e *Engine) addRange(s *selector) {
-	p := e.placeAt(s.cidr.Prefix)
-	set(e.plan, &p.includes, append(slices.Clip(p.includes), s))
-	for _, except := range s.cidr.Except {
+	for _, except := range s.exceptions() {
 		p := e.placeAt(except)
 		set(e.plan, &p.excepts, append(slices.Clip(p.excepts), s))
 	}
-	e.markWithin(s.cidr.Prefix)
+	if s.cidr != nil {
+		e.include(s, s.cidr.Prefix)
+	} else {
+		e.fillGroup(s)
+	}
 }
 
 // removeRange is the opposite.
 func (e *Engine) removeRange(s *selector) {
-	without := func(list []*selector) []*selector {
-		return slices.DeleteFunc(slices.Clone(list), func(x *selector) bool { return x == s })
-	}
-	p := e.placeAt(s.cidr.Prefix)
-	set(e.plan, &p.includes, without(p.includes))
-	for _, except := range s.cidr.Except {
+	for _, except := range s.exceptions() {
 		p := e.placeAt(except)
-		set(e.plan, &p.excepts, without(p.excepts))
+		set(e.plan, &p.excepts, without(p.excepts, s))
 	}
-	e.markWithin(s.cidr.Prefix)
+	if s.cidr != nil {
+		e.exclude(s, s.cidr.Prefix)
+		return
+	}
+	for prefix := range s.group.members {
+		e.exclude(s, prefix)
+	}
+}
+
+// include says that a range of a selector begins at a prefix.
+func (e *Engine) include(s *selector, prefix netip.Prefix) {
+	p := e.placeAt(prefix)
+	set(e.plan, &p.includes, append(slices.Clip(p.includes), s))
+	e.markWithin(prefix)
+	e.plan.delta.Changed = true
+}
+
+// exclude is the opposite.
+func (e *Engine) exclude(s *selector, prefix netip.Prefix) {
+	p := e.placeAt(prefix)
+	set(e.plan, &p.includes, without(p.includes, s))
+	e.markWithin(prefix)
+}
+
+func without(list []*selector, s *selector) []*selector {
+	return slices.DeleteFunc(slices.Clone(list), func(x *selector) bool { return x == s })
 }
 
 // settleRows computes the marked rows again, in the order of their prefixes so that a lack of room always shows at
@@ -122,6 +144,7 @@ func (e *Engine) settleRows() error {
 }
 
 func (e *Engine) settleRow(p *place) error {
+	e.plan.delta.Work.AddressesEvaluated++
 	if p.fact == nil && len(p.includes) == 0 && len(p.excepts) == 0 {
 		e.hideRow(p)
 		if e.places.get(p.prefix) == p {
@@ -151,23 +174,29 @@ func (e *Engine) settleRow(p *place) error {
 // surroundings returns what is known of a prefix and the ranges that hold it.
 func (e *Engine) surroundings(prefix netip.Prefix) (*AddressFact, []*selector) {
 	var fact *AddressFact
-	var in, out []*selector
 	for p := range e.places.covering(prefix) {
 		if p.fact != nil {
 			fact = p.fact
 		}
-		in = append(in, p.includes...)
-		out = append(out, p.excepts...)
 	}
-	outside := newPeer(fact).outside
-	in = slices.DeleteFunc(in, func(s *selector) bool {
-		return s.cidr.OutsideOnly && !outside || slices.Contains(out, s)
-	})
 	if fact.isUnknown() {
 		return fact, nil
 	}
+	return fact, e.rangesAround(prefix, newPeer(fact).outside)
+}
+
+// rangesAround lists the ranges that hold a prefix whose owner is, or is not, outside the cluster, by digest.
+func (e *Engine) rangesAround(prefix netip.Prefix, outside bool) []*selector {
+	var in, out []*selector
+	for p := range e.places.covering(prefix) {
+		in = append(in, p.includes...)
+		out = append(out, p.excepts...)
+	}
+	in = slices.DeleteFunc(in, func(s *selector) bool {
+		return s.outsideOnly() && !outside || slices.Contains(out, s)
+	})
 	slices.SortFunc(in, func(a, b *selector) int { return compareDigests(a.digest, b.digest) })
-	return fact, in
+	return slices.Compact(in) // a group may have a prefix inside another
 }
 
 func (f *AddressFact) isUnknown() bool { return f.Workload == nil && f.Reserved == identity.Unknown }

@@ -25,6 +25,7 @@ type selector struct {
 	labels *label.Selector
 	entity Entity
 	cidr   *CIDR
+	group  *groupSelector
 	port   *portSelector
 }
 
@@ -54,6 +55,9 @@ func selectorOf(p Peer) *selector {
 	case p.CIDR != nil:
 		c := p.CIDR.canonical()
 		return named(&selector{cidr: &c, text: c.String()})
+	case p.Group != nil:
+		r := p.Group.canonical()
+		return named(&selector{group: &groupSelector{ref: r}, text: r.String()})
 	}
 	switch p.Entity {
 	case EntityNone, EntityNobody:
@@ -87,23 +91,40 @@ func (c CIDR) canonical() CIDR {
 	return CIDR{Prefix: c.Prefix.Masked(), Except: slices.Compact(except), OutsideOnly: c.OutsideOnly}
 }
 
-// Contains says whether the range holds an address. It does not say whether OutsideOnly lets it count.
-func (c *CIDR) Contains(a netip.Addr) bool {
-	holds := func(p netip.Prefix) bool { return p.Contains(a) }
-	return holds(c.Prefix) && !slices.ContainsFunc(c.Except, holds)
-}
-
 // String prints the range, for example "10.0.0.0/8 except 10.1.0.0/16, outside the cluster".
 func (c CIDR) String() string {
 	var b strings.Builder
 	b.WriteString(c.Prefix.String())
-	for i, x := range c.Except {
+	writeExceptions(&b, c.Except, c.OutsideOnly)
+	return b.String()
+}
+
+func writeExceptions(b *strings.Builder, except []netip.Prefix, outsideOnly bool) {
+	for i, x := range except {
 		b.WriteString([]string{" except ", " and "}[min(i, 1)] + x.String())
 	}
-	if c.OutsideOnly {
+	if outsideOnly {
 		b.WriteString(", outside the cluster")
 	}
-	return b.String()
+}
+
+// isRange says whether a selector is of addresses: its borders are in the tree of places.
+func (s *selector) isRange() bool { return s.cidr != nil || s.group != nil }
+
+// outsideOnly says whether a selector of addresses leaves out those of the cluster.
+func (s *selector) outsideOnly() bool {
+	if s.cidr != nil {
+		return s.cidr.OutsideOnly
+	}
+	return s.group.ref.OutsideOnly
+}
+
+// exceptions are the prefixes that a selector of addresses leaves out.
+func (s *selector) exceptions() []netip.Prefix {
+	if s.cidr != nil {
+		return s.cidr.Except
+	}
+	return s.group.ref.Except
 }
 
 // matches says whether the selector holds a peer. It does not allocate.
@@ -115,10 +136,8 @@ func (s *selector) matches(p *peer) bool {
 		return true
 	case s.labels != nil:
 		return selects(s.labels, p)
-	case s.cidr != nil && p.address.IsValid():
-		return (p.outside || !s.cidr.OutsideOnly) && s.cidr.Contains(p.address)
-	case s.cidr != nil:
-		return slices.Contains(p.cidrs, s)
+	case s.isRange():
+		return slices.ContainsFunc(p.cidrs, func(x *selector) bool { return x.digest == s.digest })
 	case s.port != nil:
 		return s.port.base.matches(p) && slices.Contains(p.ports, s.port.port)
 	}
@@ -168,12 +187,15 @@ func (t Entity) valid() bool {
 	return false
 }
 
-// registry holds the selectors in use. Label selectors are found by one value that a peer must have, so that a new
-// peer is compared with the few that may match it and not with all.
+// registry holds the selectors in use. Label selectors are found by one value that a peer must have, those of named ports
+// by the port, and those of addresses by the places that the peer stands for, so that a new peer is compared with the
+// few that may match it and not with all.
 type registry struct {
 	byDigest map[Digest]*selector
 	plain    map[*selector]struct{}                          // must be tried on every peer
 	byValue  map[label.Key]map[string]map[*selector]struct{} // by one requirement's key and value
+	byPort   map[NamedPort]map[*selector]struct{}
+	byGroup  map[groupKey]map[*selector]struct{} // those of groups, by what they name
 }
 
 func newRegistry() registry {
@@ -181,6 +203,8 @@ func newRegistry() registry {
 		byDigest: map[Digest]*selector{},
 		plain:    map[*selector]struct{}{},
 		byValue:  map[label.Key]map[string]map[*selector]struct{}{},
+		byPort:   map[NamedPort]map[*selector]struct{}{},
+		byGroup:  map[groupKey]map[*selector]struct{}{},
 	}
 }
 
@@ -204,37 +228,55 @@ func (s *selector) handle() *label.Requirement {
 func (r *registry) add(s *selector) {
 	r.byDigest[s.digest] = s
 	h := s.handle()
-	if h == nil {
+	switch {
+	case s.cidr != nil: // found by place
+	case s.group != nil:
+		insert(r.byGroup, s.group.ref.key(), s)
+	case s.port != nil:
+		insert(r.byPort, s.port.port, s)
+	case h == nil:
 		r.plain[s] = struct{}{}
-		return
-	}
-	values := r.byValue[h.Key]
-	if values == nil {
-		values = map[string]map[*selector]struct{}{}
-		r.byValue[h.Key] = values
-	}
-	for _, v := range h.Values {
-		if values[v] == nil {
-			values[v] = map[*selector]struct{}{}
+	default:
+		if r.byValue[h.Key] == nil {
+			r.byValue[h.Key] = map[string]map[*selector]struct{}{}
 		}
-		values[v][s] = struct{}{}
+		for _, v := range h.Values {
+			insert(r.byValue[h.Key], v, s)
+		}
 	}
 }
 
 func (r *registry) remove(s *selector) {
 	delete(r.byDigest, s.digest)
 	delete(r.plain, s)
-	h := s.handle()
-	if h == nil {
-		return
+	if s.group != nil {
+		extract(r.byGroup, s.group.ref.key(), s)
 	}
-	for _, v := range h.Values {
-		if delete(r.byValue[h.Key][v], s); len(r.byValue[h.Key][v]) == 0 {
-			delete(r.byValue[h.Key], v)
+	if s.port != nil {
+		extract(r.byPort, s.port.port, s)
+	}
+	if h := s.handle(); h != nil {
+		for _, v := range h.Values {
+			extract(r.byValue[h.Key], v, s)
+		}
+		if len(r.byValue[h.Key]) == 0 {
+			delete(r.byValue, h.Key)
 		}
 	}
-	if len(r.byValue[h.Key]) == 0 {
-		delete(r.byValue, h.Key)
+}
+
+// insert adds a selector to the set at k.
+func insert[K comparable](sets map[K]map[*selector]struct{}, k K, s *selector) {
+	if sets[k] == nil {
+		sets[k] = map[*selector]struct{}{}
+	}
+	sets[k][s] = struct{}{}
+}
+
+// extract takes a selector out of the set at k.
+func extract[K comparable](sets map[K]map[*selector]struct{}, k K, s *selector) {
+	if delete(sets[k], s); len(sets[k]) == 0 {
+		delete(sets, k)
 	}
 }
 
@@ -247,7 +289,16 @@ func (r *registry) matching(p *peer) (found bitset, tried int) {
 			}
 		}
 	}
+	for _, s := range p.cidrs {
+		tried++
+		found.add(s.bit)
+	}
 	try(r.plain)
+	for i := range p.ports {
+		if i == 0 || p.ports[i] != p.ports[i-1] {
+			try(r.byPort[p.ports[i]])
+		}
+	}
 	for key, values := range r.byValue {
 		if value, ok := p.Attribute(key); ok {
 			try(values[value])
@@ -278,6 +329,9 @@ func (e *Engine) intern(s *selector) (*selector, error) {
 	}
 	own := *s // s is a rule's, which other groups and later flushes ask again
 	s = &own
+	if s.group != nil {
+		s.group = &groupSelector{ref: s.group.ref, members: map[netip.Prefix]int{}}
+	}
 	s.bit, s.refs = bit, 1
 	e.selectors.add(s)
 	e.plan.undo = append(e.plan.undo, func() { e.selectors.remove(s) })
@@ -300,7 +354,7 @@ func (e *Engine) evaluateSelectors() {
 	e.plan.selectors = nil
 	var search []*selector
 	for _, s := range fresh {
-		if s.cidr != nil {
+		if s.isRange() {
 			e.addRange(s)
 		} else {
 			search = append(search, s)
@@ -335,7 +389,7 @@ func (e *Engine) retire(before []*selector) {
 		e.selectors.remove(s)
 		e.plan.undo = append(e.plan.undo, func() { e.selectors.add(s) })
 		e.release(KindSelector, s.digest)
-		if s.cidr != nil {
+		if s.isRange() {
 			e.removeRange(s)
 		}
 		if s.port != nil {

@@ -104,7 +104,7 @@ func drawRequirement(t *rapid.T) label.Requirement {
 }
 
 func drawPeer(t *rapid.T) policy.Peer {
-	switch rapid.IntRange(0, 7).Draw(t, "kind of peer") {
+	switch rapid.IntRange(0, 9).Draw(t, "kind of peer") {
 	case 0:
 		return policy.Peer{Any: true}
 	case 1, 2, 3:
@@ -115,6 +115,8 @@ func drawPeer(t *rapid.T) policy.Peer {
 			policy.EntityWorld, policy.EntityWorldIPv4, policy.EntityWorldIPv6, policy.EntityCluster, policy.EntityHost,
 			policy.EntityRemoteNode, policy.EntityKubeAPIServer, policy.EntityInit, policy.EntityNobody,
 		}).Draw(t, "entity")}
+	case 5, 6:
+		return drawGroupRef(t)
 	}
 	c := policy.CIDR{Prefix: netip.MustParsePrefix(oneOf(t, "range", borders()...)), OutsideOnly: rapid.Bool().Draw(t, "outside")}
 	for _, text := range rapid.SliceOfN(rapid.SampledFrom(borders()), 0, 3).Draw(t, "except") {
@@ -123,6 +125,31 @@ func drawPeer(t *rapid.T) policy.Peer {
 		}
 	}
 	return policy.Peer{CIDR: &c}
+}
+
+// DrawGroup draws a group of addresses; its name is one of a few.
+func DrawGroup(t *rapid.T) policy.Group {
+	g := policy.Group{Kind: policy.GroupCIDR, Name: oneOf(t, "group", "x", "y"), Labels: label.SetOf(labels(t))}
+	if rapid.Bool().Draw(t, "is service") {
+		g.Kind, g.Namespace = policy.GroupService, oneOf(t, "namespace", namespaceNames()...)
+	}
+	for _, text := range rapid.SliceOfN(rapid.SampledFrom(borders()), 0, 3).Draw(t, "prefixes") {
+		g.Prefixes = append(g.Prefixes, netip.MustParsePrefix(text))
+	}
+	return g
+}
+
+func drawGroupRef(t *rapid.T) policy.Peer {
+	g := DrawGroup(t)
+	r := policy.GroupRef{Kind: g.Kind, Namespace: g.Namespace, Name: g.Name, Except: g.Prefixes, OutsideOnly: rapid.Bool().Draw(t, "outside")}
+	if rapid.IntRange(0, 2).Draw(t, "in any namespace") == 0 {
+		r.Namespace = ""
+	}
+	if rapid.IntRange(0, 2).Draw(t, "by labels") == 0 {
+		s := label.MustSelector(label.Equals(oneOf(t, "key", "app", "tier"), oneOf(t, "value", "a", "b")))
+		r.Name, r.Labels = "", &s
+	}
+	return policy.Peer{Group: &r}
 }
 
 func drawPort(t *rapid.T) policy.Port {
@@ -237,7 +264,7 @@ func mapKeys[K comparable, V any](m map[K]V) func(func(K) bool) {
 // Edit draws one change, makes it in the facts and tells the engine.
 func (f *Facts) Edit(t *rapid.T, e *policy.Engine) {
 	endpoint := uint32(rapid.IntRange(1, Endpoints).Draw(t, "endpoint"))
-	switch rapid.IntRange(0, 9).Draw(t, "kind of edit") {
+	switch rapid.IntRange(0, 11).Draw(t, "kind of edit") {
 	case 0:
 		name, labels := oneOf(t, "namespace", namespaceNames()...), labels(t)
 		f.Namespaces[name] = labels
@@ -262,6 +289,23 @@ func (f *Facts) Edit(t *rapid.T, e *policy.Engine) {
 		e.DeleteAddress(prefix)
 	case 9:
 		f.editSubject(t, e, endpoint)
+	case 10, 11:
+		f.EditGroup(t, e)
+	}
+}
+
+// EditGroup draws a change of a group of addresses.
+func (f *Facts) EditGroup(t *rapid.T, e *policy.Engine) {
+	g := DrawGroup(t)
+	name := GroupName{g.Kind, g.Namespace, g.Name}
+	if rapid.IntRange(0, 3).Draw(t, "delete") == 0 {
+		delete(f.Groups, name)
+		e.DeleteGroup(g.Kind, g.Namespace, g.Name)
+		return
+	}
+	f.Groups[name] = g
+	if err := e.SetGroup(g); err != nil {
+		t.Fatalf("the generator made a group that is not valid: %v", err)
 	}
 }
 
@@ -295,6 +339,9 @@ func (f *Facts) Seed(t *rapid.T, e *policy.Engine) {
 		f.Addresses[prefix] = fact
 		e.SetAddress(prefix, fact)
 	}
+	for range rapid.IntRange(0, 4).Draw(t, "groups") {
+		f.EditGroup(t, e)
+	}
 	for range rapid.IntRange(1, 3).Draw(t, "policies") {
 		f.setPolicy(t, e, DrawPolicy(t))
 	}
@@ -310,6 +357,11 @@ func (f *Facts) Tell(e *policy.Engine) error {
 	}
 	for _, p := range f.Policies {
 		if err := e.SetPolicy(p); err != nil {
+			return err
+		}
+	}
+	for _, g := range f.Groups {
+		if err := e.SetGroup(g); err != nil {
 			return err
 		}
 	}

@@ -17,6 +17,13 @@ type Facts struct {
 	Policies      map[policy.Key]policy.Policy
 	Addresses     map[netip.Prefix]policy.AddressFact
 	Subjects      map[uint32]policy.Workload
+	Groups        map[GroupName]policy.Group
+}
+
+// GroupName names a group of addresses.
+type GroupName struct {
+	Kind            policy.GroupKind
+	Namespace, Name string
 }
 
 // NewFacts returns no facts.
@@ -24,6 +31,7 @@ func NewFacts() *Facts {
 	return &Facts{
 		Namespaces: map[string]map[string]string{}, Policies: map[policy.Key]policy.Policy{},
 		Addresses: map[netip.Prefix]policy.AddressFact{}, Subjects: map[uint32]policy.Workload{},
+		Groups: map[GroupName]policy.Group{},
 	}
 }
 
@@ -205,6 +213,9 @@ func (f *Facts) holds(want policy.Peer, other party) bool {
 		out := slices.ContainsFunc(want.CIDR.Except, func(x netip.Prefix) bool { return x.Contains(other.addr) })
 		return want.CIDR.Prefix.Contains(other.addr) && !out && (other.outside || !want.CIDR.OutsideOnly)
 	}
+	if want.Group != nil {
+		return f.isInGroup(want.Group, other)
+	}
 	switch want.Entity {
 	case policy.EntityWorld:
 		return other.outside
@@ -218,6 +229,26 @@ func (f *Facts) holds(want policy.Peer, other party) bool {
 		return other.isAPIServer()
 	}
 	return other.reserved() != 0 && other.reserved().Name() == string(want.Entity)
+}
+
+// isInGroup says whether a group that is meant has the party's address.
+func (f *Facts) isInGroup(want *policy.GroupRef, other party) bool {
+	contains := func(p netip.Prefix) bool { return p.Contains(other.addr) }
+	if slices.ContainsFunc(want.Except, contains) || want.OutsideOnly && !other.outside {
+		return false
+	}
+	for name, g := range f.Groups {
+		meant := name.Kind == want.Kind && (want.Namespace == "" || name.Namespace == want.Namespace)
+		if want.Labels != nil {
+			meant = meant && f.selects(*want.Labels, &policy.Workload{Labels: g.Labels}, false)
+		} else {
+			meant = meant && name.Name == want.Name
+		}
+		if meant && slices.ContainsFunc(g.Prefixes, contains) {
+			return true
+		}
+	}
+	return false
 }
 
 // selects says whether a label selector holds a workload. One that does not speak of reserved identities or of API
