@@ -449,3 +449,18 @@ func TestAPodThatIsReplacedInOneFlushKeepsItsGroup(t *testing.T) {
 		t.Errorf("got %+v, want %+v after the flush that clears away", got, want)
 	}
 }
+
+// A group that one pod leaves and another joins in the same flush is like any other: when it is left again, its programs
+// stay until what they judged has others.
+func TestAGroupThatChangesHandsInOneFlushKeepsItsProgramsWhenItIsLeft(t *testing.T) {
+	n := newNode()
+	become := func(names ...string) {
+		for i, name := range names {
+			n.come(uint32(i+1), app(name))
+		}
+		n.flush(t, nil)
+	}
+	become("web", "db")
+	become("db", "web")
+	become("db", "db") // the model of the kernel refuses to end a program that judges an endpoint
+}

@@ -246,6 +246,7 @@ func (e *Engine) setSubject(endpoint uint32, w *Workload) error {
 	}
 	put(e.plan, e.subjects, endpoint, s)
 	put(e.plan, s.group.subjects, endpoint, s)
+	drop(e.plan, e.emptied, s.group) // or the flush in which it is left again would end its programs at once
 	e.plan.subjects[s] = struct{}{}
 	return nil
 }

@@ -41,6 +41,7 @@ type kernel struct {
 	told     *policytest.Facts
 	stubs    map[bpf.Entry]map[uint32]*ebpf.Program
 	port     uint16 // source port of the next packet, by which its event is known
+	out      []byte // room for what comes out of a program
 
 	mu     sync.Mutex
 	events map[eventKey]bpf.Event
@@ -94,6 +95,7 @@ func openKernel(t *testing.T) *kernel {
 	k := &kernel{
 		datapath: d, engine: policy.New(policy.Config{ClassWords: 4}, d.Numbers()), told: policytest.NewFacts(),
 		stubs: map[bpf.Entry]map[uint32]*ebpf.Program{}, events: map[eventKey]bpf.Event{},
+		out: make([]byte, 512),
 	}
 	group.Go(func() error { return d.Run(ctx) })
 	group.Go(func() error { return d.Events(ctx, k.note) })
@@ -151,6 +153,9 @@ func (k *kernel) note(batch []bpf.Event) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, e := range batch {
+		if e.Kind == bpf.EventFlowEnd || e.Kind == bpf.EventFlowEstablished {
+			continue
+		}
 		key := eventKey{e.Protocol, be(e.SourcePort)}
 		if _, known := k.events[key]; !known {
 			k.events[key] = e

@@ -1,0 +1,198 @@
+package differential_test
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"pgregory.net/rapid"
+
+	"tendril.io/tendril/bpf"
+	"tendril.io/tendril/internal/ipproto"
+	"tendril.io/tendril/internal/policy"
+	"tendril.io/tendril/internal/policy/policytest"
+	"tendril.io/tendril/internal/table"
+	"tendril.io/tendril/test/differential/reference"
+)
+
+// pairs is how many pairs of a packet and a set of policies each test of this file asks about; the nightly run asks for
+// more: go test ./test/differential -run Objects -v -pairs 5000000.
+var pairs = flag.Int("pairs", 50_000, "pairs of a packet and a set of policies to compare")
+
+// packetsPerTown of those that a town has, which are about a thousand, are drawn.
+const packetsPerTown = 300
+
+// everyTown draws towns until enough pairs have been compared, and says how many there were and how fast.
+func everyTown(t *testing.T, compare func(*rapid.T, *town, []reference.Packet)) {
+	done, towns, start := 0, 0, time.Now()
+	for done < *pairs && !t.Failed() {
+		rapid.Check(t, func(rt *rapid.T) {
+			n := newTown(rt, drawTown(rt))
+			all := n.questions()
+			chosen := rand.New(rand.NewPCG(rapid.Uint64().Draw(rt, "packets"), 0))
+			chosen.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+			some := all[:min(packetsPerTown, len(all))]
+			compare(rt, n, some)
+			done, towns = done+len(some), towns+1
+		})
+	}
+	took := time.Since(start)
+	t.Logf("%d pairs of packets and policies in %d clusters agree, %.0f a second", done, towns, float64(done)/took.Seconds())
+}
+
+// same fails where one side of a packet is judged otherwise than the reference judges it.
+func same(t *rapid.T, n *town, p reference.Packet, side string, got, want reference.Verdict) {
+	if got != want {
+		t.Fatalf("%s of %+v\ngot  %+v\nwant %+v\nin the cluster\n%s", side, p, got, want, n)
+	}
+}
+
+// What objects say is what the compiled tables say: translation and compiler, without the kernel.
+func TestObjectsMeanWhatIsCompiled(t *testing.T) {
+	numbers := policytest.NewNumbers()
+	engine, model := policy.New(policy.Config{ClassWords: 4}, numbers), policytest.NewKernel()
+	var before *town
+	everyTown(t, func(rt *rapid.T, n *town, packets []reference.Packet) {
+		n.tell(rt, engine, before)
+		before = n
+		delta, err := engine.Flush()
+		if err != nil {
+			rt.Fatal(err)
+		}
+		if refused := engine.Refused(); len(refused) > 0 {
+			rt.Fatalf("refused: %v\n%s", refused, n)
+		}
+		if err := model.Apply(delta, nil); err != nil {
+			rt.Fatal(err)
+		}
+		numbers.Complete()
+		judge := func(p reference.Packet, d policy.Direction, self, other netip.Addr, want *reference.Verdict) {
+			if n.owners[self] == 0 {
+				return
+			}
+			v, err := model.Judge(n.owners[self], d, other, p.Protocol, p.Port)
+			if err != nil {
+				rt.Fatal(err)
+			}
+			same(rt, n, p, []string{"ingress", "egress"}[d], verdict(rt, engine, v.Action, v.Rule), *want)
+		}
+		for _, p := range packets {
+			egress, ingress := n.world.Judge(p)
+			judge(p, policy.Egress, p.Source, p.Destination, egress)
+			judge(p, policy.Ingress, p.Destination, p.Source, ingress)
+		}
+	})
+}
+
+// What objects say is what the kernel does: everything between a manifest and the shipped programs.
+func TestObjectsMeanWhatTheKernelDoes(t *testing.T) {
+	k := openKernel(t)
+	var before *town
+	everyTown(t, func(rt *rapid.T, n *town, packets []reference.Packet) {
+		k.move(rt, n, before)
+		before = n
+		sent := map[eventKey]reference.Packet{}
+		for _, p := range packets {
+			if speaks(p) {
+				sent[k.throw(rt, n, p)] = p
+			}
+		}
+		for key, p := range sent {
+			e, ok := k.event(key)
+			if !ok {
+				rt.Fatalf("packet %+v: programs said nothing of it in\n%s", p, n)
+			}
+			k.compare(rt, n, p, e)
+		}
+	})
+}
+
+// move makes the node a node of another town.
+func (k *kernel) move(t *rapid.T, n, before *town) {
+	if _, err := k.datapath.FlushFlows(nil); err != nil {
+		t.Fatal(err)
+	}
+	n.tell(t, k.engine, before)
+	for endpoint := range n.subjects {
+		row := &table.Endpoint{ID: endpoint, Generation: generation, Namespace: "town", Pod: fmt.Sprint("local", endpoint), IfIndex: 1, MTU: 1500}
+		for addr, owner := range n.owners {
+			if owner == endpoint {
+				row.Addrs = append(row.Addrs, addr)
+			}
+		}
+		if err := k.datapath.WriteEndpoint(row); err != nil {
+			t.Fatal(err)
+		}
+	}
+	delta, err := k.engine.Flush()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := k.datapath.Publish(context.Background(), &delta); err != nil {
+		t.Fatal(err)
+	}
+	if refused := k.engine.Refused(); len(refused) > 0 {
+		t.Fatalf("refused: %v\n%s", refused, n)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	clear(k.events)
+}
+
+// speaks says whether a packet opens a flow: of ICMP only requests for an echo do.
+func speaks(p reference.Packet) bool {
+	return p.Protocol != ipproto.ICMP && p.Protocol != ipproto.ICMPv6 || p.Port == 8 || p.Port == 128
+}
+
+// throw sends a packet through the programs of the pod that it comes from, or else of the one that it goes to.
+func (k *kernel) throw(t *rapid.T, n *town, p reference.Packet) eventKey {
+	k.port = max(k.port+1, 1024)
+	data, entry, endpoint := frame(p.Source, p.Destination, p.Protocol, k.port, p.Port), bpf.EntryFromPod, n.owners[p.Source]
+	if endpoint == 0 {
+		entry, endpoint = bpf.EntryToPod, n.owners[p.Destination]
+	}
+	if _, err := k.stubs[entry][endpoint].Run(&ebpf.RunOptions{Data: data, DataOut: k.out}); err != nil {
+		t.Fatalf("run %s for %+v: %v", entry, p, err)
+	}
+	return eventKey{p.Protocol, k.port}
+}
+
+// compare asks the reference what an event should say. Nobody's address is dropped before policy is asked; and a packet
+// that may not leave does not arrive.
+func (k *kernel) compare(t *rapid.T, n *town, p reference.Packet, e bpf.Event) {
+	if n.isNobody(p.Source) || n.isNobody(p.Destination) {
+		if e.Reason != bpf.DropUnknownSource && e.Reason != bpf.DropUnknownDestination {
+			t.Fatalf("packet %+v: got %s, want it dropped as nobody's\n%s", p, e.Reason, n)
+		}
+		return
+	}
+	egress, ingress := n.world.Judge(p)
+	allowed := true
+	if egress != nil && n.owners[p.Source] != 0 {
+		same(t, n, p, "egress", verdict(t, k.engine, e.EgressAction, e.EgressRule), *egress)
+		allowed = egress.Allow
+	}
+	if allowed && n.owners[p.Destination] != 0 {
+		same(t, n, p, "ingress", verdict(t, k.engine, e.IngressAction, e.IngressRule), *ingress)
+		allowed = ingress.Allow
+	}
+	if dropped := e.Kind == bpf.EventDrop; dropped == allowed {
+		t.Fatalf("packet %+v: event %s (%s), want allowed %v\n%s", p, e.Kind, e.Reason, allowed, n)
+	}
+}
+
+// isNobody says whether an address is of the pods' ranges and no pod's.
+func (n *town) isNobody(addr netip.Addr) bool {
+	_, known := n.addresses[exact(addr)]
+	for _, r := range n.world.PodRanges {
+		if !known && r.Contains(addr) {
+			return true
+		}
+	}
+	return false
+}
