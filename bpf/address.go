@@ -43,6 +43,12 @@ func PrefixOf(prefix netip.Prefix) Prefix {
 	return Prefix{Length: uint32(length), Address: prefix.Masked().Addr().As16()}
 }
 
+// GuardOf is the key of a source range of a service: the service's 32 bits count to the prefix's length.
+func GuardOf(service uint32, prefix netip.Prefix) Guard {
+	p := PrefixOf(prefix)
+	return Guard{Length: 32 + p.Length, Service: service, Address: p.Address}
+}
+
 // Port is the number of a port that lies in memory in network byte order, as the __be16 fields of the structs do.
 func Port(memory uint16) uint16 { return swap(memory) }
 

@@ -27,8 +27,8 @@ func testConfig() NodeConfig {
 		Node4: AddressOf(netip.MustParseAddr("192.0.2.1")), Node6: AddressOf(netip.MustParseAddr("2001:db8::1")),
 		Router4: AddressOf(netip.MustParseAddr("10.1.0.1")), Router6: AddressOf(netip.MustParseAddr("fd01::1")),
 		Loopback4: AddressOf(netip.MustParseAddr("169.254.99.1")), Loopback6: AddressOf(netip.MustParseAddr("fd01:99::1")),
-		Features: FeatureTunnel | FeatureMasquerade | FeatureServices | FeatureFlowRecords | FeatureIPv4 | FeatureIPv6,
-		VNI:      7, PodMTU: 1500, TunnelMTU: 1450, ClassWords: 2, HalfOpenLimit: 4,
+		Features:      FeatureTunnel | FeatureMasquerade | FeatureServices | FeatureFlowRecords | FeatureIPv4 | FeatureIPv6,
+		UplinkIfIndex: 100, VNI: 7, PodMTU: 1500, TunnelMTU: 1450, ClassWords: 2, HalfOpenLimit: 4,
 		NATPortMin: 40000, NATPortMax: 40009, EventWakeupBytes: 1 << 20,
 	}
 }

@@ -122,6 +122,20 @@ func TestASocketOfTheNodeKeepsItsPort(t *testing.T) {
 	}
 }
 
+func TestNoPortOfAServiceIsLentToAPod(t *testing.T) {
+	s := natStage(t)
+	for _, frontend := range []string{"0.0.0.0:40003", "[::]:40003"} {
+		if _, err := s.do("service udp " + frontend + " flags=external"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, text := range []string{"from_pod 1 udp 10.1.0.2:40003 > 198.51.100.1:53", "from_pod 1 udp [fd01::2]:40003 > [2001:db9::1]:53"} {
+		if p := send1(t, s, text); p.Source.Port() == 40003 {
+			t.Errorf("answers to this would be taken for a new client of the service: %s", p)
+		}
+	}
+}
+
 func TestAConnectionOfTheNodeIsMovedOffAPodsTuple(t *testing.T) {
 	s := natStage(t)
 	pod := send1(t, s, "from_pod 1 udp 10.1.0.2:5002 > 198.51.100.1:53")

@@ -9,6 +9,7 @@
  * JOURNEY.md numbers the steps.
  */
 #include "lib/address.h"
+#include "lib/arrive.h"
 #include "lib/conntrack.h"
 #include "lib/deliver.h"
 #include "lib/finish.h"
@@ -32,23 +33,15 @@ static __always_inline int net_in_source(struct packet *p)
 }
 
 /* net_in_destination finds the pod that a packet is for, whatever the address it was sent to; the rest is the stack's. */
-static __always_inline int net_in_destination(struct __sk_buff *ctx, struct packet *p)
+static __always_inline int net_in_destination(struct __sk_buff *ctx, struct packet *p, const struct flow_key *key,
+					      struct flow *entry, __u64 now)
 {
-	int reason;
-
 	address_find(&p->destination, &p->to);
 	if (p->to.flags & ADDRESS_UNKNOWN)
 		return DROP_UNKNOWN_DESTINATION;
 	if (p->to.flags & ADDRESS_LOCAL_POD)
 		return GO_ON;
-	if (!(p->to.flags & ADDRESS_HOST) || !feature_on(FEATURE_MASQUERADE))
-		return REASON_TO_STACK;
-	reason = p->flags & PACKET_ICMP_ERROR ? icmp_follow(ctx, p, true) : nat_restore(ctx, p);
-	if (reason != GO_ON)
-		return reason == DROP_INVALID_PACKET ? REASON_TO_STACK : reason;
-	address_find(&p->destination, &p->to);
-	/* a mapping of an address of the node is one that net_out moved to another port */
-	return p->to.flags & (ADDRESS_LOCAL_POD | ADDRESS_HOST) ? GO_ON : DROP_UNKNOWN_DESTINATION;
+	return arrive_destination(ctx, p, key, entry, now);
 }
 
 /* net_in_ip is the journey of an IP packet from the wire. */
@@ -68,7 +61,7 @@ static __always_inline int net_in_ip(struct __sk_buff *ctx, struct packet *p)
 	flow = flow_find(p, &key, now);
 	if (!flow || flow->flags & FLOW_TUNNEL || flow->backend ||
 	    !(p->flags & PACKET_REPLY ? flow->source_endpoint : flow->destination_endpoint)) {
-		reason = net_in_destination(ctx, p);
+		reason = net_in_destination(ctx, p, &key, flow && flow->backend ? flow : NULL, now);
 		if (reason == GO_ON)
 			reason = net_in_source(p);
 		if (reason != GO_ON)
@@ -78,8 +71,12 @@ static __always_inline int net_in_ip(struct __sk_buff *ctx, struct packet *p)
 		if (reason != GO_ON || p->flags & PACKET_RELATED)
 			return reason == GO_ON ? deliver(ctx, p, &key) : reason;
 		flow = flow_find(p, &key, now);
+		reason = arrive_known(p, flow);
 	}
-	reason = flow_track(p, &key, flow, now);
+	if (reason == GO_ON)
+		reason = flow_track(p, &key, flow, now);
+	if (reason == GO_ON)
+		reason = arrive_source(ctx, p, &key, flow);
 	return reason == GO_ON ? deliver(ctx, p, &key) : reason;
 }
 
@@ -155,7 +152,7 @@ int net_out(struct __sk_buff *ctx)
 	struct packet *p;
 	int reason;
 
-	if (ctx->mark == MARK_FORWARDED || !feature_on(FEATURE_MASQUERADE))
+	if (ctx->mark == MARK_FORWARDED || !(feature_on(FEATURE_MASQUERADE) || feature_on(FEATURE_SERVICES)))
 		return finish_marked(ctx, HOOK_NET_OUT);
 	p = packet_begin(HOOK_NET_OUT);
 	if (!p)

@@ -60,10 +60,10 @@ static __always_inline void target_write6(struct bpf_sock_addr *ctx, const struc
 	ctx->user_port = t->port;
 }
 
-/* target_refuse counts a call that found no backend, like a packet that is dropped. */
-static __always_inline int target_refuse(void)
+/* target_refuse counts a call that may not go on, like a packet that is dropped. */
+static __always_inline int target_refuse(int reason)
 {
-	__u32 index = DROP_NO_BACKEND * HOOK_COUNT + HOOK_SOCKET;
+	__u32 index = (__u32)reason % REASON_COUNT * HOOK_COUNT + HOOK_SOCKET;
 	struct counter *counter = bpf_map_lookup_elem(&counters, &index);
 
 	if (counter)
@@ -72,20 +72,74 @@ static __always_inline int target_refuse(void)
 	return SOCKET_REFUSE;
 }
 
-/* target_translate finds the backend for a service address. It returns its index, 0: no service, -1: no backend. */
-static __always_inline int target_translate(struct target *t)
+/*
+ * target_client is the address that the socket's packets will bear, so that a client is the same here and per packet: its
+ * pod's or the node's. Of a namespace that is neither, only its cookie is known.
+ */
+static __always_inline void target_client(struct bpf_sock_addr *ctx, const struct target *t, union address *client)
 {
-	struct frontend_key key = {.address = t->address, .port = t->port, .protocol = t->protocol};
-	struct frontend *frontend = bpf_map_lookup_elem(&frontends, &key);
+	__u64 cookie = bpf_get_netns_cookie(ctx);
+	__u32 *index = bpf_map_lookup_elem(&namespaces, &cookie);
+	struct endpoint *endpoint = index ? endpoint_at(*index) : NULL;
+	bool v4 = address_mapped(&t->address);
+
+	if (endpoint)
+		*client = v4 ? endpoint->address4 : endpoint->address6;
+	else if (cookie == config.netns_cookie)
+		*client = v4 ? config.node4 : config.node6;
+	else
+		client->half[1] = cookie;
+}
+
+/* target_loopback tells an address that only processes of one namespace reach. */
+static __always_inline bool target_loopback(const union address *address)
+{
+	if (address_mapped(address))
+		return address->bytes[12] == 127;
+	return !address->half[0] && address->half[1] == bpf_cpu_to_be64(1);
+}
+
+/* target_frontend finds the frontend that is asked for. Node ports are at the node's addresses, and for the node at loopback. */
+static __always_inline struct frontend *target_frontend(struct bpf_sock_addr *ctx, struct frontend_key *key)
+{
+	struct frontend *frontend = bpf_map_lookup_elem(&frontends, key);
+	struct peer_info *at;
+
+	if (frontend)
+		return frontend;
+	if (target_loopback(&key->address)) {
+		if (bpf_get_netns_cookie(ctx) != config.netns_cookie)
+			return NULL;
+	} else {
+		at = bpf_map_lookup_elem(&addresses, &key->address);
+		if (!at || !(at->flags & ADDRESS_NODE_PORT))
+			return NULL;
+	}
+	frontend_anywhere(&key->address);
+	return bpf_map_lookup_elem(&frontends, key);
+}
+
+/* target_translate finds the backend for a service address. It returns its index, 0: no service, below 0: a reason to refuse. */
+static __always_inline int target_translate(struct bpf_sock_addr *ctx, struct target *t)
+{
+	struct choice choice = {
+		.key.frontend = {.address = t->address, .port = t->port, .protocol = t->protocol},
+	};
+	struct frontend *frontend = target_frontend(ctx, &choice.key.frontend);
 	struct backend *backend;
 	__u32 index;
 
 	if (!frontend)
 		return 0;
-	index = backend_pick(frontend);
+	choice.range = frontend->inside;
+	if (frontend->affinity_seconds || frontend->flags & FRONTEND_GUARDED)
+		target_client(ctx, t, &choice.key.client);
+	if (!frontend_admits(frontend, &choice.key.client))
+		return -DROP_SOURCE_RANGE;
+	index = backend_pick(frontend, &choice);
 	backend = index ? bpf_map_lookup_elem(&backends, &index) : NULL;
 	if (!backend)
-		return -1;
+		return -DROP_NO_BACKEND;
 	t->address = backend->address;
 	t->port = backend->port;
 	tally_add(TALLY_SOCKET_TRANSLATED);
@@ -108,11 +162,11 @@ static __always_inline void connect_remember(struct bpf_sock_addr *ctx, const st
 	service->backend_index = index;
 }
 
-/* connect_translate is the step of both families; it returns 0 if the address stays as it is, 1 if not, -1: refuse. */
+/* connect_translate is the step of both families; it returns 0 if the address stays as it is, 1 if not, below 0: refuse. */
 static __always_inline int connect_translate(struct bpf_sock_addr *ctx, struct target *t)
 {
 	struct target asked = *t;
-	int index = target_translate(t);
+	int index = target_translate(ctx, t);
 
 	if (index > 0)
 		connect_remember(ctx, &asked, t, index);
@@ -128,7 +182,7 @@ int connect4(struct bpf_sock_addr *ctx)
 	target_read4(ctx, &t);
 	translated = connect_translate(ctx, &t);
 	if (translated < 0)
-		return target_refuse();
+		return target_refuse(-translated);
 	if (translated)
 		target_write4(ctx, &t);
 	return SOCKET_ALLOW;
@@ -143,7 +197,7 @@ int connect6(struct bpf_sock_addr *ctx)
 	target_read6(ctx, &t);
 	translated = connect_translate(ctx, &t);
 	if (translated < 0)
-		return target_refuse();
+		return target_refuse(-translated);
 	if (translated)
 		target_write6(ctx, &t);
 	return SOCKET_ALLOW;
@@ -154,7 +208,7 @@ static __always_inline int sendmsg_translate(struct bpf_sock_addr *ctx, struct t
 {
 	struct datagram_service service = {.frontend = t->address, .frontend_port = t->port};
 	struct datagram_key key = {.cookie = bpf_get_socket_cookie(ctx)};
-	int index = target_translate(t);
+	int index = target_translate(ctx, t);
 
 	if (index <= 0)
 		return index;
@@ -173,7 +227,7 @@ int sendmsg4(struct bpf_sock_addr *ctx)
 	target_read4(ctx, &t);
 	translated = sendmsg_translate(ctx, &t);
 	if (translated < 0)
-		return target_refuse();
+		return target_refuse(-translated);
 	if (translated)
 		target_write4(ctx, &t);
 	return SOCKET_ALLOW;
@@ -188,7 +242,7 @@ int sendmsg6(struct bpf_sock_addr *ctx)
 	target_read6(ctx, &t);
 	translated = sendmsg_translate(ctx, &t);
 	if (translated < 0)
-		return target_refuse();
+		return target_refuse(-translated);
 	if (translated)
 		target_write6(ctx, &t);
 	return SOCKET_ALLOW;

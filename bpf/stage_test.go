@@ -72,7 +72,8 @@ func (s *stage) forget(text string) (string, error) {
 func (s *stage) address(text string) (string, error) {
 	plain, named := words(text)
 	flags := map[string]AddressFlag{"host": AddressFlagHost, "remote-node": AddressFlagRemoteNode, "cluster": AddressFlagCluster,
-		"no-masquerade": AddressFlagNoMasquerade, "tunnel": AddressFlagTunnel, "unknown": AddressFlagUnknown}
+		"no-masquerade": AddressFlagNoMasquerade, "tunnel": AddressFlagTunnel, "unknown": AddressFlagUnknown,
+		"node-port": AddressFlagNodePort}
 	info := PeerInfo{Peer: number(named, "peer"), Node: number(named, "node")}
 	for name := range strings.SplitSeq(named["flags"], ",") {
 		info.Flags |= flags[name]
@@ -175,12 +176,22 @@ func protocolOf(name string) uint8 {
 	return map[string]uint8{"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}[name]
 }
 
-// service PROTOCOL FRONTEND {BACKEND}: backends get the next free numbers.
+// service PROTOCOL FRONTEND {BACKEND} flags=LIST affinity=SECONDS number=N outside=N: backends get the next free numbers; the
+// first outside of them are for clients of elsewhere, of an external frontend.
 func (s *stage) service(text string) (string, error) {
-	plain, _ := words(text)
+	plain, named := words(text)
 	protocol, frontend := protocolOf(plain[0]), netip.MustParseAddrPort(plain[1])
 	key := FrontendKey{Address: AddressOf(frontend.Addr()), Port: NetPort(frontend.Port()), Protocol: protocol}
-	value := Frontend{FirstSlot: s.slots, SlotCount: uint32(len(plain) - 2)}
+	value := Frontend{Inside: SlotRange{First: s.slots, Count: uint32(len(plain) - 2)}, AffinitySeconds: number(named, "affinity"), Service: number(named, "number")}
+	for flag := range strings.SplitSeq(named["flags"], ",") {
+		value.Flags |= map[string]FrontendFlag{"hash": FrontendHash, "external": FrontendExternal, "guarded": FrontendGuarded}[flag]
+	}
+	if value.Flags&FrontendExternal != 0 {
+		value.Outside = value.Inside
+	}
+	if named["outside"] != "" {
+		value.Outside.Count = number(named, "outside")
+	}
 	for _, text := range plain[2:] {
 		end := netip.MustParseAddrPort(text)
 		s.backends++
@@ -191,6 +202,48 @@ func (s *stage) service(text string) (string, error) {
 		s.slots++
 	}
 	return "", s.maps["frontends"].Put(key, value)
+}
+
+// guard SERVICE PREFIX: clients that the guarded frontends of a service admit.
+func (s *stage) guard(text string) (string, error) {
+	plain, _ := words(text)
+	number, err := strconv.ParseUint(plain[0], 10, 32)
+	if err != nil {
+		return "", err
+	}
+	return "", s.maps["guards"].Put(GuardOf(uint32(number), netip.MustParsePrefix(plain[1])), uint32(1))
+}
+
+// affinities prints which backend each client has.
+func (s *stage) affinities(string) (string, error) {
+	var lines []string
+	var key AffinityKey
+	var value Affinity
+	entries := s.maps["affinities"].Iterate()
+	for entries.Next(&key, &value) {
+		lines = append(lines, fmt.Sprintf("%d %s at %s backend=%d", key.Frontend.Protocol, key.Client,
+			netip.AddrPortFrom(key.Frontend.Address.Addr(), Port(key.Frontend.Port)), value.Backend))
+	}
+	return sorted(lines), entries.Err()
+}
+
+// idle SECONDS: every client's last choice was that much earlier.
+func (s *stage) idle(text string) (string, error) {
+	seconds, err := strconv.ParseUint(text, 10, 32)
+	if err != nil {
+		return "", err
+	}
+	kept := map[AffinityKey]Affinity{}
+	var key AffinityKey
+	var value Affinity
+	for entries := s.maps["affinities"].Iterate(); entries.Next(&key, &value); {
+		kept[key] = value
+	}
+	for key, value := range kept {
+		value.Used -= seconds * 1e9
+		err = errors.Join(err, s.maps["affinities"].Put(key, value))
+	}
+	return "", err
 }
 
 // backend INDEX STATE

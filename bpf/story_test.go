@@ -191,7 +191,7 @@ func (s *stage) do(command string) (string, error) {
 	name, rest, _ := strings.Cut(command, " ")
 	commands := map[string]func(string) (string, error){
 		"endpoint": s.endpoint, "address": s.address, "node": s.node, "uplink": s.uplink, "program": s.program,
-		"peer": s.peer, "epoch": s.epoch, "service": s.service, "backend": s.backend, "flows": s.flows, "nat": s.nat,
+		"peer": s.peer, "epoch": s.epoch, "service": s.service, "guard": s.guard, "affinities": s.affinities, "idle": s.idle, "backend": s.backend, "flows": s.flows, "nat": s.nat,
 		"events": s.drain, "sweep": s.sweep, "age": s.age, "half-open": s.halfOpen, "forget": s.forget, "fill": s.fill, "segments": s.segments,
 	}
 	if do := commands[name]; do != nil {

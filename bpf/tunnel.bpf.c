@@ -9,6 +9,7 @@
  * JOURNEY.md numbers the steps.
  */
 #include "lib/address.h"
+#include "lib/arrive.h"
 #include "lib/conntrack.h"
 #include "lib/deliver.h"
 #include "lib/finish.h"
@@ -58,6 +59,18 @@ __noinline int tunnel_in_source(struct __sk_buff *ctx, struct packet *p, __u32 i
 	return p->from.flags & ADDRESS_UNKNOWN ? DROP_UNKNOWN_SOURCE : DROP_SPOOFED_SOURCE;
 }
 
+/* tunnel_in_destination finds whom a packet is for: a pod, the node, or whoever is behind its address. */
+static __always_inline int tunnel_in_destination(struct __sk_buff *ctx, struct packet *p, const struct flow_key *key,
+						 struct flow *entry, __u64 now)
+{
+	address_find(&p->destination, &p->to);
+	if (p->to.flags & ADDRESS_HOST)
+		return arrive_destination(ctx, p, key, entry, now);
+	if (!(p->to.flags & ADDRESS_LOCAL_POD))
+		return DROP_UNKNOWN_DESTINATION;
+	return p->flags & PACKET_ICMP_ERROR ? icmp_follow(ctx, p, false) : GO_ON;
+}
+
 /* tunnel_in_ip is the journey of an IP packet out of the tunnel. */
 static __always_inline int tunnel_in_ip(struct __sk_buff *ctx, struct packet *p)
 {
@@ -74,22 +87,21 @@ static __always_inline int tunnel_in_ip(struct __sk_buff *ctx, struct packet *p)
 		return DROP_MULTICAST;
 	if (packet_is_fragment(p))
 		reason = fragment_follow(ctx, p);
-	if (reason == GO_ON && p->flags & PACKET_ICMP_ERROR)
-		reason = icmp_follow(ctx, p, false);
 	if (reason != GO_ON)
 		return reason;
-	if (!flow) {
-		if (!p->to.flags)
-			address_find(&p->destination, &p->to);
-		if (p->to.flags & ADDRESS_HOST)
-			return REASON_TO_STACK;
-		if (!(p->to.flags & ADDRESS_LOCAL_POD))
-			return DROP_UNKNOWN_DESTINATION;
+	if (!flow || flow->backend) {
+		reason = tunnel_in_destination(ctx, p, &key, flow, now);
+		if (reason != GO_ON)
+			return reason;
 		if (p->flags & PACKET_RELATED)
 			return deliver(ctx, p, &key);
 		flow = flow_find(p, &key, now);
+		reason = arrive_known(p, flow);
 	}
-	reason = flow_track(p, &key, flow, now);
+	if (reason == GO_ON)
+		reason = flow_track(p, &key, flow, now);
+	if (reason == GO_ON)
+		reason = arrive_source(ctx, p, &key, flow);
 	return reason == GO_ON ? deliver(ctx, p, &key) : reason;
 }
 

@@ -26,6 +26,8 @@ const (
 	CapFrontends   Capacity = 131072  // service address, port and protocol
 	CapSlots       Capacity = 262144  // backend references of all frontends
 	CapBackends    Capacity = 131072  // backends
+	CapGuards      Capacity = 65536   // source ranges of services
+	CapAffinities  Capacity = 32768   // clients that have a backend of their own
 	CapUplinks     Capacity = 64      // outward devices
 	CapEventBytes  Capacity = 2097152 // ring buffer
 )
@@ -258,18 +260,19 @@ type AddressFlag uint32
 
 // The values of AddressFlag.
 const (
-	AddressFlagLocalPod     AddressFlag = 1  // endpoint is valid
-	AddressFlagHost         AddressFlag = 2  // an address of this node: goes to the stack
-	AddressFlagRemoteNode   AddressFlag = 4  // an address of another node
-	AddressFlagCluster      AddressFlag = 8  // inside the cluster: not masqueraded
-	AddressFlagNoMasquerade AddressFlag = 16 // outside, but configured as not to be masqueraded
-	AddressFlagTunnel       AddressFlag = 32 // reached through the overlay device; node is valid
-	AddressFlagUnknown      AddressFlag = 64 // of a pod CIDR, owned by nobody: DROP_UNKNOWN_DESTINATION
+	AddressFlagLocalPod     AddressFlag = 1   // endpoint is valid
+	AddressFlagHost         AddressFlag = 2   // an address of this node: goes to the stack
+	AddressFlagRemoteNode   AddressFlag = 4   // an address of another node
+	AddressFlagCluster      AddressFlag = 8   // inside the cluster: not masqueraded
+	AddressFlagNoMasquerade AddressFlag = 16  // outside, but configured as not to be masqueraded
+	AddressFlagTunnel       AddressFlag = 32  // reached through the overlay device; node is valid
+	AddressFlagUnknown      AddressFlag = 64  // of a pod CIDR, owned by nobody: DROP_UNKNOWN_DESTINATION
+	AddressFlagNodePort     AddressFlag = 128 // of this node, and node ports answer at it
 )
 
 // String names the bits that are set, joined by |.
 func (v AddressFlag) String() string {
-	return joinFlags(uint32(v), []string{"local-pod", "host", "remote-node", "cluster", "no-masquerade", "tunnel", "unknown"}, []uint32{1, 2, 4, 8, 16, 32, 64})
+	return joinFlags(uint32(v), []string{"local-pod", "host", "remote-node", "cluster", "no-masquerade", "tunnel", "unknown", "node-port"}, []uint32{1, 2, 4, 8, 16, 32, 64, 128})
 }
 
 // FrontendFlag is enum frontend_flag of the datapath.
@@ -280,12 +283,13 @@ type FrontendFlag uint32
 // The values of FrontendFlag.
 const (
 	FrontendHash     FrontendFlag = 1 // the slot is chosen by a hash of the connection's tuple (Maglev), not at random
-	FrontendExternal FrontendFlag = 2 // an address that clients outside the cluster use
+	FrontendExternal FrontendFlag = 2 // clients outside the cluster use it, too
+	FrontendGuarded  FrontendFlag = 4 // only for clients in the service's source ranges
 )
 
 // String names the bits that are set, joined by |.
 func (v FrontendFlag) String() string {
-	return joinFlags(uint32(v), []string{"hash", "external"}, []uint32{1, 2})
+	return joinFlags(uint32(v), []string{"hash", "external", "guarded"}, []uint32{1, 2, 4})
 }
 
 // EventKind is enum event_kind of the datapath.
@@ -442,6 +446,7 @@ const (
 	DropNoProxy             Reason = 39 // policy redirects to a proxy that is not listening
 	DropUnknownNode         Reason = 40 // the tunnel's sender is not a node of the cluster
 	DropICMPUnrelated       Reason = 41 // an ICMP error about no known connection
+	DropSourceRange         Reason = 48 // the client is in none of the service's source ranges
 	ReasonCount             Reason = 64
 )
 
@@ -510,6 +515,8 @@ func (v Reason) String() string {
 		return "unknown-node"
 	case DropICMPUnrelated:
 		return "icmp-unrelated"
+	case DropSourceRange:
+		return "source-range"
 	}
 	return ""
 }
@@ -548,6 +555,7 @@ func Reasons() []Reason {
 		DropNoProxy,
 		DropUnknownNode,
 		DropICMPUnrelated,
+		DropSourceRange,
 	}
 }
 
@@ -616,6 +624,8 @@ func (v Reason) About() string {
 		return "the tunnel's sender is not a node of the cluster"
 	case DropICMPUnrelated:
 		return "an ICMP error about no known connection"
+	case DropSourceRange:
+		return "the client is in none of the service's source ranges"
 	}
 	return ""
 }
@@ -627,11 +637,12 @@ type Bound uint32
 
 // The values of Bound.
 const (
-	SweepKeys        Bound = 64   // keys of one run of sweep_keys
-	NATTries         Bound = 2048 // ports tried for a mapping before the range counts as exhausted
-	PassRounds       Bound = 4    // times a verdict may pass on to a later tier
-	BackendTries     Bound = 4    // slots tried for a backend that takes new connections
-	ExtensionHeaders Bound = 6    // IPv6 extension headers looked behind
+	SweepKeys        Bound = 64     // keys of one run of sweep_keys
+	NATTries         Bound = 2048   // ports tried for a mapping before the range counts as exhausted
+	PassRounds       Bound = 4      // times a verdict may pass on to a later tier
+	BackendTries     Bound = 4      // slots tried for a backend that takes new connections
+	AffinityScan     Bound = 131072 // slots looked through for a client's backend once the frontend's slots have changed
+	ExtensionHeaders Bound = 6      // IPv6 extension headers looked behind
 )
 
 // Lifetime is enum lifetime of the datapath.
@@ -711,17 +722,18 @@ func (v ControlWord) String() string {
 //
 // A pod of this node. Index 0 is never used. Written by the agent.
 type Endpoint struct {
-	Address4   Address // zero: none
-	Address6   Address
-	PodMAC     [6]uint8 // of the device inside the pod
-	HostMAC    [6]uint8 // of the device on the host: the pods' gateway answers with it
-	IfIndex    uint32   // of the device on the host; 0: the record is not in use
-	Generation uint32   // of this use of the index
-	Peer       uint32   // the endpoint's own peer
-	Ingress    uint32   // index into policy_programs
-	Egress     uint32
-	Flags      uint32
-	MTU        uint32 // bytes of IP packet
+	Address4    Address // zero: none
+	Address6    Address
+	PodMAC      [6]uint8 // of the device inside the pod
+	HostMAC     [6]uint8 // of the device on the host: the pods' gateway answers with it
+	IfIndex     uint32   // of the device on the host; 0: the record is not in use
+	Generation  uint32   // of this use of the index
+	Peer        uint32   // the endpoint's own peer
+	Ingress     uint32   // index into policy_programs
+	Egress      uint32
+	Flags       uint32
+	MTU         uint32 // bytes of IP packet
+	NetnsCookie uint64 // of the pod's network namespace; 0: unknown
 }
 
 // EndpointUse mirrors struct endpoint_use of the datapath.
@@ -857,7 +869,7 @@ type Flow struct {
 	Reverse             Traffic
 	Egress              Verdict   // of the source's egress program; RULE_OUTSIDE_SCOPE if it is not a pod of this node
 	Ingress             Verdict   // of the destination's ingress program
-	Service             Address   // frontend address the source wanted; zero: no service (per-packet translation)
+	Service             Address   // frontend that the source wanted; zero: no service (per-packet translation); of a service entry the backend
 	ServicePort         uint16    // network byte order
 	NATPort             uint16    // source port after SNAT; 0: none (network byte order)
 	State               FlowState // enum flow_state
@@ -940,16 +952,50 @@ type FrontendKey struct {
 	Reserved [5]uint8
 }
 
+// SlotRange mirrors struct slot_range of the datapath.
+//
+// A run of slots: what one frontend leads its clients to.
+type SlotRange struct {
+	First uint32 // index into slots
+	Count uint32 // 0: no backend
+}
+
 // Frontend mirrors struct frontend of the datapath.
 //
-// The slots of a service address. Written by the agent.
+// The slots of a service address. Pods and processes of this node are one kind of client, what comes from other machines is
+// another: externalTrafficPolicy is for the second only. Written by the agent.
 type Frontend struct {
-	FirstSlot       uint32 // index into slots
-	SlotCount       uint32 // 0: no backend
-	Service         uint32 // number of the service, for records
-	Flags           uint32
-	AffinitySeconds uint32 // 0: none
+	Inside          SlotRange    // for clients of this node
+	Outside         SlotRange    // for packets that arrive; of a FRONTEND_EXTERNAL only
+	Service         uint32       // number of the service, for records and source ranges
+	Flags           FrontendFlag // enum frontend_flag
+	AffinitySeconds uint32       // 0: none
 	Reserved        uint32
+}
+
+// Guard mirrors struct guard of the datapath.
+//
+// Clients that the guarded frontends of a service admit: key of an LPM trie, IPv4 prefixes 96 bits longer than written.
+type Guard struct {
+	Length  uint32 // bits: 32 for the service, and the prefix's
+	Service uint32 // number of the service, compared as a whole
+	Address [16]uint8
+}
+
+// AffinityKey mirrors struct affinity_key of the datapath.
+//
+// Which backend a client had last: its next connection goes there, too. Frozen with the first release, hence the spare bytes.
+type AffinityKey struct {
+	Client   Address // of a process without address yet: its pod's, or the node's
+	Frontend FrontendKey
+}
+
+// Affinity mirrors struct affinity of the datapath.
+type Affinity struct {
+	Used    uint64 // ns, CLOCK_MONOTONIC: the last choice
+	Backend uint32 // index into backends; trusted only while some slot of the frontend leads to it
+	Slot    uint32 // where it stood then, from the range's first
+	Spare   [16]uint8
 }
 
 // Backend mirrors struct backend of the datapath.

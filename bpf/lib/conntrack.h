@@ -16,8 +16,6 @@
 #include "packet.h"
 #include "policy.h"
 
-#define SECOND 1000000000ULL
-
 /* flow_now is cheap and good to 4 ms: lifetimes need no better. */
 static __always_inline __u64 flow_now(void)
 {
@@ -95,7 +93,7 @@ static __always_inline void flow_forget_service(const struct flow_key *key, cons
 {
 	struct flow_key entry;
 
-	if (!address_set(&flow->service))
+	if (!address_set(&flow->service) || flow->backend)
 		return;
 	flow_key_of(&entry, low ? &key->low : &key->high, low ? key->low_port : key->high_port, &flow->service,
 		    flow->service_port, key->protocol);

@@ -24,6 +24,8 @@ enum capacity {
 	CAP_FRONTENDS = 131072,     /* service address, port and protocol */
 	CAP_SLOTS = 262144,         /* backend references of all frontends */
 	CAP_BACKENDS = 131072,      /* backends */
+	CAP_GUARDS = 65536,         /* source ranges of services */
+	CAP_AFFINITIES = 32768,     /* clients that have a backend of their own */
 	CAP_UPLINKS = 64,           /* outward devices */
 	CAP_EVENT_BYTES = 2097152,  /* ring buffer */
 };
@@ -101,12 +103,14 @@ enum address_flag {
 	ADDRESS_NO_MASQUERADE = 16, /* outside, but configured as not to be masqueraded */
 	ADDRESS_TUNNEL = 32,        /* reached through the overlay device; node is valid */
 	ADDRESS_UNKNOWN = 64,       /* of a pod CIDR, owned by nobody: DROP_UNKNOWN_DESTINATION */
+	ADDRESS_NODE_PORT = 128,    /* of this node, and node ports answer at it */
 };
 
 /* Flags of a frontend. */
 enum frontend_flag {
 	FRONTEND_HASH = 1,          /* the slot is chosen by a hash of the connection's tuple (Maglev), not at random */
-	FRONTEND_EXTERNAL = 2,      /* an address that clients outside the cluster use */
+	FRONTEND_EXTERNAL = 2,      /* clients outside the cluster use it, too */
+	FRONTEND_GUARDED = 4,       /* only for clients in the service's source ranges */
 };
 
 /* Kinds of event. */
@@ -176,6 +180,7 @@ enum reason {
 	DROP_NO_PROXY = 39,         /* policy redirects to a proxy that is not listening */
 	DROP_UNKNOWN_NODE = 40,     /* the tunnel's sender is not a node of the cluster */
 	DROP_ICMP_UNRELATED = 41,   /* an ICMP error about no known connection */
+	DROP_SOURCE_RANGE = 48,     /* the client is in none of the service's source ranges */
 	REASON_COUNT = 64,
 };
 
@@ -185,6 +190,7 @@ enum bound {
 	NAT_TRIES = 2048,           /* ports tried for a mapping before the range counts as exhausted */
 	PASS_ROUNDS = 4,            /* times a verdict may pass on to a later tier */
 	BACKEND_TRIES = 4,          /* slots tried for a backend that takes new connections */
+	AFFINITY_SCAN = 131072,     /* slots looked through for a client's backend once the frontend's slots have changed */
 	EXTENSION_HEADERS = 6,      /* IPv6 extension headers looked behind */
 };
 

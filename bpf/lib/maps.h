@@ -167,6 +167,32 @@ struct {
 	__type(value, struct backend);
 } backends SEC(".maps");
 
+/* service and source range -> 1; written by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, CAP_GUARDS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct guard);
+	__type(value, __u32);
+} guards SEC(".maps");
+
+/* client and frontend -> backend it had last; written by the socket hooks and per packet. Losing one costs a client its backend. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, CAP_AFFINITIES);
+	__type(key, struct affinity_key);
+	__type(value, struct affinity);
+} affinities SEC(".maps");
+
+/* cookie of a pod's network namespace -> endpoint index; written by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, CAP_ENDPOINTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, __u32);
+} namespaces SEC(".maps");
+
 /* socket -> service it was connected to; written by the socket hooks. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);

@@ -8,6 +8,7 @@
  */
 #pragma once
 
+#include "backend.h"
 #include "conntrack.h"
 #include "packet.h"
 #include "rewrite.h"
@@ -64,6 +65,17 @@ static __always_inline bool nat_host_uses(struct __sk_buff *ctx, const struct na
 	return true;
 }
 
+/* nat_node_port tells whether a port of the node is a service's: an answer to it would be taken for a new client. */
+static __always_inline bool nat_node_port(const struct nat_key *key)
+{
+	struct frontend_key frontend = {.address = key->node, .port = key->node_port, .protocol = key->protocol};
+
+	if (!feature_on(FEATURE_SERVICES))
+		return false;
+	frontend_anywhere(&frontend.address);
+	return bpf_map_lookup_elem(&frontends, &frontend);
+}
+
 /* nat_try takes one port if it is free; it stops the loop once there is an answer. */
 static long nat_try(__u64 index, void *context)
 {
@@ -72,7 +84,7 @@ static long nat_try(__u64 index, void *context)
 
 	search->key.node_port = bpf_htons(search->port);
 	error = bpf_map_update_elem(&nat, &search->key, &search->mapping, BPF_NOEXIST);
-	if (!error && !nat_host_uses(search->ctx, &search->key)) {
+	if (!error && !nat_node_port(&search->key) && !nat_host_uses(search->ctx, &search->key)) {
 		search->reason = GO_ON;
 		return 1;
 	}

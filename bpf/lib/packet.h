@@ -16,6 +16,7 @@
 #include "protocol.h"
 
 #define GO_ON (-1)
+#define SECOND 1000000000ULL /* of the clocks, which count ns */
 
 /* Constants of the node; the loader sets them before the verifier sees the program. */
 const volatile struct node_config config;

@@ -13,28 +13,58 @@
 #include "packet.h"
 #include "rewrite.h"
 
-/* service_frontend finds the frontend that a packet is addressed to. */
-static __always_inline struct frontend *service_frontend(const struct packet *p)
+/* service_frontend finds the frontend that a packet is addressed to, and fills its key. Node ports are at any address. */
+static __always_inline struct frontend *service_frontend(struct packet *p, struct frontend_key *key)
 {
-	struct frontend_key key = {.address = p->destination, .port = p->destination_port, .protocol = p->protocol};
+	struct frontend *frontend;
 
 	if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP && p->protocol != IPPROTO_SCTP)
 		return NULL;
-	return bpf_map_lookup_elem(&frontends, &key);
+	key->address = p->destination;
+	key->port = p->destination_port;
+	key->protocol = p->protocol;
+	frontend = bpf_map_lookup_elem(&frontends, key);
+	if (frontend)
+		return frontend;
+	if (!p->to.flags && !p->to.peer)
+		address_find(&p->destination, &p->to);
+	if (!(p->to.flags & ADDRESS_NODE_PORT))
+		return NULL;
+	frontend_anywhere(&key->address);
+	return bpf_map_lookup_elem(&frontends, key);
+}
+
+/* service_choose picks a backend for a new connection. index stays 0 if the packet is for no frontend. */
+static __always_inline int service_choose(struct packet *p, __u32 *index)
+{
+	struct choice choice = {.key.client = p->source, .client_port = p->source_port};
+	struct frontend *frontend = service_frontend(p, &choice.key.frontend);
+	bool outside = p->hook != HOOK_FROM_POD;
+
+	if (!frontend || (outside && !(frontend->flags & FRONTEND_EXTERNAL)))
+		return GO_ON;
+	if (!frontend_admits(frontend, &choice.key.client))
+		return DROP_SOURCE_RANGE;
+	choice.range = outside ? frontend->outside : frontend->inside;
+	*index = backend_pick(frontend, &choice);
+	return *index ? GO_ON : DROP_NO_BACKEND;
 }
 
 /* service_remember makes the entry that sends later packets to the same backend. */
-static __always_inline int service_remember(const struct packet *p, const struct flow_key *key, __u32 backend)
+static __always_inline int service_remember(const struct packet *p, const struct flow_key *key, __u32 index)
 {
+	struct backend *backend = bpf_map_lookup_elem(&backends, &index);
 	struct flow *entry = flow_draft();
 	struct flow_key copy = *key;
 
-	if (!entry)
+	if (!entry || !backend)
 		return DROP_FLOW_TABLE_FULL;
 	entry->created = bpf_ktime_get_ns();
 	entry->expires = entry->created + flow_lifetime(p->protocol, FLOW_NEW);
 	entry->state = FLOW_NEW;
-	entry->backend = backend;
+	entry->backend = index;
+	entry->service = backend->address;
+	entry->service_port = backend->port;
 	entry->hook = p->hook;
 	entry->source_endpoint = p->from.endpoint;
 	if (address_equal(&key->low, &p->source) && key->low_port == p->source_port)
@@ -45,39 +75,41 @@ static __always_inline int service_remember(const struct packet *p, const struct
 	return GO_ON;
 }
 
-/* service_keeps tells whether a remembered backend still takes the packet: all but a new connection to one that is leaving. */
-static __always_inline bool service_keeps(const struct packet *p, __u32 index)
+/*
+ * service_keeps tells whether a remembered backend still takes the packet: all but a new connection to one that is leaving.
+ * One that is gone may have left its number to another.
+ */
+static __always_inline bool service_keeps(const struct packet *p, const struct flow *entry)
 {
+	__u32 index = entry->backend;
 	struct backend *backend = bpf_map_lookup_elem(&backends, &index);
 	bool opening = p->protocol == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 
-	if (!backend || backend->state == BACKEND_GONE)
+	if (!backend || backend->state == BACKEND_GONE || backend->port != entry->service_port ||
+	    !address_equal(&backend->address, &entry->service))
 		return false;
 	return backend->state == BACKEND_ACTIVE || !opening;
 }
 
 /* service_backend finds the backend of a packet to a frontend: the remembered one, or a fresh choice for a new connection. */
 static __always_inline int service_backend(struct packet *p, const struct flow_key *key, struct flow *entry, __u64 now,
-					   __u32 *backend)
+					   __u32 *index)
 {
-	struct frontend *frontend;
 	bool opening = p->protocol != IPPROTO_TCP || p->tcp_flags & TCP_SYN;
+	int reason;
 
-	if (entry && service_keeps(p, entry->backend)) {
-		*backend = entry->backend;
+	if (entry && service_keeps(p, entry)) {
+		*index = entry->backend;
 		if (!opening || p->protocol != IPPROTO_TCP)
 			entry->expires = now + flow_lifetime(p->protocol, FLOW_ESTABLISHED);
 		return GO_ON;
 	}
-	frontend = service_frontend(p);
-	if (!frontend)
-		return entry ? DROP_NO_BACKEND : GO_ON;
 	if (entry && !opening)
 		return DROP_NO_BACKEND; /* its backend is gone: another one would not know the connection */
-	*backend = backend_pick(frontend);
-	if (!*backend)
-		return DROP_NO_BACKEND;
-	return service_remember(p, key, *backend);
+	reason = service_choose(p, index);
+	if (reason != GO_ON || !*index)
+		return reason == GO_ON && entry ? DROP_NO_BACKEND : reason;
+	return service_remember(p, key, *index);
 }
 
 /*
@@ -102,6 +134,7 @@ __noinline int service_translate(struct __sk_buff *ctx, struct packet *p, const 
 		return DROP_NO_BACKEND;
 	p->service = p->destination;
 	p->service_port = p->destination_port;
+	p->to = (struct peer_info){}; /* of the frontend, if it is known at all */
 	address = backend->address;
 	if (address_equal(&address, &p->source)) {
 		p->flags |= PACKET_SELF;

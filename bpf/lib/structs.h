@@ -57,6 +57,7 @@ struct endpoint {
 	__u32 egress;
 	__u32 flags;
 	__u32 mtu;                  /* bytes of IP packet */
+	__u64 netns_cookie;         /* of the pod's network namespace; 0: unknown */
 };
 
 /* Counters of an endpoint that programs write; beside `endpoints` so that records stay read-mostly. */
@@ -179,7 +180,7 @@ struct flow {
 	struct traffic reverse;
 	struct verdict egress;      /* of the source's egress program; RULE_OUTSIDE_SCOPE if it is not a pod of this node */
 	struct verdict ingress;     /* of the destination's ingress program */
-	union address service;      /* frontend address the source wanted; zero: no service (per-packet translation) */
+	union address service;      /* frontend that the source wanted; zero: no service (per-packet translation); of a service entry the backend */
 	__be16 service_port;
 	__be16 nat_port;            /* source port after SNAT; 0: none */
 	__u8 state;                 /* enum flow_state */
@@ -245,14 +246,43 @@ struct frontend_key {
 	__u8 reserved[5];
 };
 
-/* The slots of a service address. Written by the agent. */
+/* A run of slots: what one frontend leads its clients to. */
+struct slot_range {
+	__u32 first;                /* index into slots */
+	__u32 count;                /* 0: no backend */
+};
+
+/*
+ * The slots of a service address. Pods and processes of this node are one kind of client, what comes from other machines is
+ * another: externalTrafficPolicy is for the second only. Written by the agent.
+ */
 struct frontend {
-	__u32 first_slot;           /* index into slots */
-	__u32 slot_count;           /* 0: no backend */
-	__u32 service;              /* number of the service, for records */
-	__u32 flags;
+	struct slot_range inside;   /* for clients of this node */
+	struct slot_range outside;  /* for packets that arrive; of a FRONTEND_EXTERNAL only */
+	__u32 service;              /* number of the service, for records and source ranges */
+	__u32 flags;                /* enum frontend_flag */
 	__u32 affinity_seconds;     /* 0: none */
 	__u32 reserved;
+};
+
+/* Clients that the guarded frontends of a service admit: key of an LPM trie, IPv4 prefixes 96 bits longer than written. */
+struct guard {
+	__u32 length;               /* bits: 32 for the service, and the prefix's */
+	__u32 service;              /* number of the service, compared as a whole */
+	__u8 address[16];
+};
+
+/* Which backend a client had last: its next connection goes there, too. Frozen with the first release, hence the spare bytes. */
+struct affinity_key {
+	union address client;       /* of a process without address yet: its pod's, or the node's */
+	struct frontend_key frontend;
+};
+
+struct affinity {
+	__u64 used;                 /* ns, CLOCK_MONOTONIC: the last choice */
+	__u32 backend;              /* index into backends; trusted only while some slot of the frontend leads to it */
+	__u32 slot;                 /* where it stood then, from the range's first */
+	__u8 spare[16];
 };
 
 /* A backend. Index 0 is never used. */

@@ -26,7 +26,7 @@ const (
 
 // frozen maps hold state that cannot be rebuilt; another layout is refused, another size ignored.
 func frozen(name string) bool {
-	return slices.Contains([]string{"flows", "nat", "assignments", "entries"}, name)
+	return slices.Contains([]string{"flows", "nat", "affinities", "assignments", "entries"}, name)
 }
 
 // SchemaError says that a pinned map that cannot be rebuilt has another layout than this agent's.

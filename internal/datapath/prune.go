@@ -15,6 +15,7 @@ import (
 type Wanted struct {
 	Addresses map[netip.Prefix]bool // single addresses and prefixes, as in policy.Delta
 	Frontends map[service.FrontendKey]bool
+	Guards    map[service.GuardRow]bool
 	Nodes     map[uint32]bool
 	Endpoints map[uint32]bool
 	Uplinks   map[uint32]bool // by device index
@@ -22,14 +23,14 @@ type Wanted struct {
 
 // Pruned counts what was removed.
 type Pruned struct {
-	Addresses, Prefixes, Frontends, Nodes, Endpoints, Uplinks int
+	Addresses, Prefixes, Frontends, Guards, Nodes, Endpoints, Uplinks int
 }
 
 // Prune removes from the kernel what nobody wants: call it when the agent's state is known to be complete and
 // published, and never before. It then puts a waiting version in force, whose maps are now filled.
 func (d *Datapath) Prune(ctx context.Context, want Wanted) (Pruned, error) {
 	var p Pruned
-	for _, step := range []func(Wanted, *Pruned) error{d.pruneAddresses, d.pruneFrontends, d.pruneEndpoints, d.pruneNodes, d.pruneUplinks} {
+	for _, step := range []func(Wanted, *Pruned) error{d.pruneAddresses, d.pruneFrontends, d.pruneGuards, d.pruneEndpoints, d.pruneNodes, d.pruneUplinks} {
 		if err := ctx.Err(); err != nil {
 			return p, fmt.Errorf("prune: %w", err)
 		}
@@ -101,6 +102,18 @@ func (d *Datapath) pruneFrontends(want Wanted, p *Pruned) (err error) {
 		keys[frontendKey(key)] = true
 	}
 	p.Frontends, err = pruneRows[bpf.FrontendKey, bpf.Frontend](d, writeFrontend, "frontends", func(k *bpf.FrontendKey) bool { return keys[*k] })
+	return err
+}
+
+func (d *Datapath) pruneGuards(want Wanted, p *Pruned) (err error) {
+	if want.Guards == nil {
+		return nil
+	}
+	keys := make(map[bpf.Guard]bool, len(want.Guards))
+	for row := range want.Guards {
+		keys[bpf.GuardOf(row.Service, row.Prefix)] = true
+	}
+	p.Guards, err = pruneRows[bpf.Guard, uint32](d, writeGuard, "guards", func(k *bpf.Guard) bool { return keys[*k] })
 	return err
 }
 

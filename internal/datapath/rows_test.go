@@ -134,7 +134,7 @@ func webService() *service.Delta {
 			{Index: 2, Addr: netip.MustParseAddr("fd00::5"), Port: 8080, Proto: 6, State: bpf.BackendTerminating},
 		},
 		Slots:     []service.SlotRange{{First: 4, Backends: []uint32{1, 2, 1}}},
-		Frontends: []service.FrontendRow{{FrontendKey: key, First: 4, Count: 3, Service: 9, AffinitySeconds: 30}},
+		Frontends: []service.FrontendRow{{FrontendKey: key, Inside: bpf.SlotRange{First: 4, Count: 3}, Service: 9, AffinitySeconds: 30}},
 	}
 }
 
@@ -165,7 +165,7 @@ func TestServiceIsWrittenAsProgramsReadIt(t *testing.T) {
 	if err := d.set.maps["frontends"].Lookup(&key, &frontend); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(bpf.Frontend{FirstSlot: 4, SlotCount: 3, Service: 9, AffinitySeconds: 30}, frontend); diff != "" {
+	if diff := cmp.Diff(bpf.Frontend{Inside: bpf.SlotRange{First: 4, Count: 3}, Service: 9, AffinitySeconds: 30}, frontend); diff != "" {
 		t.Errorf("frontend (-want +got):\n%s", diff)
 	}
 	if w := d.Writes(); w["backend"] != 2 || w["slots"] != 1 {

@@ -23,7 +23,8 @@ func (d *Datapath) PublishServices(ctx context.Context, delta *service.Delta) er
 	// round. A packet that meets the middle finds a whole old service or a whole new one.
 	for _, step := range []func(*service.Delta) error{
 		func(delta *service.Delta) error { return d.writeBackends(delta.Backends) },
-		d.writeSlots, d.setFrontends, d.unsetFrontends,
+		d.writeSlots, func(delta *service.Delta) error { return d.setGuards(delta.Guards) },
+		d.setFrontends, d.unsetFrontends, func(delta *service.Delta) error { return d.unsetGuards(delta.Unguarded) },
 		func(delta *service.Delta) error { return d.writeBackends(delta.Retired) },
 	} {
 		if err := errors.Join(ctx.Err(), step(delta)); err != nil {
@@ -53,9 +54,11 @@ func (d *Datapath) checkServices(delta *service.Delta) error {
 		}
 	}
 	for _, row := range delta.Frontends {
-		if !d.arenas.slots.holds(int(row.First), int(row.Count)) {
-			return fmt.Errorf("frontend %s port %d: slots %d to %d: there is room for %d",
-				row.Addr, row.Port, row.First, int(row.First)+int(row.Count)-1, d.arenas.slots.values())
+		for _, slots := range []bpf.SlotRange{row.Inside, row.Outside} {
+			if !d.arenas.slots.holds(int(slots.First), int(slots.Count)) {
+				return fmt.Errorf("frontend %s port %d: slots %d to %d: there is room for %d",
+					row.Addr, row.Port, slots.First, int(slots.First)+int(slots.Count)-1, d.arenas.slots.values())
+			}
 		}
 	}
 	return nil
@@ -134,7 +137,7 @@ func (d *Datapath) setFrontends(delta *service.Delta) error {
 	}
 	for _, row := range delta.Frontends {
 		value := bpf.Frontend{
-			FirstSlot: row.First, SlotCount: row.Count, Service: row.Service, Flags: row.Flags, AffinitySeconds: row.AffinitySeconds,
+			Inside: row.Inside, Outside: row.Outside, Service: row.Service, Flags: row.Flags, AffinitySeconds: row.AffinitySeconds,
 		}
 		if err := putRow(d, writeFrontend, "frontends", m, there, frontendKey(row.FrontendKey), value); err != nil {
 			return fmt.Errorf("frontend %s port %d: %w", row.Addr, row.Port, err)
@@ -147,6 +150,27 @@ func (d *Datapath) unsetFrontends(delta *service.Delta) error {
 	for _, row := range delta.Removed {
 		key := frontendKey(row)
 		if err := deleteRow(d, writeFrontend, "frontends", &key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setGuards adds source ranges before a frontend asks for them.
+func (d *Datapath) setGuards(rows []service.GuardRow) error {
+	for _, row := range rows {
+		key, value := bpf.GuardOf(row.Service, row.Prefix), uint32(1)
+		if err := putDifferent(d, writeGuard, "guards", &key, &value); err != nil {
+			return fmt.Errorf("source range %s: %w", row.Prefix, err)
+		}
+	}
+	return nil
+}
+
+func (d *Datapath) unsetGuards(rows []service.GuardRow) error {
+	for _, row := range rows {
+		key := bpf.GuardOf(row.Service, row.Prefix)
+		if err := deleteRow(d, writeGuard, "guards", &key); err != nil {
 			return err
 		}
 	}

@@ -22,6 +22,7 @@ const (
 	writeBackend
 	writeSlots
 	writeFrontend
+	writeGuard
 	writeNode
 	writeUplink
 	writeEntry // an entry slot: a datapath version changes
@@ -30,7 +31,7 @@ const (
 
 func (w write) String() string {
 	return [writeKinds]string{"assignment", "content", "class", "peer", "address", "prefix", "program", "endpoint", "epoch",
-		"backend", "slots", "frontend", "node", "uplink", "entry"}[w]
+		"backend", "slots", "frontend", "guard", "node", "uplink", "entry"}[w]
 }
 
 // writeCounts counts changes by kind. Writes that found the kernel equal already are not changes.

@@ -109,8 +109,13 @@ func (p *pruner) prune(ctx context.Context) error {
 func (p *pruner) wanted() datapath.Wanted {
 	want := p.others()
 	want.Addresses, want.Frontends = p.policies.written, make(map[service.FrontendKey]bool)
-	for _, row := range p.services.brain.Snapshot().Frontends {
+	want.Guards = make(map[service.GuardRow]bool)
+	published := p.services.brain.Snapshot()
+	for _, row := range published.Frontends {
 		want.Frontends[row.FrontendKey] = true
+	}
+	for _, row := range published.Guards {
+		want.Guards[row] = true
 	}
 	return want
 }

@@ -22,15 +22,17 @@ type Numbers interface {
 type Delta struct {
 	Backends  []BackendRow  // backends that are new or changed, but for the retired
 	Slots     []SlotRange   // content of slot ranges that no frontend refers to yet
+	Guards    []GuardRow    // source ranges that are new
 	Frontends []FrontendRow // the instant at which a frontend changes
 	Removed   []FrontendKey // frontends that are no more
+	Unguarded []GuardRow    // source ranges that are no more
 	Retired   []BackendRow  // backends that get nothing new any more; those with State BackendGone: reset their clients
 	Work      Work
 }
 
 // Empty says that there is nothing to write.
 func (d *Delta) Empty() bool {
-	return len(d.Backends)+len(d.Slots)+len(d.Frontends)+len(d.Removed)+len(d.Retired) == 0
+	return len(d.Backends)+len(d.Slots)+len(d.Guards)+len(d.Frontends)+len(d.Removed)+len(d.Unguarded)+len(d.Retired) == 0
 }
 
 // BackendRow is a row of the backends map.
@@ -51,7 +53,7 @@ type SlotRange struct {
 
 // FrontendKey is what a client addresses.
 type FrontendKey struct {
-	Addr  netip.Addr // IPv4 unmapped
+	Addr  netip.Addr // IPv4 unmapped; unspecified: every address of the node
 	Port  uint16
 	Proto uint8 // IP protocol number
 }
@@ -64,11 +66,22 @@ func (k FrontendKey) Compare(other FrontendKey) int {
 // FrontendRow is an entry of the frontends map.
 type FrontendRow struct {
 	FrontendKey
-	First           uint32 // index of its first slot; 0 if Count is
-	Count           uint32 // number of slots; 0: connections are refused with DROP_NO_BACKEND
-	Service         uint32 // number of the service, for records
-	Flags           uint32 // enum frontend_flag
+	Inside          bpf.SlotRange // for clients of this node; Count 0: connections are refused with DROP_NO_BACKEND
+	Outside         bpf.SlotRange // for packets that arrive; only with FRONTEND_EXTERNAL
+	Service         uint32        // number of the service, for records and source ranges
+	Flags           bpf.FrontendFlag
 	AffinitySeconds uint32 // 0: none
+}
+
+// GuardRow is an entry of the guards map: clients that the guarded frontends of a service admit.
+type GuardRow struct {
+	Service uint32 // number of the service
+	Prefix  netip.Prefix
+}
+
+// compare orders rows by service and prefix.
+func (r GuardRow) compare(other GuardRow) int {
+	return cmp.Or(cmp.Compare(r.Service, other.Service), r.Prefix.Compare(other.Prefix))
 }
 
 // Work counts what a delta cost to compute, for the promise that cost is local.

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"tendril.io/tendril/bpf"
@@ -79,10 +80,11 @@ type kernel struct {
 	backends  map[uint32]BackendRow
 	slots     map[uint32]uint32
 	frontends map[FrontendKey]FrontendRow
+	guards    map[GuardRow]bool
 }
 
 func newKernel(t testing.TB) *kernel {
-	return &kernel{t, map[uint32]BackendRow{}, map[uint32]uint32{}, map[FrontendKey]FrontendRow{}}
+	return &kernel{t, map[uint32]BackendRow{}, map[uint32]uint32{}, map[FrontendKey]FrontendRow{}, map[GuardRow]bool{}}
 }
 
 // apply writes a delta in the order of its fields. No slot may be written that a frontend refers to at that moment, and
@@ -95,13 +97,18 @@ func (k *kernel) apply(d Delta) {
 	k.check("backends")
 	for _, r := range d.Slots {
 		for _, f := range k.frontends {
-			if f.Count > 0 && f.First < r.First+uint32(len(r.Backends)) && r.First < f.First+f.Count {
-				k.t.Errorf("slots %d+%d are written while frontend %v uses %d+%d", r.First, len(r.Backends), f.FrontendKey, f.First, f.Count)
+			for _, used := range []bpf.SlotRange{f.Inside, f.Outside} {
+				if used.Count > 0 && used.First < r.First+uint32(len(r.Backends)) && r.First < used.First+used.Count {
+					k.t.Errorf("slots %d+%d are written while frontend %v uses %+v", r.First, len(r.Backends), f.FrontendKey, used)
+				}
 			}
 		}
 		for i, b := range r.Backends {
 			k.slots[r.First+uint32(i)] = b
 		}
+	}
+	for _, g := range d.Guards {
+		k.guards[g] = true
 	}
 	for _, f := range d.Frontends {
 		k.frontends[f.FrontendKey] = f
@@ -112,6 +119,12 @@ func (k *kernel) apply(d Delta) {
 			k.t.Errorf("frontend %v removed but it was not there", key)
 		}
 		delete(k.frontends, key)
+	}
+	for _, g := range d.Unguarded {
+		if !k.guards[g] {
+			k.t.Errorf("source range %v removed but it was not there", g)
+		}
+		delete(k.guards, g)
 	}
 	for _, b := range d.Retired {
 		k.backends[b.Index] = b
@@ -126,26 +139,44 @@ func (k *kernel) apply(d Delta) {
 func (k *kernel) check(step string) {
 	k.t.Helper()
 	for key, f := range k.frontends {
-		for slot := f.First; slot < f.First+f.Count; slot++ {
-			if b := k.backends[k.slots[slot]]; b.State != bpf.BackendActive {
-				k.t.Fatalf("after step %s frontend %v leads to backend %d, which is %v", step, key, k.slots[slot], b.State)
+		for _, used := range []bpf.SlotRange{f.Inside, f.Outside} {
+			for slot := used.First; slot < used.First+used.Count; slot++ {
+				if b := k.backends[k.slots[slot]]; b.State != bpf.BackendActive {
+					k.t.Fatalf("after step %s frontend %v leads to backend %d, which is %v", step, key, k.slots[slot], b.State)
+				}
 			}
 		}
 	}
 }
 
-// slotsOf lists the backends in a frontend's slots by address, in slot order.
+// slotsOf lists the backends that clients of this node are led to, by address, in slot order; nil: there is no frontend.
 func (k *kernel) slotsOf(key FrontendKey) []string {
 	k.t.Helper()
 	f, ok := k.frontends[key]
 	if !ok {
 		return nil
 	}
+	return k.named(f.Inside)
+}
+
+// outsideOf is the same for clients of elsewhere; nil: they have no frontend there.
+func (k *kernel) outsideOf(key FrontendKey) []string {
+	k.t.Helper()
+	f := k.frontends[key]
+	if f.Flags&bpf.FrontendExternal == 0 {
+		return nil
+	}
+	return k.named(f.Outside)
+}
+
+// named lists what stands in a range of slots.
+func (k *kernel) named(slots bpf.SlotRange) []string {
+	k.t.Helper()
 	names := []string{}
-	for i := range f.Count {
-		b, ok := k.backends[k.slots[f.First+i]]
+	for i := range slots.Count {
+		b, ok := k.backends[k.slots[slots.First+i]]
 		if !ok || b.State != bpf.BackendActive {
-			k.t.Errorf("frontend %v slot %d leads to backend %d, which is not active", key, i, k.slots[f.First+i])
+			k.t.Errorf("slot %d leads to backend %d, which is not active", i, k.slots[slots.First+i])
 		}
 		names = append(names, netip.AddrPortFrom(b.Addr, b.Port).String())
 	}
@@ -156,13 +187,29 @@ func (k *kernel) slotsOf(key FrontendKey) []string {
 func (k *kernel) state() []string {
 	var lines []string
 	for key, f := range k.frontends {
-		lines = append(lines, fmt.Sprintf("%v flags %d affinity %d: %v", key, f.Flags, f.AffinitySeconds, k.slotsOf(key)))
+		line := fmt.Sprintf("%v flags %d affinity %d: %v %v", key, f.Flags, f.AffinitySeconds, k.slotsOf(key), k.outsideOf(key))
+		if f.Flags&bpf.FrontendGuarded != 0 {
+			line += " for" + k.guardsOf(f.Service)
+		}
+		lines = append(lines, line)
 	}
 	for _, b := range k.backends {
 		lines = append(lines, fmt.Sprintf("backend %v:%d/%d %v node %d", b.Addr, b.Port, b.Proto, b.State, b.Node))
 	}
 	slices.Sort(lines)
 	return lines
+}
+
+// guardsOf lists the source ranges of a service.
+func (k *kernel) guardsOf(service uint32) string {
+	var ranges []string
+	for g := range k.guards {
+		if g.Service == service {
+			ranges = append(ranges, " "+g.Prefix.String())
+		}
+	}
+	slices.Sort(ranges)
+	return strings.Join(ranges, "")
 }
 
 // testNode is a brain with its allocator and kernel.
@@ -263,16 +310,17 @@ func (s *slow) state() []string {
 		service := s.services[key]
 		mine := map[FrontendKey]bool{}
 		for _, port := range service.Ports {
-			for _, external := range []bool{false, true} {
-				for _, addr := range serviceAddresses(&service, external) {
-					f, ok := frontendKey(addr, &port)
-					if !ok || served[f] || mine[f] {
-						continue
-					}
-					mine[f] = true
-					lines = append(lines, s.frontend(key, service, port, f, external, listed, active))
+			for _, at := range places(&service, &port) {
+				f := FrontendKey{at.addr, at.port, port.Protocol}
+				if served[f] || mine[f] {
+					continue
 				}
+				mine[f] = true
+				lines = append(lines, s.frontend(key, service, port, f, at, listed, active))
 			}
+		}
+		if health, asked := healthFrontend(&service); asked {
+			mine[health] = true
 		}
 		maps.Copy(served, mine)
 	}
@@ -288,12 +336,31 @@ func (s *slow) state() []string {
 }
 
 // frontend describes one frontend and notes the backends behind it.
-func (s *slow) frontend(key serviceKey, service table.Service, port table.ServicePort, f FrontendKey, external bool, listed map[backendKey]string, active map[backendKey]bool) string {
-	local := service.InternalLocal
-	flags := uint32(0)
-	if external {
-		local, flags = service.ExternalLocal, uint32(bpf.FrontendExternal)
+func (s *slow) frontend(key serviceKey, service table.Service, port table.ServicePort, f FrontendKey, at place, listed map[backendKey]string, active map[backendKey]bool) string {
+	flags := bpf.FrontendFlag(0)
+	if service.Algorithm == AlgorithmMaglev {
+		flags |= bpf.FrontendHash
 	}
+	inside := s.slots(key, service, port, f, service.InternalLocal && !at.external, listed, active)
+	var outside []string
+	if at.external {
+		flags |= bpf.FrontendExternal
+		outside = s.slots(key, service, port, f, service.ExternalLocal, listed, active)
+	}
+	if !at.guarded {
+		return fmt.Sprintf("%v flags %d affinity %d: %v %v", f, flags, service.AffinitySeconds, inside, outside)
+	}
+	var ranges []string
+	for _, prefix := range service.SourceRanges {
+		ranges = append(ranges, " "+prefix.String())
+	}
+	slices.Sort(ranges)
+	return fmt.Sprintf("%v flags %d affinity %d: %v %v for%s", f, flags|bpf.FrontendGuarded, service.AffinitySeconds, inside, outside,
+		strings.Join(slices.Compact(ranges), ""))
+}
+
+// slots lists what should stand in the slots behind a frontend, and notes the backends.
+func (s *slow) slots(key serviceKey, service table.Service, port table.ServicePort, f FrontendKey, local bool, listed map[backendKey]string, active map[backendKey]bool) []string {
 	type candidate struct {
 		row  table.Backend
 		rank int
@@ -338,14 +405,13 @@ func (s *slow) frontend(key serviceKey, service table.Service, port table.Servic
 		active[k] = true
 	}
 	if service.Algorithm == AlgorithmMaglev {
-		flags |= uint32(bpf.FrontendHash)
 		chosen = slowMaglev(chosen, int(s.config.MaglevSize))
 	}
 	names := []string{}
 	for _, k := range chosen {
 		names = append(names, netip.AddrPortFrom(k.addr, k.port).String())
 	}
-	return fmt.Sprintf("%v flags %d affinity %d: %v", f, flags, service.AffinitySeconds, names)
+	return names
 }
 
 // slowMaglev is the paper's pseudocode: whole permutations, then turns.

@@ -33,13 +33,21 @@ func drawService(t *rapid.T) table.Service {
 		InternalLocal:   rapid.Bool().Draw(t, "internalLocal"), ExternalLocal: rapid.Bool().Draw(t, "externalLocal"),
 		PublishNotReady: rapid.Bool().Draw(t, "publishNotReady"),
 		Algorithm:       rapid.SampledFrom([]string{"random", AlgorithmMaglev}).Draw(t, "algorithm"),
+		LoadBalancerIPs: pick("loadBalancerIPs", "192.0.2.1", "192.0.2.2", "2001:db8::2"),
+	}
+	for _, text := range rapid.SliceOfN(rapid.SampledFrom([]string{"198.51.100.0/24", "0.0.0.0/0", "2001:db8::/32"}), 0, 2).Draw(t, "ranges") {
+		s.SourceRanges = append(s.SourceRanges, prefix(text))
 	}
 	for range rapid.IntRange(0, 3).Draw(t, "ports") {
 		s.Ports = append(s.Ports, table.ServicePort{
 			Name:     rapid.SampledFrom([]string{"", "http"}).Draw(t, "port"),
 			Protocol: rapid.SampledFrom([]uint8{6, 17}).Draw(t, "protocol"),
 			Port:     rapid.SampledFrom([]uint16{80, 443}).Draw(t, "number"),
+			NodePort: rapid.SampledFrom([]uint16{0, 30080, 30443}).Draw(t, "nodePort"),
 		})
+	}
+	if rapid.Bool().Draw(t, "asked") {
+		s.Type, s.HealthCheckNodePort = "LoadBalancer", rapid.SampledFrom([]uint16{30080, 30081}).Draw(t, "healthCheckNodePort")
 	}
 	return s
 }

@@ -2,6 +2,7 @@ package service
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 
 	"tendril.io/tendril/bpf"
@@ -15,7 +16,17 @@ type publication struct {
 	number    uint32 // of the service
 	members   []member
 	ranges    []slotRange
+	guards    []netip.Prefix
 	frontends []FrontendKey
+}
+
+// guardRows are the source ranges of a publication, as the kernel has them.
+func (p *publication) guardRows() []GuardRow {
+	var rows []GuardRow
+	for _, prefix := range p.guards {
+		rows = append(rows, GuardRow{p.number, prefix})
+	}
+	return rows
 }
 
 // member is a backend that a service lists.
@@ -29,6 +40,11 @@ type slotRange struct {
 	digest   policy.Digest
 	first    uint32
 	backends []uint32 // content; empty: the range is none
+}
+
+// slots is where the range stands.
+func (r slotRange) slots() bpf.SlotRange {
+	return bpf.SlotRange{First: r.first, Count: uint32(len(r.backends))}
 }
 
 // frontendState is a frontend in the kernel and the service that put it there.
@@ -51,6 +67,8 @@ type backendState struct {
 // change gathers what one Flush touches.
 type change struct {
 	slots     []SlotRange
+	guards    []GuardRow
+	unguarded []GuardRow
 	frontends map[FrontendKey]FrontendRow // as they were before; zero Addr: there was none
 	backends  []*backendState
 	work      Work
@@ -134,7 +152,7 @@ func (b *Brain) number(key serviceKey, r *record, p *plan) (next publication, fr
 			return next, nil, err
 		}
 	}
-	next.live = true
+	next.live, next.guards = true, p.guards
 	// Members first: the slots of a set are written in their numbers.
 	next.members = make([]member, 0, len(p.members))
 	for _, e := range p.members {
@@ -258,6 +276,8 @@ func (b *Brain) commit(key serviceKey, r *record, p *plan, next publication) {
 			delete(b.frontends, gone)
 		}
 	}
+	b.change.guards = append(b.change.guards, without(next.guardRows(), old.guardRows())...)
+	b.change.unguarded = append(b.change.unguarded, without(old.guardRows(), next.guardRows())...)
 	b.releaseRanges(old.ranges, next.ranges)
 	if old.live && !next.live {
 		b.release(policy.KindService, key.digest())
@@ -265,18 +285,25 @@ func (b *Brain) commit(key serviceKey, r *record, p *plan, next publication) {
 	r.published = next
 }
 
+// without returns the rows that are not among others.
+func without(rows, others []GuardRow) []GuardRow {
+	return slices.DeleteFunc(rows, func(row GuardRow) bool { return slices.Contains(others, row) })
+}
+
 // frontendRow is what the kernel should have of a frontend.
 func frontendRow(f frontendPlan, service *table.Service, p *publication) FrontendRow {
-	held := p.ranges[f.set]
 	row := FrontendRow{
-		FrontendKey: f.key, First: held.first, Count: uint32(len(held.backends)),
-		Service: p.number, AffinitySeconds: service.AffinitySeconds,
+		FrontendKey: f.key, Inside: p.ranges[f.inside].slots(), Service: p.number, AffinitySeconds: service.AffinitySeconds,
 	}
-	if f.external {
-		row.Flags |= uint32(bpf.FrontendExternal)
+	if f.place.external {
+		row.Flags |= bpf.FrontendExternal
+		row.Outside = p.ranges[f.outside].slots()
+	}
+	if f.place.guarded {
+		row.Flags |= bpf.FrontendGuarded
 	}
 	if service.Algorithm == AlgorithmMaglev {
-		row.Flags |= uint32(bpf.FrontendHash)
+		row.Flags |= bpf.FrontendHash
 	}
 	return row
 }
@@ -319,7 +346,7 @@ func (b *Brain) row(s *backendState) BackendRow {
 
 // delta turns what was touched into what differs.
 func (b *Brain) delta() Delta {
-	d := Delta{Slots: b.change.slots, Work: b.change.work}
+	d := Delta{Slots: b.change.slots, Guards: b.change.guards, Unguarded: b.change.unguarded, Work: b.change.work}
 	for _, state := range b.change.backends {
 		// Counts may have gone up and down within the flush: only what they are now matters.
 		state.touched = false
@@ -368,6 +395,7 @@ func (b *Brain) Snapshot() Delta {
 				d.Slots = append(d.Slots, SlotRange{held.first, held.backends})
 			}
 		}
+		d.Guards = append(d.Guards, r.published.guardRows()...)
 	}
 	d.sort()
 	d.Slots = slices.CompactFunc(d.Slots, func(x, y SlotRange) bool { return x.First == y.First })
@@ -380,9 +408,11 @@ func (d *Delta) sort() {
 	slices.SortFunc(d.Backends, byIndex)
 	slices.SortFunc(d.Retired, byIndex)
 	slices.SortFunc(d.Slots, func(x, y SlotRange) int { return cmp.Compare(x.First, y.First) })
+	slices.SortFunc(d.Guards, GuardRow.compare)
+	slices.SortFunc(d.Unguarded, GuardRow.compare)
 	slices.SortFunc(d.Frontends, func(x, y FrontendRow) int { return x.Compare(y.FrontendKey) })
 	slices.SortFunc(d.Removed, FrontendKey.Compare)
-	d.Work.KernelWrites = len(d.Backends) + len(d.Retired) + len(d.Frontends) + len(d.Removed)
+	d.Work.KernelWrites = len(d.Backends) + len(d.Retired) + len(d.Frontends) + len(d.Removed) + len(d.Guards) + len(d.Unguarded)
 	for _, r := range d.Slots {
 		d.Work.KernelWrites += len(r.Backends)
 	}

@@ -31,56 +31,90 @@ type endpoint struct {
 // backendSet is what stands behind one or more frontends of a service: endpoints in order of their keys.
 type backendSet []endpoint
 
-// frontendPlan is a frontend and which of the plan's sets stands behind it.
+// frontendPlan is a frontend and which of the plan's sets stand behind it.
 type frontendPlan struct {
-	key      FrontendKey
-	external bool
-	set      int
+	key     FrontendKey
+	place   place
+	inside  int // for clients of this node
+	outside int // for packets that arrive; of an external place only
 }
 
 // plan is what a service should be in the kernel, in names rather than numbers.
 type plan struct {
 	frontends []frontendPlan
 	sets      []backendSet
-	members   []endpoint // every endpoint behind some frontend's port and of its family, sorted, chosen or not
+	guards    []netip.Prefix // source ranges, if some frontend has them
+	members   []endpoint     // every endpoint behind some frontend's port and of its family, sorted, chosen or not
 	problems  []Problem
 }
 
-// serviceAddresses lists the addresses at which a service answers, inside the cluster or outside it.
-func serviceAddresses(service *table.Service, external bool) []netip.Addr {
-	switch {
-	case service.Type == "ExternalName":
-		return nil
-	case !external:
-		return service.ClusterIPs
-	case len(service.SourceRanges) > 0:
-		return service.ExternalIPs // load-balancer addresses stay closed: see unsupported
-	default:
-		return slices.Concat(service.ExternalIPs, service.LoadBalancerIPs)
+// place is where one port of a service answers, and for whom.
+type place struct {
+	addr     netip.Addr // unspecified: every address of the node
+	port     uint16
+	external bool // for clients outside, too
+	guarded  bool // loadBalancerSourceRanges say which
+}
+
+// places lists where a port of a service answers. Headless services have the unspecified address, or none: no place.
+func places(service *table.Service, port *table.ServicePort) []place {
+	var all []place
+	add := func(addrs []netip.Addr, p place) {
+		for _, addr := range addrs {
+			p.addr = addr.Unmap()
+			if p.port != 0 && p.addr.IsValid() && (p.port == port.NodePort || !p.addr.IsUnspecified()) {
+				all = append(all, p)
+			}
+		}
 	}
+	if service.Type == "ExternalName" || port.Protocol == 0 {
+		return nil
+	}
+	add(service.ClusterIPs, place{port: port.Port})
+	var anywhere []netip.Addr
+	for _, p := range all {
+		anywhere = append(anywhere, unspecified(p.addr.Is4()))
+	}
+	add(service.ExternalIPs, place{port: port.Port, external: true})
+	add(service.LoadBalancerIPs, place{port: port.Port, external: true, guarded: len(service.SourceRanges) > 0})
+	add(anywhere, place{port: port.NodePort, external: true})
+	return all
+}
+
+// unspecified stands for every address of the node in a family.
+func unspecified(is4 bool) netip.Addr {
+	if is4 {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}
+
+// frontend is the key of a place.
+func (p place) frontend(port *table.ServicePort) FrontendKey {
+	return FrontendKey{p.addr, p.port, port.Protocol}
+}
+
+// healthFrontend is the port at which load balancers ask whether this node has a backend; false: none asks. It is
+// claimed like a node port, so that no two things answer there.
+func healthFrontend(service *table.Service) (FrontendKey, bool) {
+	const tcp = 6 // IANA's number
+	asked := service.ExternalLocal && service.HealthCheckNodePort != 0 && service.Type == "LoadBalancer"
+	return FrontendKey{netip.IPv4Unspecified(), service.HealthCheckNodePort, tcp}, asked
 }
 
 // wantedFrontends lists what a service asks for, sorted and distinct.
 func wantedFrontends(service *table.Service) []FrontendKey {
 	var keys []FrontendKey
-	for _, external := range []bool{false, true} {
-		for _, addr := range serviceAddresses(service, external) {
-			for i := range service.Ports {
-				if key, ok := frontendKey(addr, &service.Ports[i]); ok {
-					keys = append(keys, key)
-				}
-			}
+	for i := range service.Ports {
+		for _, at := range places(service, &service.Ports[i]) {
+			keys = append(keys, at.frontend(&service.Ports[i]))
 		}
+	}
+	if key, asked := healthFrontend(service); asked {
+		keys = append(keys, key)
 	}
 	slices.SortFunc(keys, FrontendKey.Compare)
 	return slices.Compact(keys)
-}
-
-// frontendKey joins an address and a port. Headless services have the unspecified address, or none: no frontend.
-func frontendKey(addr netip.Addr, port *table.ServicePort) (FrontendKey, bool) {
-	addr = addr.Unmap()
-	ok := addr.IsValid() && !addr.IsUnspecified() && port.Port != 0 && port.Protocol != 0
-	return FrontendKey{addr, port.Port, port.Protocol}, ok
 }
 
 // plan derives what a service should be from what was put in.
@@ -89,35 +123,44 @@ func (b *Brain) plan(key serviceKey, r *record) plan {
 	if r.service == nil {
 		return p
 	}
-	p.problems = unsupported(key, r.service)
 	// Ports are in the outer loop, so that the endpoints of a port are collected once for all its frontends.
-	taken := make([]bool, len(r.claims))
+	taken := make(map[FrontendKey]bool, len(r.claims))
 	for i := range r.service.Ports {
 		port := portPlan{brain: b, record: r, port: &r.service.Ports[i], plan: &p}
-		for _, external := range []bool{false, true} {
-			for _, addr := range serviceAddresses(r.service, external) {
-				frontend, ok := frontendKey(addr, port.port)
-				if !ok {
-					continue
-				}
-				at, _ := slices.BinarySearchFunc(r.claims, frontend, FrontendKey.Compare)
-				if taken[at] {
-					continue // an earlier port of this service has it
-				}
-				taken[at] = true
-				if owner := b.owner(frontend); owner != key {
-					p.problems = append(p.problems, conflict(key, owner, frontend))
-					continue
-				}
-				p.frontends = append(p.frontends, frontendPlan{frontend, external, port.set(frontend.Addr.Is4(), external)})
+		for _, at := range places(r.service, port.port) {
+			frontend := at.frontend(port.port)
+			if taken[frontend] {
+				continue // an earlier port of this service has it
 			}
+			taken[frontend] = true
+			if owner := b.owner(frontend); owner != key {
+				p.problems = append(p.problems, conflict(key, owner, frontend))
+				continue
+			}
+			p.frontends = append(p.frontends, port.frontend(frontend, at))
 		}
 		port.finish()
 	}
+	if health, asked := healthFrontend(r.service); asked && (taken[health] || b.owner(health) != key) {
+		p.problems = append(p.problems, healthConflict(key, b.owner(health), health))
+	}
+	p.guard(r.service)
 	// Two ports of a service can lead to the same endpoint port: it is one backend.
 	slices.SortFunc(p.members, func(x, y endpoint) int { return x.key.compare(y.key) })
 	p.members = slices.CompactFunc(p.members, func(x, y endpoint) bool { return x.key == y.key })
 	return p
+}
+
+// guard lists who may come, if some frontend asks for that.
+func (p *plan) guard(service *table.Service) {
+	if !slices.ContainsFunc(p.frontends, func(f frontendPlan) bool { return f.place.guarded }) {
+		return
+	}
+	for _, prefix := range service.SourceRanges {
+		p.guards = append(p.guards, netip.PrefixFrom(prefix.Addr().Unmap(), prefix.Bits()).Masked())
+	}
+	slices.SortFunc(p.guards, netip.Prefix.Compare)
+	p.guards = slices.Compact(p.guards)
 }
 
 // portPlan is the planning of one port of a service. Sets are shared by the frontends for which they are the same.
@@ -131,8 +174,19 @@ type portPlan struct {
 	sets      [2][2]int  // by family and locality: 1 + index into plan.sets; 0: not made yet
 }
 
+// frontend plans a frontend. Clients of this node do not come from outside, whatever address they use: for them,
+// externalTrafficPolicy says nothing (KEP-2086 has internalTrafficPolicy for cluster addresses only).
+func (p *portPlan) frontend(key FrontendKey, at place) frontendPlan {
+	service, is4 := p.record.service, key.Addr.Is4()
+	plan := frontendPlan{key: key, place: at, inside: p.set(is4, service.InternalLocal && !at.external)}
+	if at.external {
+		plan.outside = p.set(is4, service.ExternalLocal)
+	}
+	return plan
+}
+
 // set returns the index of the set behind a frontend of the family, making it if it is the first such frontend.
-func (p *portPlan) set(is4, external bool) int {
+func (p *portPlan) set(is4, local bool) int {
 	if p.endpoints == nil {
 		p.endpoints = p.record.endpoints(p.port)
 	}
@@ -140,7 +194,6 @@ func (p *portPlan) set(is4, external bool) int {
 	if !is4 {
 		family = 1
 	}
-	local := external && p.record.service.ExternalLocal || !external && p.record.service.InternalLocal
 	if local {
 		locality = 1
 	}

@@ -88,15 +88,14 @@ func TestFrontendLeadsTo(t *testing.T) {
 			[]table.Backends{spread}, tcp("10.96.0.1:80"), []string{"10.0.0.1:8080"}},
 		{"everybody at an external address", with(func(s *table.Service) { s.ExternalIPs = addrs("192.0.2.1") }),
 			[]table.Backends{spread}, tcp("192.0.2.1:80"), []string{"10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.3:8080"}},
-		{"this node's backends if externalTrafficPolicy is Local", with(func(s *table.Service) {
-			s.LoadBalancerIPs, s.ExternalLocal = addrs("192.0.2.1"), true
-		}), []table.Backends{spread}, tcp("192.0.2.1:80"), []string{"10.0.0.1:8080"}},
 		{"everybody inside if only externalTrafficPolicy is Local", with(func(s *table.Service) {
 			s.LoadBalancerIPs, s.ExternalLocal = addrs("192.0.2.1"), true
 		}), []table.Backends{spread}, tcp("10.96.0.1:80"), []string{"10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.3:8080"}},
-		{"nobody at a load-balancer address whose ranges are not enforced", with(func(s *table.Service) {
-			s.LoadBalancerIPs, s.SourceRanges = addrs("192.0.2.1"), append(s.SourceRanges, prefix("198.51.100.0/24"))
-		}), []table.Backends{spread}, tcp("192.0.2.1:80"), nil},
+		{"everybody at a node port, whatever internalTrafficPolicy is", with(func(s *table.Service) {
+			s.Ports[0].NodePort, s.InternalLocal = 30080, true
+		}), []table.Backends{spread}, tcp("0.0.0.0:30080"), []string{"10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.3:8080"}},
+		{"nothing at a node port of a family that the service has not", web("web", "fd00:96::1"),
+			[]table.Backends{spread}, tcp("0.0.0.0:30080"), nil},
 		{"the zone's backends if the service prefers close ones", with(func(s *table.Service) { s.TrafficDistribution = "PreferClose" }),
 			[]table.Backends{spread}, tcp("10.96.0.1:80"), []string{"10.0.0.1:8080", "10.0.0.2:8080"}},
 		{"this node's backends if the service prefers them", with(func(s *table.Service) { s.TrafficDistribution = "PreferSameNode" }),
@@ -215,19 +214,92 @@ func TestOfTwoServicesTheFirstByNameHasTheAddress(t *testing.T) {
 	}
 }
 
-func TestASettingThatIsNotServedIsNamed(t *testing.T) {
+// What clients of other machines are led to.
+func TestOutsideLeadsTo(t *testing.T) {
+	local, all := []string{"10.0.0.1:8080"}, []string{"10.0.0.1:8080", "10.0.0.2:8080"}
+	for _, c := range []struct {
+		name     string
+		change   func(*table.Service)
+		frontend FrontendKey
+		want     []string // nil: nobody outside may use it
+	}{
+		{"nowhere at a cluster address", func(*table.Service) {}, tcp("10.96.0.1:80"), nil},
+		{"every backend at a node port", func(s *table.Service) { s.Ports[0].NodePort = 30080 }, tcp("0.0.0.0:30080"), all},
+		{"this node's at a node port if externalTrafficPolicy is Local", func(s *table.Service) {
+			s.Ports[0].NodePort, s.ExternalLocal = 30080, true
+		}, tcp("0.0.0.0:30080"), local},
+		{"this node's at a load balancer's address if it is Local", func(s *table.Service) {
+			s.LoadBalancerIPs, s.ExternalLocal = addrs("192.0.2.1"), true
+		}, tcp("192.0.2.1:80"), local},
+		{"every backend at an external address if only internalTrafficPolicy is Local", func(s *table.Service) {
+			s.ExternalIPs, s.InternalLocal = addrs("192.0.2.1"), true
+		}, tcp("192.0.2.1:80"), all},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := newTestNode(t, Config{NodeName: "n1"})
+			s := web("web", "10.96.0.1")
+			c.change(&s)
+			n.SetService(s)
+			n.SetBackends(behind("web", on("n1", "", ready("10.0.0.1")), on("n2", "", ready("10.0.0.2"))))
+			n.flush()
+			if diff := cmp.Diff(c.want, n.kernel.outsideOf(c.frontend)); diff != "" {
+				t.Errorf("outside slots of %v (-want +got):\n%s", c.frontend, diff)
+			}
+		})
+	}
+}
+
+func TestSourceRangesGuardLoadBalancersOnly(t *testing.T) {
 	n := newTestNode(t, Config{})
 	s := web("web", "10.96.0.1")
-	s.Ports[0].NodePort, s.AffinitySeconds = 30080, 60
-	s.LoadBalancerIPs, s.SourceRanges = addrs("192.0.2.1"), append(s.SourceRanges, prefix("198.51.100.0/24"))
+	s.Ports[0].NodePort, s.LoadBalancerIPs = 30080, addrs("192.0.2.1")
+	s.SourceRanges = append(s.SourceRanges, prefix("198.51.100.0/24"), prefix("2001:db8::/32"))
 	n.SetService(s)
+	n.SetBackends(behind("web", ready("10.0.0.1")))
 	n.flush()
+	guarded := n.kernel.frontends[tcp("192.0.2.1:80")]
+	if got := n.kernel.guardsOf(guarded.Service); got != " 198.51.100.0/24 2001:db8::/32" || guarded.Flags&bpf.FrontendGuarded == 0 {
+		t.Errorf("load balancer's frontend %+v for%s", guarded, got)
+	}
+	if at := n.kernel.frontends[tcp("0.0.0.0:30080")]; at.Flags&bpf.FrontendGuarded != 0 {
+		t.Errorf("the node port is guarded, too: %+v", at)
+	}
+	s.SourceRanges = s.SourceRanges[:1]
+	n.SetService(s)
+	if d := n.flush(); len(d.Guards) != 0 || len(d.Unguarded) != 1 || len(d.Frontends) != 0 {
+		t.Errorf("a range less: %+v", d)
+	}
+	n.DeleteService("default", "web")
+	n.flush()
+	if len(n.kernel.guards) != 0 {
+		t.Errorf("left behind: %v", n.kernel.guards)
+	}
+}
+
+func TestTwoServicesWithOneNodePortAndOneThatItselfDoubles(t *testing.T) {
+	n := newTestNode(t, Config{NodeName: "n1"})
+	ant, zoo := web("ant", "10.96.0.1"), web("zoo", "10.96.0.2")
+	ant.Ports[0].NodePort, zoo.Ports[0].NodePort = 30080, 30080
+	zoo.Type, zoo.ExternalLocal, zoo.HealthCheckNodePort = "LoadBalancer", true, 30080
+	n.SetService(zoo)
+	n.SetService(ant)
+	n.SetBackends(behind("zoo", ready("10.0.0.26")))
+	n.SetBackends(behind("ant", ready("10.0.0.1")))
+	n.flush()
+	if got := n.kernel.slotsOf(tcp("0.0.0.0:30080")); len(got) != 1 || got[0] != "10.0.0.1:8080" {
+		t.Errorf("the node port leads to %v, want ant's backend", got)
+	}
+	if got := n.kernel.slotsOf(tcp("10.96.0.2:80")); len(got) != 1 {
+		t.Errorf("zoo's cluster address leads to %v, want its backend", got)
+	}
 	var got []string
 	for _, p := range n.Problems() {
-		got = append(got, p.Message)
+		got = append(got, p.String())
 	}
-	want := []string{"loadBalancerSourceRanges are not enforced, so its load-balancer addresses are not served", "node port 30080 is not served",
-		"sessionAffinity is not kept: each connection gets a backend of its own"}
+	want := []string{
+		"service default/zoo: 0.0.0.0:30080/tcp is served by service default/ant, which asks for it too: give one of them another address or port",
+		"service default/zoo: healthCheckNodePort 30080 is taken by service default/ant: give one of them another port",
+	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("problems (-want +got):\n%s", diff)
 	}

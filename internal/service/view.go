@@ -8,7 +8,6 @@ import (
 
 	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/ipproto"
-	"tendril.io/tendril/internal/table"
 )
 
 // Problem is something about a service that a person should act on.
@@ -77,7 +76,7 @@ func (b *Brain) appendViews(views []View, key serviceKey, r *record) []View {
 func (b *Brain) backendViews(r *record, row FrontendRow) []BackendView {
 	listed := make(map[uint32]bool)
 	for _, held := range r.published.ranges {
-		if held.first == row.First && len(held.backends) == int(row.Count) {
+		if held.slots() == row.Inside || held.slots() == row.Outside {
 			for _, index := range held.backends {
 				listed[index] = true
 			}
@@ -127,25 +126,13 @@ func noRoom(key serviceKey, err error) Problem {
 	}
 }
 
-// unsupported names the fields of a service that this datapath leaves unserved, closed rather than open.
-func unsupported(key serviceKey, service *table.Service) []Problem {
-	var problems []Problem
-	add := func(message, remedy string) {
-		problems = append(problems, Problem{"service " + key.String(), message, remedy})
+// healthConflict says that a service's health checks cannot be answered.
+func healthConflict(key, owner serviceKey, health FrontendKey) Problem {
+	return Problem{
+		Object:  "service " + key.String(),
+		Message: fmt.Sprintf("healthCheckNodePort %d is taken by service %s", health.Port, owner),
+		Remedy:  "give one of them another port",
 	}
-	for _, port := range service.Ports {
-		if port.NodePort != 0 {
-			add(fmt.Sprintf("node port %d is not served", port.NodePort), "use the cluster address or an external address")
-		}
-	}
-	if service.AffinitySeconds != 0 {
-		add("sessionAffinity is not kept: each connection gets a backend of its own", "set sessionAffinity to None")
-	}
-	if len(service.SourceRanges) > 0 && len(service.LoadBalancerIPs) > 0 {
-		add("loadBalancerSourceRanges are not enforced, so its load-balancer addresses are not served",
-			"remove the ranges, or allow the clients by a policy on its pods")
-	}
-	return problems
 }
 
 // String prints address, port and protocol, as in [fd00::1]:53/udp.

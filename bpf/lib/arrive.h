@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * What comes from another machine, by wire or by tunnel, to an address that is no pod's: whom it is for.
+ *
+ *   nat_restore        an answer to what left under the node's address
+ *   service_translate  a node port, an external or a load balancer's address
+ *   (to the stack)     the node itself
+ *
+ * A backend of this node sees the true client. Any other is reached under the node's address (arrive_source), since its
+ * answers have to come back through here. They are renamed twice, from one flow: its key is (client, backend).
+ */
+#pragma once
+
+#include "icmp.h"
+#include "nat.h"
+#include "service.h"
+
+/* arrive_destination finds whom a packet is for; p->to says. entry: the service entry of the packet, if it has one. */
+static __always_inline int arrive_destination(struct __sk_buff *ctx, struct packet *p, const struct flow_key *key,
+					      struct flow *entry, __u64 now)
+{
+	int reason = REASON_TO_STACK;
+
+	if (!entry && p->to.flags & ADDRESS_HOST && (feature_on(FEATURE_MASQUERADE) || feature_on(FEATURE_SERVICES)))
+		reason = p->flags & PACKET_ICMP_ERROR ? icmp_follow(ctx, p, true) : nat_restore(ctx, p);
+	if (reason == REASON_TO_STACK && feature_on(FEATURE_SERVICES)) {
+		reason = service_translate(ctx, p, key, entry, now);
+		if (reason == GO_ON && !p->service_port)
+			return REASON_TO_STACK;
+	}
+	if (reason != GO_ON)
+		return reason == DROP_INVALID_PACKET ? REASON_TO_STACK : reason;
+	address_find(&p->destination, &p->to);
+	return GO_ON;
+}
+
+/* arrive_known refuses what a mapping sends on without a flow: to nobody but a pod of this node, or the node itself. */
+static __always_inline int arrive_known(const struct packet *p, const struct flow *flow)
+{
+	/* a mapping of an address of the node is one that net_out moved to another port */
+	return flow || p->service_port || p->to.flags & (ADDRESS_LOCAL_POD | ADDRESS_HOST) ? GO_ON : DROP_UNKNOWN_DESTINATION;
+}
+
+/* arrive_source gives a packet to a backend elsewhere the node's address; later ones of the flow find it there. */
+static __always_inline int arrive_source(struct __sk_buff *ctx, struct packet *p, const struct flow_key *key,
+					 const struct flow *flow)
+{
+	if (flow || !p->service_port || p->to.flags & (ADDRESS_LOCAL_POD | ADDRESS_HOST))
+		return GO_ON;
+	return nat_open(ctx, p, key, config.uplink_ifindex);
+}
