@@ -196,6 +196,9 @@ func (k *kernel) become(t *rapid.T, next *policytest.Facts) {
 	for prefix := range k.told.Addresses {
 		k.engine.DeleteAddress(prefix)
 	}
+	for group := range k.told.Groups {
+		k.engine.DeleteGroup(group.Kind, group.Namespace, group.Name)
+	}
 	if err := next.Tell(k.engine); err != nil {
 		t.Fatal(err)
 	}
