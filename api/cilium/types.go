@@ -8,10 +8,14 @@ import (
 // APIVersion is the group and version of the kinds of this package.
 const APIVersion = "cilium.io/v2"
 
+// APIVersionAlpha is where CiliumCIDRGroup was before, in the same shape.
+const APIVersionAlpha = "cilium.io/v2alpha1"
+
 // The kinds.
 const (
 	KindNetworkPolicy            = "CiliumNetworkPolicy"
 	KindClusterwideNetworkPolicy = "CiliumClusterwideNetworkPolicy"
+	KindCIDRGroup                = "CiliumCIDRGroup"
 )
 
 // NetworkPolicy is a CiliumNetworkPolicy or, without a namespace, a CiliumClusterwideNetworkPolicy.
@@ -74,10 +78,10 @@ type To struct {
 	ToCIDR      []string               `json:"toCIDR,omitempty"`
 	ToCIDRSet   []CIDRRule             `json:"toCIDRSet,omitempty"`
 	ToEntities  []string               `json:"toEntities,omitempty"`
-	ToServices  []any                  `json:"toServices,omitempty"`
+	ToServices  []Service              `json:"toServices,omitempty"`
 	ToNodes     []metav1.LabelSelector `json:"toNodes,omitempty"`
 	ToGroups    []any                  `json:"toGroups,omitempty"`
-	ToFQDNs     []any                  `json:"toFQDNs,omitempty"`
+	ToFQDNs     []FQDNSelector         `json:"toFQDNs,omitempty"`
 	ToRequires  []metav1.LabelSelector `json:"toRequires,omitempty"`
 }
 
@@ -124,6 +128,30 @@ type CIDRRule struct {
 	Except            []string              `json:"except,omitempty"`
 }
 
+// Service is a service by name, or those that a selector selects. Exactly one of the two is set.
+type Service struct {
+	K8sService         *ServiceName     `json:"k8sService,omitempty"`
+	K8sServiceSelector *ServiceSelector `json:"k8sServiceSelector,omitempty"`
+}
+
+// ServiceName names a service; without a namespace, one of that name in any.
+type ServiceName struct {
+	ServiceName string `json:"serviceName,omitempty"`
+	Namespace   string `json:"namespace,omitempty"`
+}
+
+// ServiceSelector selects services by their own labels; without a namespace, in any.
+type ServiceSelector struct {
+	Selector  metav1.LabelSelector `json:"selector"`
+	Namespace string               `json:"namespace,omitempty"`
+}
+
+// FQDNSelector is a name in DNS, or a pattern of names. Exactly one of the two is set.
+type FQDNSelector struct {
+	MatchName    string `json:"matchName,omitempty"`
+	MatchPattern string `json:"matchPattern,omitempty"`
+}
+
 // PortRule is a list of ports and what is asked of the traffic on them beyond L4.
 type PortRule struct {
 	Ports          []PortProtocol `json:"ports,omitempty"`
@@ -131,7 +159,7 @@ type PortRule struct {
 	OriginatingTLS any            `json:"originatingTLS,omitempty"`
 	ServerNames    []string       `json:"serverNames,omitempty"`
 	Listener       any            `json:"listener,omitempty"`
-	Rules          any            `json:"rules,omitempty"`
+	Rules          *L7Rules       `json:"rules,omitempty"`
 }
 
 // PortProtocol is a port, a range of ports or a named port of a protocol.
@@ -150,4 +178,52 @@ type ICMPRule struct {
 type ICMPField struct {
 	Family string              `json:"family,omitempty"` // IPv4 or IPv6; empty: IPv4
 	Type   *intstr.IntOrString `json:"type"`             // number, or the name that IANA gives it without blanks
+}
+
+// L7Rules is what is asked of requests: one of the rules of one protocol must hold.
+type L7Rules struct {
+	HTTP    []HTTPRule          `json:"http,omitempty"`
+	Kafka   []KafkaRule         `json:"kafka,omitempty"`
+	DNS     []FQDNSelector      `json:"dns,omitempty"`
+	L7Proto string              `json:"l7proto,omitempty"` // parser that L7 is for
+	L7      []map[string]string `json:"l7,omitempty"`
+}
+
+// HTTPRule describes requests; what is empty matches all. Method, Path and Host are regular expressions.
+type HTTPRule struct {
+	Path          string        `json:"path,omitempty"`
+	Method        string        `json:"method,omitempty"`
+	Host          string        `json:"host,omitempty"`
+	Headers       []string      `json:"headers,omitempty"` // "Name: value", or a name that must be there
+	HeaderMatches []HeaderMatch `json:"headerMatches,omitempty"`
+}
+
+// HeaderMatch asks for a header, and says what to do with a request that lacks it.
+type HeaderMatch struct {
+	Name     string `json:"name"`
+	Value    string `json:"value,omitempty"`
+	Mismatch string `json:"mismatch,omitempty"` // LOG, ADD, DELETE or REPLACE; empty: the rule does not hold
+	Secret   any    `json:"secret,omitempty"`
+}
+
+// KafkaRule describes requests; what is empty matches all.
+type KafkaRule struct {
+	Role       string `json:"role,omitempty"` // produce or consume; not with APIKey
+	APIKey     string `json:"apiKey,omitempty"`
+	APIVersion string `json:"apiVersion,omitempty"`
+	ClientID   string `json:"clientID,omitempty"`
+	Topic      string `json:"topic,omitempty"`
+}
+
+// CIDRGroup is a CiliumCIDRGroup: ranges of addresses outside the cluster, under a name.
+type CIDRGroup struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec CIDRGroupSpec `json:"spec"`
+}
+
+// CIDRGroupSpec lists the ranges.
+type CIDRGroupSpec struct {
+	ExternalCIDRs []string `json:"externalCIDRs"`
 }

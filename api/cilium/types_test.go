@@ -36,7 +36,13 @@ spec:
       originatingTLS: {secret: {name: a}}
       serverNames: [shop.example]
       listener: {name: envoy}
-      rules: {http: [{method: GET}]}
+      rules:
+        http:
+        - {method: GET, path: /a, host: a.b, headers: ["X-A: b"], headerMatches: [{name: X-B, value: c, mismatch: LOG, secret: {name: s}}]}
+        kafka: [{role: produce, apiKey: fetch, apiVersion: "1", clientID: c, topic: t}]
+        dns: [{matchName: a.b}, {matchPattern: "*.b"}]
+        l7proto: r2d2
+        l7: [{cmd: READ}]
     icmps: [{fields: [{family: IPv6, type: EchoRequest}]}]
     authentication: {mode: required}
   ingressDeny:
@@ -48,7 +54,7 @@ spec:
     toCIDR: [192.0.2.0/24]
     toCIDRSet: [{cidr: 192.0.2.0/24}]
     toEntities: [world]
-    toServices: [{k8sService: {serviceName: db}}]
+    toServices: [{k8sService: {serviceName: db, namespace: shop}}, {k8sServiceSelector: {selector: {matchLabels: {a: b}}, namespace: shop}}]
     toNodes: [{matchLabels: {role: edge}}]
     toGroups: [{aws: {labels: {a: b}}}]
     toFQDNs: [{matchName: shop.example}]

@@ -1,29 +1,14 @@
 package kube
 
 import (
-	"cmp"
-	"fmt"
-	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"tendril.io/tendril/api/cilium"
-	"tendril.io/tendril/internal/ipproto"
 	"tendril.io/tendril/internal/label"
 	"tendril.io/tendril/internal/policy"
-)
-
-// Label keys with a meaning of their own in cilium.io selectors, without their source.
-// They are those that Cilium's agent puts on endpoints (its package pkg/k8s/apis/cilium.io), so that existing policies keep their meaning. Here they are facts of the pod and not labels: a pod cannot give itself one.
-const (
-	keyPodNamespace    = "io.kubernetes.pod.namespace"
-	keyServiceAccount  = "io.cilium.k8s.policy.serviceaccount"
-	keyCluster         = "io.cilium.k8s.policy.cluster"
-	keyNamespaceLabels = "io.cilium.k8s.namespace.labels."
 )
 
 // notYet is the end of every refusal of what the datapath cannot enforce so far. Leaving the field out would change what the
@@ -64,13 +49,11 @@ func ciliumSpec(r *cilium.Rule, namespace string, at *field.Path) (policy.Spec, 
 	}
 	spec.Isolates[policy.Ingress] = isolates(r.EnableDefaultDeny.Ingress, len(r.Ingress)+len(r.IngressDeny))
 	spec.Isolates[policy.Egress] = isolates(r.EnableDefaultDeny.Egress, len(r.Egress)+len(r.EgressDeny))
-	for _, rule := range ciliumRules(r, at) {
-		translated, wrong := rule.translate(namespace)
-		errs = append(errs, wrong...)
-		// The rule still counts for isolation above: "ingress: [{}]" is how one writes that nobody may come in.
-		if len(translated.Peers) > 0 { // without peers it matches nobody
-			spec.Rules = append(spec.Rules, translated)
-		}
+	for _, rule := range ciliumRules(r, namespace, at) {
+		// Where nothing comes of it, the rule still counts for isolation above: "ingress: [{}]" is how one writes that nobody
+		// may come in.
+		translated, wrong := rule.translate()
+		spec.Rules, errs = append(spec.Rules, translated...), append(errs, wrong...)
 	}
 	return spec, errs
 }
@@ -86,12 +69,12 @@ func isolates(wanted *bool, rules int) bool {
 	return rules > 0
 }
 
-// ciliumSubject translates endpointSelector. A namespaced policy selects in its own namespace only.
+// ciliumSubject translates endpointSelector, or nodeSelector. A namespaced policy selects in its own namespace only.
 // A selector that names another namespace can select nothing, and is a mistake: a policy that looks as if it protected
 // something and does not is worse than none.
 func ciliumSubject(r *cilium.Rule, namespace string, at *field.Path) (label.Selector, field.ErrorList) {
 	if r.NodeSelector != nil {
-		return label.Selector{}, field.ErrorList{field.Forbidden(at.Child("nodeSelector"), "policies for nodes are "+notYet)}
+		return ciliumNodeSubject(r, namespace, at.Child("nodeSelector"))
 	}
 	here := at.Child("endpointSelector")
 	if r.EndpointSelector == nil {
@@ -99,7 +82,7 @@ func ciliumSubject(r *cilium.Rule, namespace string, at *field.Path) (label.Sele
 	}
 	reqs, errs := requirements(r.EndpointSelector, ciliumKey, here)
 	for _, req := range reqs {
-		elsewhere := namespace != "" && req.Key == label.Key{Scope: label.ScopeFact, Name: label.FactNamespace} &&
+		elsewhere := namespace != "" && req.Key == factKey(label.FactNamespace) &&
 			req.Operator == label.In && !slices.Contains(req.Values, namespace)
 		if elsewhere {
 			errs = append(errs, field.Invalid(here, strings.Join(req.Values, ","),
@@ -110,186 +93,155 @@ func ciliumSubject(r *cilium.Rule, namespace string, at *field.Path) (label.Sele
 	// Both conditions may name the namespace; to say it twice changes nothing.
 	case namespace != "":
 		reqs = append(reqs, label.FactIs(label.FactNamespace, namespace))
-		// Endpoints that have no labels yet (reserved:init) have no namespace either, and can only be selected by that name.
+	// Endpoints that have no labels yet (reserved:init) have no namespace either, and can only be selected by that name.
 	case !namesReserved(reqs):
 		reqs = append(reqs, inAnyNamespace())
 	}
 	return selectorOf(reqs, errs)
 }
 
-// ciliumKey reads a key with its source: k8s:, any: and none are labels of the pod or one of the keys with a meaning
-// of their own; reserved: is an entity.
-// A key without source is of any source (api.EndpointSelector). Sources such as container and cidr exist in Cilium; no
-// workload here has such labels, so that a selector of one would silently match nobody, and is refused.
-func ciliumKey(key string, op label.Operator, values []string) (label.Requirement, string) {
-	source, name, hasSource := strings.Cut(key, ":")
-	if !hasSource {
-		source, name = "any", key
+// ciliumNodeSubject translates nodeSelector: each node that it selects judges the traffic of its own network namespace,
+// the host, which is one of the reserved identities.
+func ciliumNodeSubject(r *cilium.Rule, namespace string, at *field.Path) (label.Selector, field.ErrorList) {
+	reqs, errs := requirements(r.NodeSelector, nodeKey, at)
+	if r.EndpointSelector != nil {
+		errs = append(errs, field.Forbidden(at, "nodeSelector and endpointSelector cannot be combined; write a rule for each"))
 	}
-	fact := func(fact string) (label.Requirement, string) {
-		return label.Requirement{Key: label.Key{Scope: label.ScopeFact, Name: fact}, Operator: op, Values: values}, ""
+	if namespace != "" {
+		errs = append(errs, field.Forbidden(at, "nodes belong to no namespace; use a CiliumClusterwideNetworkPolicy"))
 	}
-	switch {
-	case source == "reserved":
-		return reservedKey(name, op, values)
-	case source != "k8s" && source != "any":
-		return label.Requirement{}, fmt.Sprintf("labels of source %q are %s; known sources are k8s, any and reserved", source, notYet)
-	case name == keyPodNamespace:
-		return fact(label.FactNamespace)
-	case name == keyServiceAccount:
-		return fact(label.FactServiceAccount)
-	case name == keyCluster:
-		return fact(label.FactCluster)
-	case strings.HasPrefix(name, keyNamespaceLabels):
-		return namespaceKey(strings.TrimPrefix(name, keyNamespaceLabels), op, values)
-	}
-	return podKey(name, op, values)
+	return selectorOf(append(reqs, label.FactIs(label.FactReserved, string(policy.EntityHost))), errs)
 }
 
-// reservedKey turns the presence of a reserved label, which has no value, into the value of one fact.
-// Whom a peer's address belongs to is one fact with one value here, where Cilium has a label for each. To have the label
-// is to have that value; not to have it (NotIn, DoesNotExist) is any other value, or none as pods have.
-func reservedKey(name string, op label.Operator, values []string) (label.Requirement, string) {
-	if _, ok := entityOf(name); !ok || name == "all" || name == "cluster" || name == "none" {
-		return label.Requirement{}, "no such reserved label; known are host, world, remote-node, kube-apiserver, health, init, unmanaged and ingress"
-	}
-	if (op == label.In || op == label.NotIn) && !slices.Equal(values, []string{""}) {
-		return label.Requirement{}, "reserved labels have no value; write \"\""
-	}
-	positive := op == label.In || op == label.Exists
-	if positive {
-		return label.FactIs(label.FactReserved, name), ""
-	}
-	req := label.FactIs(label.FactReserved, name)
-	req.Operator = label.NotIn
-	return req, ""
-}
-
-// namesReserved tells whether the requirements ask for a reserved identity, which has no namespace.
-// Only a positive condition does: "not of the world" is true of pods, and those have a namespace.
-func namesReserved(reqs []label.Requirement) bool {
-	return slices.ContainsFunc(reqs, func(r label.Requirement) bool {
-		return r.Key == label.Key{Scope: label.ScopeFact, Name: label.FactReserved} && r.Operator == label.In
-	})
-}
-
-// namesNamespace tells whether the requirements say which namespaces they mean.
-func namesNamespace(reqs []label.Requirement) bool {
-	return slices.ContainsFunc(reqs, func(r label.Requirement) bool {
-		return r.Key.Scope == label.ScopeNamespace || r.Key == label.Key{Scope: label.ScopeFact, Name: label.FactNamespace}
-	})
-}
-
-// ciliumRule is a rule of any of the four lists, with the names that its fields have there.
+// ciliumRule is a rule of any of the four lists.
 type ciliumRule struct {
 	at        *field.Path
 	direction policy.Direction
 	action    policy.Action
-	side      string // from or to: how the fields of peers begin
+	lists     []peerList          // those of peers; a rule uses at most one
+	required  bool                // fromRequires or toRequires is used
+	requires  []label.Requirement // what it says
+	errs      field.ErrorList     // what is wrong with it
 
-	endpoints      []metav1.LabelSelector
-	cidrs          []string
-	cidrSet        []cilium.CIDRRule
-	entities       []string
-	refused        []refusedField
 	ports          []cilium.PortRule
 	icmps          []cilium.ICMPRule
 	authentication *cilium.Authentication
 }
 
-// refusedField is a field that is understood but cannot be enforced.
-type refusedField struct {
-	name string
-	used bool
-}
-
 // ciliumRules lists the rules of the four lists.
 // Rules of one list are alternatives. The lists are read in the order in which they take effect, so that messages and
 // explanations follow it as well.
-func ciliumRules(r *cilium.Rule, at *field.Path) []ciliumRule {
-	var rules []ciliumRule
-	for i, x := range r.IngressDeny {
-		rule := fromRule(x.From, x.ToPorts, x.ICMPs, at.Child("ingressDeny").Index(i))
-		rule.action = policy.Deny
-		rules = append(rules, rule)
-	}
-	for i, x := range r.Ingress {
-		rule := fromRule(x.From, x.ToPorts, x.ICMPs, at.Child("ingress").Index(i))
-		rule.authentication = x.Authentication
-		rules = append(rules, rule)
-	}
-	for i, x := range r.EgressDeny {
-		rule := toRule(x.To, x.ToPorts, x.ICMPs, at.Child("egressDeny").Index(i))
-		rule.action = policy.Deny
-		rules = append(rules, rule)
-	}
-	for i, x := range r.Egress {
-		rule := toRule(x.To, x.ToPorts, x.ICMPs, at.Child("egress").Index(i))
-		rule.authentication = x.Authentication
-		rules = append(rules, rule)
-	}
-	return rules
+func ciliumRules(r *cilium.Rule, namespace string, at *field.Path) []ciliumRule {
+	return slices.Concat(
+		each(r.IngressDeny, at.Child("ingressDeny"), func(x *cilium.IngressDenyRule, at *field.Path) ciliumRule {
+			return fromRule(&x.From, namespace, at).with(policy.Deny, x.ToPorts, x.ICMPs, nil)
+		}),
+		each(r.Ingress, at.Child("ingress"), func(x *cilium.IngressRule, at *field.Path) ciliumRule {
+			return fromRule(&x.From, namespace, at).with(policy.Allow, x.ToPorts, x.ICMPs, x.Authentication)
+		}),
+		each(r.EgressDeny, at.Child("egressDeny"), func(x *cilium.EgressDenyRule, at *field.Path) ciliumRule {
+			return toRule(&x.To, namespace, at).with(policy.Deny, x.ToPorts, x.ICMPs, nil)
+		}),
+		each(r.Egress, at.Child("egress"), func(x *cilium.EgressRule, at *field.Path) ciliumRule {
+			return toRule(&x.To, namespace, at).with(policy.Allow, x.ToPorts, x.ICMPs, x.Authentication)
+		}),
+	)
 }
 
-// fromRule takes the fields of an ingress rule, or deny rule, by their common names.
-func fromRule(f cilium.From, ports []cilium.PortRule, icmps []cilium.ICMPRule, at *field.Path) ciliumRule {
+// each reads the members of a list, which differ from those of its siblings in the names of their fields.
+func each[In, Out any](list []In, at *field.Path, read func(*In, *field.Path) Out) []Out {
+	out := make([]Out, len(list))
+	for i := range list {
+		out[i] = read(&list[i], at.Index(i))
+	}
+	return out
+}
+
+// fromRule takes the peers of an ingress rule, or deny rule.
+func fromRule(f *cilium.From, namespace string, at *field.Path) ciliumRule {
+	requires, errs := ciliumRequires(f.FromRequires, namespace, at.Child("fromRequires"))
 	return ciliumRule{
-		at: at, direction: policy.Ingress, action: policy.Allow, side: "from", ports: ports, icmps: icmps,
-		endpoints: f.FromEndpoints, cidrs: f.FromCIDR, cidrSet: f.FromCIDRSet, entities: f.FromEntities,
-		refused: []refusedField{
-			{"fromNodes", f.FromNodes != nil}, {"fromGroups", f.FromGroups != nil}, {"fromRequires", f.FromRequires != nil},
+		at: at, direction: policy.Ingress, required: len(f.FromRequires) > 0, requires: requires, errs: errs,
+		lists: []peerList{
+			listOf(at.Child("fromEndpoints"), f.FromEndpoints, ciliumEndpoints(namespace, requires)),
+			listOf(at.Child("fromCIDR"), f.FromCIDR, ciliumCIDR),
+			listOf(at.Child("fromCIDRSet"), f.FromCIDRSet, ciliumCIDRRule),
+			listOf(at.Child("fromEntities"), f.FromEntities, ciliumEntity),
+			listOf(at.Child("fromNodes"), f.FromNodes, ciliumNodes),
+			listOf(at.Child("fromGroups"), f.FromGroups, ciliumCloudGroup),
 		},
 	}
 }
 
-// toRule is the same for egress, where more fields are refused.
-// toServices and toFQDNs stand for sets of addresses that change: they need a watcher of services and of DNS answers.
-func toRule(t cilium.To, ports []cilium.PortRule, icmps []cilium.ICMPRule, at *field.Path) ciliumRule {
+// toRule is the same for egress, where more can be named.
+func toRule(t *cilium.To, namespace string, at *field.Path) ciliumRule {
+	requires, errs := ciliumRequires(t.ToRequires, namespace, at.Child("toRequires"))
 	return ciliumRule{
-		at: at, direction: policy.Egress, action: policy.Allow, side: "to", ports: ports, icmps: icmps,
-		endpoints: t.ToEndpoints, cidrs: t.ToCIDR, cidrSet: t.ToCIDRSet, entities: t.ToEntities,
-		refused: []refusedField{
-			{"toServices", t.ToServices != nil}, {"toNodes", t.ToNodes != nil}, {"toGroups", t.ToGroups != nil},
-			{"toFQDNs", t.ToFQDNs != nil}, {"toRequires", t.ToRequires != nil},
+		at: at, direction: policy.Egress, required: len(t.ToRequires) > 0, requires: requires, errs: errs,
+		lists: []peerList{
+			listOf(at.Child("toEndpoints"), t.ToEndpoints, ciliumEndpoints(namespace, requires)),
+			listOf(at.Child("toCIDR"), t.ToCIDR, ciliumCIDR),
+			listOf(at.Child("toCIDRSet"), t.ToCIDRSet, ciliumCIDRRule),
+			listOf(at.Child("toEntities"), t.ToEntities, ciliumEntity),
+			listOf(at.Child("toServices"), t.ToServices, ciliumService),
+			listOf(at.Child("toNodes"), t.ToNodes, ciliumNodes),
+			listOf(at.Child("toGroups"), t.ToGroups, ciliumCloudGroup),
+			listOf(at.Child("toFQDNs"), t.ToFQDNs, ciliumFQDN),
 		},
 	}
 }
 
-// translate gives the rule in the ordered model. A rule without peers in the result matches nobody.
-func (r *ciliumRule) translate(namespace string) (policy.Rule, field.ErrorList) {
-	errs := r.refusals()
-	peers, wrong := r.peers(namespace)
-	errs = append(errs, wrong...)
-	ports, wrong := r.portList()
-	errs = append(errs, wrong...)
-	return policy.Rule{
-		Place: r.at.String(), Direction: r.direction, Action: r.action, Peers: peers, Ports: ports,
-	}, errs
+// with adds what rules of all lists call by the same names.
+func (r ciliumRule) with(action policy.Action, ports []cilium.PortRule, icmps []cilium.ICMPRule, authentication *cilium.Authentication) ciliumRule {
+	r.action, r.ports, r.icmps, r.authentication = action, ports, icmps, authentication
+	return r
 }
+
+// translate gives the rule in the ordered model: a rule for each thing that is asked beyond L4, and one for what the
+// requirements keep out. It gives none where nobody is meant.
+func (r *ciliumRule) translate() ([]policy.Rule, field.ErrorList) {
+	errs := append(r.errs, r.refusals()...)
+	peers, wrong := r.peers()
+	errs = append(errs, wrong...)
+	groups, wrong := r.portGroups()
+	errs = append(errs, wrong...)
+	var rules []policy.Rule
+	if out := outsiders(r.requires); len(out) > 0 {
+		rules = append(rules, policy.Rule{Place: r.at.Child(r.side() + "Requires").String(), Direction: r.direction, Action: policy.Deny, Peers: out})
+	}
+	if len(peers) == 0 {
+		return rules, errs
+	}
+	for _, g := range groups {
+		rules = append(rules, policy.Rule{
+			Place: g.place, Direction: r.direction, Action: r.action, Peers: peers, Ports: g.ports, L7: g.l7,
+		})
+	}
+	return rules, errs
+}
+
+// side is how the fields of peers begin.
+func (r *ciliumRule) side() string { return []string{"from", "to"}[r.direction] }
 
 // refusals names what would have to be left out.
-// A field counts as used if it is there, even if empty: to drop an empty toFQDNs could turn "nobody" into "anyone at
-// these ports". The rules of toPorts are filters of requests; without them the whole port would
-// be open. Authentication that is "disabled" asks for nothing and is the only mode that can be honoured.
+// Authentication that is "disabled" asks for nothing and is the only mode that can be honoured. Requirements in a deny
+// rule narrow what other policies deny, which would open what their authors closed. A deny of names would let pass every
+// address that DNS has not been asked for.
 func (r *ciliumRule) refusals() field.ErrorList {
 	var errs field.ErrorList
-	for _, f := range r.refused {
-		if f.used {
-			errs = append(errs, field.Forbidden(r.at.Child(f.name), notYet))
-		}
-	}
 	if r.authentication != nil && r.authentication.Mode != "disabled" {
 		errs = append(errs, field.Forbidden(r.at.Child("authentication", "mode"), notYet))
 	}
-	for i, p := range r.ports {
-		at := r.at.Child("toPorts").Index(i)
-		for _, f := range []refusedField{
-			{"rules", p.Rules != nil}, {"terminatingTLS", p.TerminatingTLS != nil}, {"originatingTLS", p.OriginatingTLS != nil},
-			{"serverNames", p.ServerNames != nil}, {"listener", p.Listener != nil},
-		} {
-			if f.used {
-				errs = append(errs, field.Forbidden(at.Child(f.name), notYet))
-			}
+	if r.action != policy.Deny {
+		return errs
+	}
+	if r.required {
+		errs = append(errs, field.Forbidden(r.at.Child(r.side()+"Requires"),
+			"a deny rule has no requirements; write the labels into its "+r.side()+"Endpoints"))
+	}
+	for _, list := range r.lists {
+		if list.used && list.at.String() == r.at.Child("toFQDNs").String() {
+			errs = append(errs, field.Forbidden(list.at, "names are for allow rules; to deny a name, allow the others"))
 		}
 	}
 	return errs
@@ -305,211 +257,25 @@ func (r *ciliumRule) refusals() field.ErrorList {
 //	{fromEndpoints: []}               nobody
 //	{fromEndpoints: [], toPorts: ...} nobody
 //	{fromEndpoints: [{}]}             the pods that ciliumEndpoints says
+//	{fromRequires: [...], ...}        nobody but whom another list names: requirements give no access
 //
 // NetworkPolicy reads the first and the third as anyone.
-func (r *ciliumRule) peers(namespace string) ([]policy.Peer, field.ErrorList) {
-	var used []string
-	for _, f := range []refusedField{
-		{"Endpoints", r.endpoints != nil}, {"CIDR", r.cidrs != nil}, {"CIDRSet", r.cidrSet != nil}, {"Entities", r.entities != nil},
-	} {
-		if f.used {
-			used = append(used, r.side+f.name)
+func (r *ciliumRule) peers() ([]policy.Peer, field.ErrorList) {
+	var used []peerList
+	var names []string
+	for _, list := range r.lists {
+		if list.used {
+			used, names = append(used, list), append(names, list.name())
 		}
 	}
 	switch {
 	// Cilium's validation refuses pairs too: whether the lists add up or narrow each other cannot be read off them.
 	case len(used) > 1:
-		return nil, field.ErrorList{field.Forbidden(r.at, strings.Join(used, " and ")+" cannot be combined in one rule; write a rule for each")}
-	case len(used) == 0 && len(r.ports)+len(r.icmps) > 0:
+		return nil, field.ErrorList{field.Forbidden(r.at, strings.Join(names, " and ")+" cannot be combined in one rule; write a rule for each")}
+	case len(used) == 1:
+		return used[0].translate()
+	case len(r.ports)+len(r.icmps) > 0 && !r.required:
 		return []policy.Peer{{Any: true}}, nil
 	}
-	var peers []policy.Peer
-	var errs field.ErrorList
-	for i := range r.endpoints {
-		peer, wrong := ciliumEndpoints(&r.endpoints[i], namespace, r.at.Child(r.side+"Endpoints").Index(i))
-		peers, errs = append(peers, peer), append(errs, wrong...)
-	}
-	for i, text := range r.cidrs {
-		peer, wrong := ciliumCIDR(text, r.at.Child(r.side+"CIDR").Index(i))
-		peers, errs = append(peers, peer), append(errs, wrong...)
-	}
-	for i := range r.cidrSet {
-		peer, wrong := ciliumCIDRRule(&r.cidrSet[i], r.at.Child(r.side+"CIDRSet").Index(i))
-		peers, errs = append(peers, peer), append(errs, wrong...)
-	}
-	for i, name := range r.entities {
-		peer, wrong := ciliumEntity(name, r.at.Child(r.side+"Entities").Index(i))
-		peers, errs = append(peers, peer), append(errs, wrong...)
-	}
-	return peers, errs
-}
-
-// ciliumEndpoints translates a selector of peers: of the policy's own namespace unless it speaks of namespaces; of all
-// namespaces in a clusterwide policy; never of what is outside the cluster.
-// "Speaks of namespaces" is a condition on io.kubernetes.pod.namespace or on a namespace's labels; any operator will do,
-// which is how one writes "of every namespace": that key with Exists.
-func ciliumEndpoints(s *metav1.LabelSelector, namespace string, at *field.Path) (policy.Peer, field.ErrorList) {
-	reqs, errs := requirements(s, ciliumKey, at)
-	if len(errs) == 0 && len(reqs) == 1 && namesReserved(reqs) {
-		// As an entity it shares its selector, and the bit of every class, with fromEntities.
-		return policy.Peer{Entity: policy.Entity(reqs[0].Values[0])}, nil
-	}
-	switch {
-	case namesReserved(reqs):
-	case namespace != "" && !namesNamespace(reqs):
-		reqs = append(reqs, label.FactIs(label.FactNamespace, namespace))
-	default:
-		reqs = append(reqs, inAnyNamespace())
-	}
-	selector, errs := selectorOf(reqs, errs)
-	return policy.Peer{Selector: &selector}, errs
-}
-
-// ciliumCIDR translates a range, or one address, outside the cluster.
-// By Cilium's documentation ranges are for peers that neither are its endpoints nor nodes of the cluster: such an address
-// inside the range is no match, whatever the range. So 0.0.0.0/0 here is the IPv4 outside, where an ipBlock of it is everybody with
-// an IPv4 address.
-func ciliumCIDR(text string, at *field.Path) (policy.Peer, field.ErrorList) {
-	if addr, err := netip.ParseAddr(text); err == nil && !addr.Is4In6() && addr.Zone() == "" {
-		return policy.Peer{CIDR: &policy.CIDR{Prefix: netip.PrefixFrom(addr, addr.BitLen()), OutsideOnly: true}}, nil
-	}
-	p, errs := prefix(text, at)
-	return policy.Peer{CIDR: &policy.CIDR{Prefix: p, OutsideOnly: true}}, errs
-}
-
-// ciliumCIDRRule translates a range with exceptions. Groups of ranges are objects of their own, which nobody reads yet;
-// without its members such a rule would match nobody, so it is refused.
-func ciliumCIDRRule(c *cilium.CIDRRule, at *field.Path) (policy.Peer, field.ErrorList) {
-	switch {
-	case c.CIDRGroupRef != "":
-		return policy.Peer{}, field.ErrorList{field.Forbidden(at.Child("cidrGroupRef"), notYet)}
-	case c.CIDRGroupSelector != nil:
-		return policy.Peer{}, field.ErrorList{field.Forbidden(at.Child("cidrGroupSelector"), notYet)}
-	}
-	cidr, errs := rangeOf(c.CIDR, c.Except, true, at)
-	return policy.Peer{CIDR: cidr}, errs
-}
-
-// entityOf maps the names of entities; "all" has no entity of its own, it is every peer.
-// world-ipv4 and world-ipv6 are halves of world; cluster is every pod and node but not the outside; "all" includes both,
-// and "none" nobody. Names are as in the documentation of Cilium's entities.
-func entityOf(name string) (policy.Entity, bool) {
-	switch e := policy.Entity(name); e {
-	case policy.EntityWorld, policy.EntityWorldIPv4, policy.EntityWorldIPv6, policy.EntityCluster, policy.EntityHost,
-		policy.EntityRemoteNode, policy.EntityKubeAPIServer, policy.EntityHealth, policy.EntityInit,
-		policy.EntityUnmanaged, policy.EntityIngress, policy.EntityNobody:
-		return e, true
-	}
-	return policy.EntityNone, name == "all"
-}
-
-// ciliumEntity translates an entity by name. A name that is misspelt is a mistake, and never nobody: in a deny rule
-// that would allow.
-func ciliumEntity(name string, at *field.Path) (policy.Peer, field.ErrorList) {
-	entity, ok := entityOf(name)
-	if !ok {
-		return policy.Peer{}, field.ErrorList{field.NotSupported(at, name, []string{
-			"all", "cluster", "health", "host", "ingress", "init", "kube-apiserver", "none", "remote-node", "unmanaged",
-			"world", "world-ipv4", "world-ipv6",
-		})}
-	}
-	return policy.Peer{Any: name == "all", Entity: entity}, nil
-}
-
-// portList translates toPorts or icmps; none means any port of any protocol.
-// The several lists of toPorts are alternatives like the ports within one; the split matters only to the filters and TLS
-// contexts that are refused. ICMP types travel as ports, so a rule has either.
-func (r *ciliumRule) portList() ([]policy.Port, field.ErrorList) {
-	if len(r.ports) > 0 && len(r.icmps) > 0 {
-		return nil, field.ErrorList{field.Forbidden(r.at.Child("icmps"), "toPorts and icmps cannot be combined in one rule; write a rule for each")}
-	}
-	var ports []policy.Port
-	var errs field.ErrorList
-	for i, rule := range r.ports {
-		at := r.at.Child("toPorts").Index(i).Child("ports")
-		if len(rule.Ports) == 0 {
-			errs = append(errs, field.Required(at, `list at least one port; "0" is any port`))
-		}
-		for j := range rule.Ports {
-			more, wrong := ciliumPort(&rule.Ports[j], at.Index(j))
-			ports, errs = append(ports, more...), append(errs, wrong...)
-		}
-	}
-	for i, rule := range r.icmps {
-		at := r.at.Child("icmps").Index(i).Child("fields")
-		if len(rule.Fields) == 0 {
-			errs = append(errs, field.Required(at, "list at least one ICMP type"))
-		}
-		for j := range rule.Fields {
-			port, wrong := ciliumICMP(&rule.Fields[j], at.Index(j))
-			ports, errs = append(ports, port), append(errs, wrong...)
-		}
-	}
-	return ports, errs
-}
-
-// ciliumPort translates a port. Protocol ANY means each protocol that has ports.
-// In this dialect a port is a string, number or name. "0" is any port (api.PortProtocol), the only port that protocols
-// without ports can have; an absent port is accepted for those. A range cannot begin at a name.
-func ciliumPort(p *cilium.PortProtocol, at *field.Path) ([]policy.Port, field.ErrorList) {
-	protocols, errs := ciliumProtocols(p.Protocol, at.Child("protocol"))
-	// 32 bits and a sign, so that 99999 and -1 are ports out of range, not names of ports.
-	number, err := strconv.ParseInt(p.Port, 10, 32)
-	named := err != nil
-	switch {
-	case p.Port == "" && p.EndPort != 0, named && p.EndPort != 0:
-		errs = append(errs, field.Forbidden(at.Child("endPort"), "a range starts at a number; set port to it or remove endPort"))
-	case p.Port == "" && !slices.ContainsFunc(protocols, hasNoPorts):
-		errs = append(errs, field.Required(at.Child("port"), `give a number or a name; "0" is any port`))
-	case p.Port != "" && (named || number != 0) && slices.ContainsFunc(protocols, hasNoPorts):
-		errs = append(errs, field.Forbidden(at.Child("port"), "protocol "+p.Protocol+` has no ports; write "0" or use icmps`))
-	}
-	if len(errs) > 0 {
-		return nil, errs
-	}
-	var ports []policy.Port
-	for _, protocol := range protocols {
-		var port policy.Port
-		var wrong field.ErrorList
-		switch {
-		case p.Port == "" || !named && number == 0 && p.EndPort == 0:
-			port = anyPort(protocol)
-		case named:
-			port, wrong = namedPort(protocol, p.Port, at.Child("port"))
-		default:
-			port, wrong = portRange(protocol, int32(number), p.EndPort, at)
-		}
-		if len(wrong) > 0 {
-			return nil, wrong
-		}
-		ports = append(ports, port)
-	}
-	return ports, nil
-}
-
-// hasNoPorts says that a port of the protocol cannot be named.
-func hasNoPorts(protocol uint8) bool { return !ipproto.HasPorts(protocol) }
-
-// ciliumProtocols gives the numbers that a protocol's name stands for.
-// ANY is not every IP protocol: in Cilium it stands for those that have ports. Names are read whatever their case.
-func ciliumProtocols(name string, at *field.Path) ([]uint8, field.ErrorList) {
-	switch strings.ToUpper(cmp.Or(name, "ANY")) {
-	case "ANY":
-		return []uint8{ipproto.TCP, ipproto.UDP, ipproto.SCTP}, nil
-	case "TCP":
-		return []uint8{ipproto.TCP}, nil
-	case "UDP":
-		return []uint8{ipproto.UDP}, nil
-	case "SCTP":
-		return []uint8{ipproto.SCTP}, nil
-	case "ICMP":
-		return []uint8{ipproto.ICMP}, nil
-	case "ICMPV6":
-		return []uint8{ipproto.ICMPv6}, nil
-	case "VRRP":
-		return []uint8{ipproto.VRRP}, nil
-	case "IGMP":
-		return []uint8{ipproto.IGMP}, nil
-	}
-	return nil, field.ErrorList{field.NotSupported(at, name, []string{"TCP", "UDP", "SCTP", "ICMP", "ICMPv6", "VRRP", "IGMP", "ANY"})}
+	return nil, nil
 }

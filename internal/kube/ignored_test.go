@@ -36,8 +36,15 @@ func TestNoFieldOfACiliumPolicyIsIgnored(t *testing.T) {
 		ports   = `{endpointSelector: {}, ingress: [{toPorts: [{ports: [{port: "80"}], %}]}]}`
 		icmp    = `{endpointSelector: {}, ingress: [{icmps: [{fields: [{%}]}]}]}`
 		set     = `{endpointSelector: {}, ingress: [{fromCIDRSet: [{%}]}]}`
-		world   = `Entities: [world]`
-		anyone  = `toPorts: [{ports: [{port: "80"}]}]`
+		l7      = `{endpointSelector: {}, egress: [{toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {%}}]}]}`
+		http    = `{endpointSelector: {}, egress: [{toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {http: [{%}]}}]}]}`
+		header  = `{endpointSelector: {}, egress: [{toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {http: [{headerMatches: [{%}]}]}}]}]}`
+		kafka   = `{endpointSelector: {}, egress: [{toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {kafka: [{%}]}}]}]}`
+		// What follows is a part of a rule.
+		service  = `{k8sService: {serviceName: a}}`
+		services = `{k8sServiceSelector: {selector: {}}}`
+		world    = `Entities: [world]`
+		anyone   = `toPorts: [{ports: [{port: "80"}]}]`
 	)
 	type change struct{ around, without, with string }
 	all := map[string][]change{
@@ -53,15 +60,19 @@ func TestNoFieldOfACiliumPolicyIsIgnored(t *testing.T) {
 			{ingress, ``, `fromEndpoints: [{}]`}, {ingress, ``, `fromCIDR: [192.0.2.0/24]`},
 			{ingress, ``, `fromCIDRSet: [{cidr: 192.0.2.0/24}]`}, {ingress, ``, `from` + world},
 			{ingress, ``, `fromNodes: [{}]`}, {ingress, ``, `fromGroups: [{}]`}, {ingress, ``, `fromRequires: [{}]`},
+			{ingress, `fromNodes: [{}]`, `fromNodes: [{matchLabels: {a: b}}]`},
 			{ingress, `from` + world, `from` + world + `, fromRequires: [{}]`},
+			{ingress, `fromEndpoints: [{}]`, `fromEndpoints: [{}], fromRequires: [{matchLabels: {a: b}}]`},
+			{ingress, anyone, anyone + `, fromRequires: [{}]`},
 			{deny, ``, `fromEndpoints: [{}]`}, {deny, ``, `fromNodes: [{}]`}, {deny, ``, `fromRequires: [{}]`},
 		},
 		"To": {
 			{egress, ``, `toEndpoints: [{}]`}, {egress, ``, `toCIDR: [192.0.2.0/24]`},
 			{egress, ``, `toCIDRSet: [{cidr: 192.0.2.0/24}]`}, {egress, ``, `to` + world},
 			{egress, ``, `toServices: [{}]`}, {egress, ``, `toNodes: [{}]`}, {egress, ``, `toGroups: [{}]`},
-			{egress, ``, `toFQDNs: [{matchName: a.b}]`}, {egress, ``, `toRequires: [{}]`},
-			{refuse, ``, `toEndpoints: [{}]`}, {refuse, ``, `toFQDNs: [{}]`}, {refuse, ``, `toServices: [{}]`},
+			{egress, ``, `toFQDNs: [{matchName: a.b}]`}, {egress, ``, `toRequires: [{}]`}, {egress, ``, `toServices: [` + service + `]`},
+			{refuse, ``, `toEndpoints: [{}]`}, {refuse, ``, `toFQDNs: [{matchName: a.b}]`}, {refuse, ``, `toServices: [` + service + `]`},
+			{refuse, ``, `toRequires: [{}]`},
 		},
 		"IngressRule": {
 			{ingress, ``, anyone}, {ingress, ``, `icmps: [{fields: [{type: 8}]}]`},
@@ -76,7 +87,40 @@ func TestNoFieldOfACiliumPolicyIsIgnored(t *testing.T) {
 		"EgressDenyRule":  {{refuse, ``, anyone}, {refuse, ``, `icmps: [{fields: [{type: 8}]}]`}},
 		"PortRule": {
 			{ports, ``, `terminatingTLS: {}`}, {ports, ``, `originatingTLS: {}`}, {ports, ``, `serverNames: [a.b]`},
-			{ports, ``, `listener: {}`}, {ports, ``, `rules: {http: [{}]}`}, {ports, ``, `rules: {}`},
+			{ports, ``, `listener: {}`}, {ports, ``, `rules: {http: [{}]}`}, {ports, ``, `rules: {http: []}`},
+		},
+		"Service": {
+			{egress, `toServices: [` + service + `]`, `toServices: [{k8sService: {serviceName: other}}]`},
+			{egress, `toServices: [` + service + `]`, `toServices: [{k8sServiceSelector: {selector: {}}}]`},
+		},
+		"ServiceName": {
+			{egress, `toServices: [` + service + `]`, `toServices: [{k8sService: {serviceName: a, namespace: b}}]`},
+			{egress, `toServices: [` + service + `]`, `toServices: [{k8sService: {namespace: b}}]`},
+		},
+		"ServiceSelector": {
+			{egress, `toServices: [` + services + `]`, `toServices: [{k8sServiceSelector: {selector: {matchLabels: {a: b}}}}]`},
+			{egress, `toServices: [` + services + `]`, `toServices: [{k8sServiceSelector: {selector: {}, namespace: b}}]`},
+		},
+		"FQDNSelector": {
+			{egress, `toFQDNs: [{matchName: a.b}]`, `toFQDNs: [{matchName: a.c}]`},
+			{egress, `toFQDNs: [{matchName: a.b}]`, `toFQDNs: [{matchPattern: a.b}]`},
+			{egress, `toFQDNs: [{matchName: a.b}]`, `toFQDNs: [{matchName: a.b, matchPattern: a.b}]`},
+		},
+		"L7Rules": {
+			{l7, ``, `http: [{}]`}, {l7, ``, `kafka: [{}]`}, {l7, ``, `dns: [{matchName: a.b}]`}, {l7, ``, `l7proto: r2d2`},
+			{l7, `l7proto: r2d2`, `l7proto: r2d2, l7: [{a: b}]`}, {l7, `http: [{}]`, `http: [{}], kafka: [{}]`},
+		},
+		"HTTPRule": {
+			{http, ``, `path: /a`}, {http, ``, `method: GET`}, {http, ``, `host: a`}, {http, ``, `headers: [a]`},
+			{http, `headers: [a]`, `headers: ["a: b"]`}, {http, ``, `headerMatches: [{name: a}]`},
+		},
+		"HeaderMatch": {
+			{header, `name: a`, `name: b`}, {header, `name: a`, `name: a, value: b`}, {header, `name: a`, `name: a, mismatch: LOG`},
+			{header, `name: a`, `name: a, secret: {}`},
+		},
+		"KafkaRule": {
+			{kafka, ``, `role: produce`}, {kafka, ``, `apiKey: fetch`}, {kafka, ``, `apiVersion: "1"`}, {kafka, ``, `clientID: a`},
+			{kafka, ``, `topic: a`},
 		},
 		"PortProtocol": {
 			{port, `port: "80"`, `port: "81"`}, {port, `port: "80"`, `port: http`}, {port, `port: "80"`, `port: "0"`},
@@ -119,7 +163,9 @@ func everyFieldIsIn(t *testing.T, around string, cases func(typ string) string) 
 		reflect.TypeFor[cilium.Rule](), reflect.TypeFor[cilium.From](), reflect.TypeFor[cilium.To](), reflect.TypeFor[cilium.IngressRule](),
 		reflect.TypeFor[cilium.EgressRule](), reflect.TypeFor[cilium.IngressDenyRule](), reflect.TypeFor[cilium.EgressDenyRule](),
 		reflect.TypeFor[cilium.PortRule](), reflect.TypeFor[cilium.PortProtocol](), reflect.TypeFor[cilium.ICMPField](),
-		reflect.TypeFor[cilium.CIDRRule](),
+		reflect.TypeFor[cilium.CIDRRule](), reflect.TypeFor[cilium.Service](), reflect.TypeFor[cilium.ServiceName](),
+		reflect.TypeFor[cilium.ServiceSelector](), reflect.TypeFor[cilium.FQDNSelector](), reflect.TypeFor[cilium.L7Rules](),
+		reflect.TypeFor[cilium.HTTPRule](), reflect.TypeFor[cilium.HeaderMatch](), reflect.TypeFor[cilium.KafkaRule](),
 	} {
 		for i := range typ.NumField() {
 			name, _, _ := strings.Cut(typ.Field(i).Tag.Get("json"), ",")

@@ -18,6 +18,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	"sigs.k8s.io/network-policy-api/apis/v1alpha1"
+	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
 	"sigs.k8s.io/yaml"
 
 	"tendril.io/tendril/api/cilium"
@@ -57,12 +59,18 @@ type kind struct {
 func kinds() []kind {
 	return []kind{
 		{"v1", "Namespace", false, reflect.TypeFor[corev1.Namespace]()},
+		{"v1", "Node", false, reflect.TypeFor[corev1.Node]()},
 		{"v1", "Pod", true, reflect.TypeFor[corev1.Pod]()},
 		{"v1", "Service", true, reflect.TypeFor[corev1.Service]()},
 		{"discovery.k8s.io/v1", "EndpointSlice", true, reflect.TypeFor[discoveryv1.EndpointSlice]()},
+		{cilium.APIVersion, cilium.KindCIDRGroup, false, reflect.TypeFor[cilium.CIDRGroup]()},
+		{cilium.APIVersionAlpha, cilium.KindCIDRGroup, false, reflect.TypeFor[cilium.CIDRGroup]()},
 		{"networking.k8s.io/v1", "NetworkPolicy", true, reflect.TypeFor[networkingv1.NetworkPolicy]()},
 		{cilium.APIVersion, cilium.KindNetworkPolicy, true, reflect.TypeFor[cilium.NetworkPolicy]()},
 		{cilium.APIVersion, cilium.KindClusterwideNetworkPolicy, false, reflect.TypeFor[cilium.NetworkPolicy]()},
+		{policyGroup + "v1alpha2", kindClusterNetworkPolicy, false, reflect.TypeFor[v1alpha2.ClusterNetworkPolicy]()},
+		{policyGroup + "v1alpha1", kindAdminNetworkPolicy, false, reflect.TypeFor[v1alpha1.AdminNetworkPolicy]()},
+		{policyGroup + "v1alpha1", kindBaselineAdminNetworkPolicy, false, reflect.TypeFor[v1alpha1.BaselineAdminNetworkPolicy]()},
 	}
 }
 
@@ -283,13 +291,17 @@ func kindOf(fields map[string]any) (kind, *field.Error) {
 	if name == "" {
 		return kind{}, field.Required(field.NewPath("kind"), "say which kind of object this is; known are "+knownKinds())
 	}
+	var versions []string
 	for _, k := range kinds() {
 		if k.name == name && k.apiVersion == apiVersion {
 			return k, nil
 		}
 		if k.name == name {
-			return kind{}, field.Invalid(field.NewPath("apiVersion"), apiVersion, fmt.Sprintf("kind %s is read as %s", name, k.apiVersion))
+			versions = append(versions, k.apiVersion)
 		}
+	}
+	if len(versions) > 0 {
+		return kind{}, field.Invalid(field.NewPath("apiVersion"), apiVersion, fmt.Sprintf("kind %s is read as %s", name, strings.Join(versions, " or ")))
 	}
 	return kind{}, field.Invalid(field.NewPath("kind"), name, "not a kind that tendril reads; known are "+knownKinds())
 }
@@ -300,7 +312,7 @@ func knownKinds() string {
 	for _, k := range kinds() {
 		names = append(names, k.name)
 	}
-	return strings.Join(names, ", ")
+	return strings.Join(slices.Compact(names), ", ") // a kind of two versions stands twice
 }
 
 // checkMetadata makes sure that names can stand in keys of the store.

@@ -52,8 +52,8 @@ kind: NetworkPolicy
 metadata: {name: x}
 `, `
 x.yaml document 1, Namespace Bad_Name: metadata.name: Invalid value: "Bad_Name": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')
-x.yaml document 2, Namespace x: apiVersion: Required value: say which kind of object this is; known are Namespace, Pod, Service, EndpointSlice, NetworkPolicy, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy
-x.yaml document 3, Secret x: kind: Invalid value: "Secret": not a kind that tendril reads; known are Namespace, Pod, Service, EndpointSlice, NetworkPolicy, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy
+x.yaml document 2, Namespace x: apiVersion: Required value: say which kind of object this is; known are Namespace, Node, Pod, Service, EndpointSlice, CiliumCIDRGroup, NetworkPolicy, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy, ClusterNetworkPolicy, AdminNetworkPolicy, BaselineAdminNetworkPolicy
+x.yaml document 3, Secret x: kind: Invalid value: "Secret": not a kind that tendril reads; known are Namespace, Node, Pod, Service, EndpointSlice, CiliumCIDRGroup, NetworkPolicy, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy, ClusterNetworkPolicy, AdminNetworkPolicy, BaselineAdminNetworkPolicy
 x.yaml document 4, NetworkPolicy x: apiVersion: Invalid value: "v1": kind NetworkPolicy is read as networking.k8s.io/v1
 `},
 		{"values of the wrong type", `
@@ -178,48 +178,208 @@ x.yaml document 1, NetworkPolicy shop/web: spec.ingress[0].ports[7].port: Invali
 x.yaml document 1, NetworkPolicy shop/web: spec.ingress[0].ports[7].port: Invalid value: "UPPER": must contain at least one letter (a-z)
 x.yaml document 1, NetworkPolicy shop/web: spec.ingress[0].ports[8].protocol: Unsupported value: "ICMP": supported values: "TCP", "UDP", "SCTP"
 `},
-		{"what cannot be enforced yet is refused, never left out", `
+		{"what cannot be honoured is refused, never left out", `
 apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy
 metadata: {name: web, namespace: shop}
 specs:
-- nodeSelector: {}
+- nodeSelector: {matchLabels: {io.kubernetes.pod.namespace: shop}}
+  endpointSelector: {}
   ingress: [{}]
 - endpointSelector: {}
   ingress:
-  - fromNodes: [{}]
   - fromGroups: [{}]
-  - fromRequires: [{matchLabels: {a: b}}]
   - authentication: {mode: required}
-  - toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {http: [{method: GET}]}}]
-  - toPorts: [{ports: [{port: "443", protocol: TCP}], serverNames: [a.example], listener: {name: x}, terminatingTLS: {}, originatingTLS: {}}]
-  - fromCIDRSet: [{cidrGroupRef: office}, {cidrGroupSelector: {}}]
+  - toPorts: [{ports: [{port: "443", protocol: TCP}], listener: {name: x}, terminatingTLS: {}, originatingTLS: {}}]
   - fromEndpoints: [{matchLabels: {"container:app": x}}]
+  ingressDeny:
+  - fromRequires: [{matchLabels: {a: b}}]
+  - toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {http: [{}]}}]
   egress:
-  - toFQDNs: [{matchName: example.com}]
-  - toServices: [{k8sService: {serviceName: a}}]
-  - toNodes: [{}]
-  - toGroups: [{}]
-  - toRequires: [{}]
+  - toGroups: [{aws: {}}]
+  egressDeny:
+  - toFQDNs: [{matchName: a.b}]
 `, `
-x.yaml document 1, CiliumNetworkPolicy shop/web: specs[0].nodeSelector: Forbidden: policies for nodes are not supported yet; remove the field, or the rule that has it
-x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[0].fromNodes: Forbidden: not supported yet; remove the field, or the rule that has it
-x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[1].fromGroups: Forbidden: not supported yet; remove the field, or the rule that has it
-x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[2].fromRequires: Forbidden: not supported yet; remove the field, or the rule that has it
-x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[3].authentication.mode: Forbidden: not supported yet; remove the field, or the rule that has it
-x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[4].toPorts[0].rules: Forbidden: not supported yet; remove the field, or the rule that has it
-x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[5].toPorts[0].terminatingTLS: Forbidden: not supported yet; remove the field, or the rule that has it
-x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[5].toPorts[0].originatingTLS: Forbidden: not supported yet; remove the field, or the rule that has it
-x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[5].toPorts[0].serverNames: Forbidden: not supported yet; remove the field, or the rule that has it
-x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[5].toPorts[0].listener: Forbidden: not supported yet; remove the field, or the rule that has it
-x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[6].fromCIDRSet[0].cidrGroupRef: Forbidden: not supported yet; remove the field, or the rule that has it
-x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[6].fromCIDRSet[1].cidrGroupSelector: Forbidden: not supported yet; remove the field, or the rule that has it
-x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[7].fromEndpoints[0].matchLabels[container:app]: Invalid value: "container:app": labels of source "container" are not supported yet; remove the field, or the rule that has it; known sources are k8s, any and reserved
-x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].egress[0].toFQDNs: Forbidden: not supported yet; remove the field, or the rule that has it
-x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].egress[1].toServices: Forbidden: not supported yet; remove the field, or the rule that has it
-x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].egress[2].toNodes: Forbidden: not supported yet; remove the field, or the rule that has it
-x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].egress[3].toGroups: Forbidden: not supported yet; remove the field, or the rule that has it
-x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].egress[4].toRequires: Forbidden: not supported yet; remove the field, or the rule that has it
+x.yaml document 1, CiliumNetworkPolicy shop/web: specs[0].nodeSelector.matchLabels[io.kubernetes.pod.namespace]: Invalid value: "io.kubernetes.pod.namespace": nodes are selected by their own labels, and have no such one
+x.yaml document 1, CiliumNetworkPolicy shop/web: specs[0].nodeSelector: Forbidden: nodeSelector and endpointSelector cannot be combined; write a rule for each
+x.yaml document 1, CiliumNetworkPolicy shop/web: specs[0].nodeSelector: Forbidden: nodes belong to no namespace; use a CiliumClusterwideNetworkPolicy
+x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingressDeny[0].fromRequires: Forbidden: a deny rule has no requirements; write the labels into its fromEndpoints
+x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingressDeny[1].toPorts[0]: Forbidden: a deny rule ends at ports; to deny requests, allow the others
+x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[0].fromGroups[0]: Forbidden: no cloud provider is asked for its groups; list the ranges in a CiliumCIDRGroup and name it with cidrGroupRef
+x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[1].authentication.mode: Forbidden: not supported yet; remove the field, or the rule that has it
+x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[2].toPorts[0].terminatingTLS: Forbidden: TLS is not terminated here; remove the field, or the rule that has it
+x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[2].toPorts[0].originatingTLS: Forbidden: TLS is not originated here; remove the field, or the rule that has it
+x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[2].toPorts[0].listener: Forbidden: there are no listeners of Envoy here; remove the field, or the rule that has it
+x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[3].fromEndpoints[0].matchLabels[container:app]: Invalid value: "container:app": labels of source "container" are not supported yet; remove the field, or the rule that has it; known sources are k8s, any and reserved
+x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].egressDeny[0].toFQDNs: Forbidden: names are for allow rules; to deny a name, allow the others
+x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].egress[0].toGroups[0]: Forbidden: no cloud provider is asked for its groups; list the ranges in a CiliumCIDRGroup and name it with cidrGroupRef
+x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingressDeny[1].toPorts[0]: Forbidden: names in DNS and rules about requests need a proxy, which this version does not have; remove the rule
+x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].egressDeny[0]: Forbidden: names in DNS and rules about requests need a proxy, which this version does not have; remove the rule
+`},
+		{"impossible services, groups, nodes and requirements", `
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  endpointSelector: {}
+  ingress:
+  - fromCIDRSet: [{}, {cidr: 10.0.0.0/8, cidrGroupRef: a}, {cidrGroupRef: A_b, except: [x]}, {cidrGroupSelector: {matchLabels: {"reserved:host": ""}}}]
+  - fromNodes: [{matchLabels: {"reserved:host": ""}}]
+  - fromRequires: [{matchLabels: {"a b": c}}]
+  egress:
+  - toServices: [{}, {k8sService: {serviceName: a}, k8sServiceSelector: {selector: {}}}, {k8sService: {namespace: A}}, {k8sServiceSelector: {selector: {matchLabels: {"a b": c}}}}]
+`, `
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].fromCIDRSet[0]: Required value: give cidr, cidrGroupRef or cidrGroupSelector
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].fromCIDRSet[1]: Forbidden: give only one of cidr, cidrGroupRef and cidrGroupSelector; write an entry for each
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].fromCIDRSet[2].cidrGroupRef: Invalid value: "A_b": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].fromCIDRSet[2].except[0]: Invalid value: "x": not an address range; write one like 10.1.0.0/16 or fd00:1::/32
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].fromCIDRSet[3].cidrGroupSelector.matchLabels[reserved:host]: Invalid value: "reserved:host": the object is selected by its own labels, and has no such one
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[1].fromNodes[0].matchLabels[reserved:host]: Invalid value: "reserved:host": nodes are selected by their own labels, and have no such one
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[2].fromRequires[0].matchLabels[a b]: Invalid value: "a b": label key "a b": the name may hold letters, digits, '-', '_' and '.', and must begin and end with a letter or digit
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.egress[0].toServices[0]: Required value: give k8sService or k8sServiceSelector
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.egress[0].toServices[1]: Forbidden: give only one of k8sService and k8sServiceSelector; write an entry for each
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.egress[0].toServices[2].k8sService.serviceName: Required value: name the service
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.egress[0].toServices[2].k8sService.namespace: Invalid value: "A": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.egress[0].toServices[3].k8sServiceSelector.selector.matchLabels[a b]: Invalid value: "a b": label key "a b": the name may hold letters, digits, '-', '_' and '.', and must begin and end with a letter or digit
+`},
+		{"impossible requests are found beside what refuses them all", `
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  endpointSelector: {}
+  ingress:
+  - toPorts:
+    - {ports: [{port: "80", protocol: TCP}], rules: {http: [{method: "(", host: "a)|(b", path: "[", headers: ["", "a b: c"], headerMatches: [{name: "", mismatch: LOG, secret: {}}]}]}}
+    - {ports: [{port: "80", protocol: UDP}, {port: "0", protocol: TCP}], rules: {http: [], kafka: [{role: eat, apiKey: fetch, apiVersion: "-1", topic: "a b"}, {apiKey: x}]}}
+    - {ports: [{port: "53", protocol: UDP}], rules: {dns: [{matchName: a.b}]}}
+    - {ports: [{port: "80", protocol: TCP}], rules: {l7: [{"": a}]}, serverNames: [""]}
+  egress:
+  - toFQDNs: [{}, {matchName: a.b, matchPattern: a.b}, {matchName: "*.b"}, {matchPattern: "a.**.b"}, {matchName: a..b}]
+`, `
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[0].rules.http[0].method: Invalid value: "(": not a regular expression (RE2): error parsing regexp: missing closing ): ` + "`" + `(` + "`" + `
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[0].rules.http[0].path: Invalid value: "[": not a regular expression (RE2): error parsing regexp: missing closing ]: ` + "`" + `[` + "`" + `
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[0].rules.http[0].host: Invalid value: "a)|(b": not a regular expression (RE2): error parsing regexp: unexpected ): ` + "`a)|(b`" + `
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[0].rules.http[0].headers[0]: Invalid value: "": not the name of a header; write one like X-Token, or X-Token: value where both stand together
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[0].rules.http[0].headerMatches[0].name: Invalid value: "": not the name of a header; write one like X-Token, or X-Token: value where both stand together
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[0].rules.http[0].headerMatches[0].mismatch: Forbidden: requests are allowed or denied, not rewritten; remove the field to deny those that mismatch
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[0].rules.http[0].headerMatches[0].secret: Forbidden: secrets are not read; give the value
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[1].rules: Forbidden: http and kafka cannot be combined on one port; write a list of ports for each
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[1].rules.http: Required value: list at least one rule; {} allows every request
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[1].rules.kafka[0].apiKey: Forbidden: a role stands for its keys; give role or apiKey
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[1].rules.kafka[0].role: Unsupported value: "eat": supported values: "produce", "consume"
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[1].rules.kafka[0].apiVersion: Invalid value: "-1": a version is a number from 0 to 32767
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[1].rules.kafka[0].topic: Invalid value: "a b": a topic has up to 255 letters, digits, '.', '_' and '-'
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[1].rules.kafka[1].apiKey: Unsupported value: "x": supported values: "produce", "fetch", "offsets", "metadata", "leaderandisr", "stopreplica", "updatemetadata", "controlledshutdown", "offsetcommit", "offsetfetch", "findcoordinator", "joingroup", "heartbeat", "leavegroup", "syncgroup", "describegroups", "listgroups", "saslhandshake", "apiversions", "createtopics", "deletetopics", "deleterecords", "initproducerid", "offsetforleaderepoch", "addpartitionstotxn", "addoffsetstotxn", "endtxn", "writetxnmarkers", "txnoffsetcommit", "describeacls", "createacls", "deleteacls", "describeconfigs", "alterconfigs"
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[1].ports[0].protocol: Invalid value: "UDP": requests can only be read of TCP; write TCP
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[1].ports: Forbidden: requests can only be read on ports that are named; give numbers
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[2].rules.dns: Forbidden: names are asked for on egress; write the rule there
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[3].serverNames[0]: Invalid value: "": not a pattern of names in DNS; write one like *.example.com
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[3].rules.l7proto: Required value: name the protocol that l7 is about
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[3].rules.l7[0]: Invalid value: "": a key is empty; name it
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[3].serverNames: Forbidden: the requests inside TLS cannot be read; give serverNames or rules
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.egress[0].toFQDNs[0]: Required value: give matchName or matchPattern
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.egress[0].toFQDNs[1]: Forbidden: give only one of matchName and matchPattern; write an entry for each
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.egress[0].toFQDNs[2].matchName: Invalid value: "*.b": not a name in DNS; write one like www.example.com
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.egress[0].toFQDNs[3].matchPattern: Invalid value: "a.**.b": not a pattern of names in DNS; write one like *.example.com
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.egress[0].toFQDNs[4].matchName: Invalid value: "a..b": not a name in DNS; write one like www.example.com
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[0]: Forbidden: names in DNS and rules about requests need a proxy, which this version does not have; remove the rule
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[1]: Forbidden: names in DNS and rules about requests need a proxy, which this version does not have; remove the rule
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[2]: Forbidden: names in DNS and rules about requests need a proxy, which this version does not have; remove the rule
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[3]: Forbidden: names in DNS and rules about requests need a proxy, which this version does not have; remove the rule
+x.yaml document 1, CiliumNetworkPolicy shop/web: spec.egress[0]: Forbidden: names in DNS and rules about requests need a proxy, which this version does not have; remove the rule
+`},
+		{"impossible policies of a cluster", `
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: a, annotations: {tendril.io/stage: "yes"}}
+spec:
+  tier: Normal
+  priority: 1001
+  subject: {}
+  ingress:
+  - {action: Allow, from: []}
+  - {action: Deny, from: [{}, {namespaces: {}, pods: {namespaceSelector: {}, podSelector: {}}}, {networks: [10.0.0.0/8]}], protocols: []}
+  egress:
+  - action: Deny
+    to: [{domainNames: [a.b]}, {networks: []}, {networks: [x]}, {domainNames: [localhost, "a.*.b"]}, {nodes: {matchLabels: {"a b": c}}}]
+    protocols: [{}, {tcp: {}}, {tcp: {destinationPort: {number: 1, range: {start: 1, end: 2}}}}, {udp: {destinationPort: {range: {start: 2, end: 2}}}}, {destinationNamedPort: http}]
+---
+apiVersion: policy.networking.k8s.io/v1alpha1
+kind: AdminNetworkPolicy
+metadata: {name: a}
+spec:
+  priority: -1
+  subject: {namespaces: {}, pods: {namespaceSelector: {}, podSelector: {}}}
+  ingress: [{action: Accept, from: [{namespaces: {}}], ports: [{portNumber: {protocol: ICMP, port: 0}}, {portNumber: {port: 1}, namedPort: a}]}]
+---
+apiVersion: policy.networking.k8s.io/v1alpha1
+kind: BaselineAdminNetworkPolicy
+metadata: {name: a}
+spec:
+  subject: {namespaces: {}}
+  egress: [{action: Pass, to: [{domainNames: [a.b]}, {namespaces: {}}]}]
+`, `
+x.yaml document 1, ClusterNetworkPolicy a: spec.ingress[1].from[2].networks: Forbidden: unknown field; the fields here are namespaces, pods
+x.yaml document 1, ClusterNetworkPolicy a: spec.priority: Invalid value: 1001: a priority is a number from 0 to 1000
+x.yaml document 1, ClusterNetworkPolicy a: spec.tier: Unsupported value: "Normal": supported values: "Admin", "Baseline"
+x.yaml document 1, ClusterNetworkPolicy a: spec.subject: Required value: say which pods the policy is for: namespaces or pods; namespaces: {} is all
+x.yaml document 1, ClusterNetworkPolicy a: spec.ingress[0].action: Unsupported value: "Allow": supported values: "Accept", "Deny", "Pass"
+x.yaml document 1, ClusterNetworkPolicy a: spec.ingress[0].from: Required value: name at least one peer; namespaces: {} is every pod
+x.yaml document 1, ClusterNetworkPolicy a: spec.ingress[1].from[0]: Required value: an empty peer matches nobody; give namespaces, pods, or on egress nodes, networks or domainNames
+x.yaml document 1, ClusterNetworkPolicy a: spec.ingress[1].from[1]: Forbidden: namespaces and pods cannot be combined in one peer; write a peer for each
+x.yaml document 1, ClusterNetworkPolicy a: spec.ingress[1].protocols: Required value: list at least one; without the field the rule is for all ports
+x.yaml document 1, ClusterNetworkPolicy a: spec.egress[0].to[1].networks: Required value: list at least one range; 0.0.0.0/0 and ::/0 are all addresses
+x.yaml document 1, ClusterNetworkPolicy a: spec.egress[0].to[2].networks[0]: Invalid value: "x": not an address range; write one like 10.1.0.0/16 or fd00:1::/32
+x.yaml document 1, ClusterNetworkPolicy a: spec.egress[0].to[3].domainNames[0]: Invalid value: "localhost": a name has two labels at least; write one like www.example.com or *.example.com
+x.yaml document 1, ClusterNetworkPolicy a: spec.egress[0].to[3].domainNames[1]: Invalid value: "a.*.b": not a name in DNS; write one like www.example.com
+x.yaml document 1, ClusterNetworkPolicy a: spec.egress[0].to[4].nodes.matchLabels[a b]: Invalid value: "a b": label key "a b": the name may hold letters, digits, '-', '_' and '.', and must begin and end with a letter or digit
+x.yaml document 1, ClusterNetworkPolicy a: spec.egress[0].protocols[0]: Required value: an empty entry matches no port; give a number, a range or a name
+x.yaml document 1, ClusterNetworkPolicy a: spec.egress[0].protocols[1].tcp.destinationPort: Invalid value: 0: a port is a number from 1 to 65535
+x.yaml document 1, ClusterNetworkPolicy a: spec.egress[0].protocols[2]: Forbidden: give only one number, range or name; write an entry for each
+x.yaml document 1, ClusterNetworkPolicy a: spec.egress[0].protocols[3].udp.destinationPort.range.end: Invalid value: 2: the last port of a range lies behind the first (2), up to 65535
+x.yaml document 1, ClusterNetworkPolicy a: spec.egress[0].to[0].domainNames: Forbidden: names are for rules that allow; write the rule the other way round
+x.yaml document 1, ClusterNetworkPolicy a: spec.egress[0].protocols[4].destinationNamedPort: Forbidden: only pods name their ports, and spec.egress[0].to[0] is none; give the number
+x.yaml document 1, ClusterNetworkPolicy a: spec.egress[0].protocols[4].destinationNamedPort: Forbidden: only pods name their ports, and spec.egress[0].to[1] is none; give the number
+x.yaml document 1, ClusterNetworkPolicy a: spec.egress[0].protocols[4].destinationNamedPort: Forbidden: only pods name their ports, and spec.egress[0].to[2] is none; give the number
+x.yaml document 1, ClusterNetworkPolicy a: spec.egress[0].to[3].domainNames: Forbidden: names are for rules that allow; write the rule the other way round
+x.yaml document 1, ClusterNetworkPolicy a: spec.egress[0].protocols[4].destinationNamedPort: Forbidden: only pods name their ports, and spec.egress[0].to[3] is none; give the number
+x.yaml document 1, ClusterNetworkPolicy a: spec.egress[0].protocols[4].destinationNamedPort: Forbidden: only pods name their ports, and spec.egress[0].to[4] is none; give the number
+x.yaml document 1, ClusterNetworkPolicy a: metadata.annotations[tendril.io/stage]: Unsupported value: "yes": supported values: "true", "false"
+x.yaml document 1, ClusterNetworkPolicy a: spec.egress[0]: Forbidden: names in DNS and rules about requests need a proxy, which this version does not have; remove the rule
+x.yaml document 3, BaselineAdminNetworkPolicy a: spec.egress[0].to[0].domainNames: Forbidden: unknown field; the fields here are namespaces, networks, nodes, pods
+x.yaml document 3, BaselineAdminNetworkPolicy a: metadata.name: Invalid value: "a": a cluster has one such policy, and it is called default
+x.yaml document 3, BaselineAdminNetworkPolicy a: spec.egress[0].action: Unsupported value: "Pass": supported values: "Allow", "Deny"
+x.yaml document 2, AdminNetworkPolicy a: spec.priority: Invalid value: -1: a priority is a number from 0 to 1000
+x.yaml document 2, AdminNetworkPolicy a: spec.subject: Forbidden: give only one of namespaces and pods; pods has a namespaceSelector of its own
+x.yaml document 2, AdminNetworkPolicy a: spec.ingress[0].action: Unsupported value: "Accept": supported values: "Allow", "Deny", "Pass"
+x.yaml document 2, AdminNetworkPolicy a: spec.ingress[0].ports[0].portNumber.protocol: Unsupported value: "ICMP": supported values: "TCP", "UDP", "SCTP"
+x.yaml document 2, AdminNetworkPolicy a: spec.ingress[0].ports[0].portNumber.port: Invalid value: 0: a port is a number from 1 to 65535
+x.yaml document 2, AdminNetworkPolicy a: spec.ingress[0].ports[1]: Forbidden: give only one number, range or name; write an entry for each
+`},
+		{"nodes and groups of ranges", `
+apiVersion: v1
+kind: Node
+metadata: {name: n1, labels: {a: "b c"}}
+---
+apiVersion: cilium.io/v2
+kind: CiliumCIDRGroup
+metadata: {name: a}
+spec: {externalCIDRs: []}
+---
+apiVersion: cilium.io/v2alpha1
+kind: CiliumCIDRGroup
+metadata: {name: b, namespace: shop}
+spec: {externalCIDRs: [10.0.0.0/33]}
+---
+apiVersion: cilium.io/v1
+kind: CiliumCIDRGroup
+metadata: {name: c}
+`, `
+x.yaml document 3, CiliumCIDRGroup shop/b: metadata.namespace: Forbidden: a CiliumCIDRGroup belongs to no namespace; remove the field
+x.yaml document 4, CiliumCIDRGroup c: apiVersion: Invalid value: "cilium.io/v1": kind CiliumCIDRGroup is read as cilium.io/v2 or cilium.io/v2alpha1
+x.yaml document 1, Node n1: metadata.labels[a]: Invalid value: "b c": label a: the value "b c" may hold letters, digits, '-', '_' and '.', and must begin and end with a letter or digit
+x.yaml document 2, CiliumCIDRGroup a: spec.externalCIDRs: Required value: list at least one range
 `},
 		{"impossible cilium rules", `
 apiVersion: cilium.io/v2
@@ -254,7 +414,7 @@ x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].endpointSelector: Inva
 x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[0]: Forbidden: fromEndpoints and fromCIDR cannot be combined in one rule; write a rule for each
 x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[1].fromEntities[0]: Unsupported value: "wurld": supported values: "all", "cluster", "health", "host", "ingress", "init", "kube-apiserver", "none", "remote-node", "unmanaged", "world", "world-ipv4", "world-ipv6"
 x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[2].fromCIDR[0]: Invalid value: "10.0.0": not an address range; write one like 10.1.0.0/16 or fd00:1::/32
-x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[3].fromEndpoints[0].matchLabels[reserved:moon]: Invalid value: "reserved:moon": no such reserved label; known are host, world, remote-node, kube-apiserver, health, init, unmanaged and ingress
+x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[3].fromEndpoints[0].matchLabels[reserved:moon]: Invalid value: "reserved:moon": no such reserved label; known are host, world, remote-node, kube-apiserver, health, init, unmanaged and ingress; other entities are named in fromEntities and toEntities
 x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[3].fromEndpoints[1].matchLabels[reserved:host]: Invalid value: "reserved:host": reserved labels have no value; write ""
 x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[4].icmps[0].fields[0].type: Invalid value: 300: an ICMP type is a number from 0 to 255
 x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[4].icmps[0].fields[1].type: Unsupported value: "Ping": supported values: "DestinationUnreachable", "Echo", "EchoReply", "EchoRequest", "ExtendedEchoReply", "ExtendedEchoRequest", "ParameterProblem", "Photuris", "Redirect", "RouterAdvertisement", "RouterSelection", "TimeExceeded", "Timestamp", "TimestampReply"

@@ -109,6 +109,14 @@ func inAnyNamespace() label.Requirement {
 	return label.Requirement{Key: label.Key{Scope: label.ScopeFact, Name: label.FactNamespace}, Operator: label.Exists}
 }
 
+// nodes translates a selector of nodes by their labels: this one's network namespace and those of the others.
+func nodes(s *metav1.LabelSelector, keyOf keyFunc, at *field.Path) (policy.Peer, field.ErrorList) {
+	reqs, errs := requirements(s, keyOf, at)
+	either := label.FactIs(label.FactReserved, string(policy.EntityHost), string(policy.EntityRemoteNode))
+	selector, errs := selectorOf(append(reqs, either), errs)
+	return policy.Peer{Selector: &selector}, errs
+}
+
 // prefix reads an address range. Bits behind the length are ignored, as Kubernetes does.
 // An IPv4 range in IPv6 form is refused: the datapath keeps IPv4 in that form, and a length of 104 would be counted
 // from another end than its author's.

@@ -7,7 +7,10 @@ import (
 	"fmt"
 
 	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	"sigs.k8s.io/network-policy-api/apis/v1alpha1"
+	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"tendril.io/tendril/api/cilium"
 	"tendril.io/tendril/internal/policy"
@@ -38,7 +41,8 @@ func ParsePolicy(kind string, objectJSON []byte, source string) (policy.Policy, 
 // IsPolicy tells whether the object is of a kind that Policy translates.
 func (o *Object) IsPolicy() bool {
 	switch o.value.(type) {
-	case *networkingv1.NetworkPolicy, *cilium.NetworkPolicy:
+	case *networkingv1.NetworkPolicy, *cilium.NetworkPolicy,
+		*v1alpha2.ClusterNetworkPolicy, *v1alpha1.AdminNetworkPolicy, *v1alpha1.BaselineAdminNetworkPolicy:
 		return true
 	}
 	return false
@@ -47,6 +51,18 @@ func (o *Object) IsPolicy() bool {
 // Policy translates the object to the ordered model. The error is a Mistakes.
 // A policy without specs cannot come out of it without an error: to the engine that would be a policy about nobody.
 func (o *Object) Policy() (policy.Policy, error) {
+	if !o.IsPolicy() {
+		return policy.Policy{}, Mistakes{{File: o.File, Document: o.Document, Object: o.String(), Err: errors.New("not a policy")}}
+	}
+	p, errs := o.translate()
+	if len(errs) > 0 {
+		return policy.Policy{}, o.place(errs)
+	}
+	return p, nil
+}
+
+// translate gives as much of the policy as is right, and what is not.
+func (o *Object) translate() (policy.Policy, field.ErrorList) {
 	p := policy.Policy{
 		Key:    policy.Key{Kind: o.Kind, Namespace: o.Namespace, Name: o.Name},
 		Source: o.File,
@@ -57,11 +73,30 @@ func (o *Object) Policy() (policy.Policy, error) {
 		p.Specs, errs = networkPolicySpecs(object, o.Namespace)
 	case *cilium.NetworkPolicy:
 		p.Specs, errs = ciliumSpecs(object, o.Namespace)
-	default:
-		return policy.Policy{}, Mistakes{{File: o.File, Document: o.Document, Object: o.String(), Err: errors.New("not a policy")}}
+	case *v1alpha2.ClusterNetworkPolicy:
+		p.Specs, errs = clusterNetworkPolicySpecs(object)
+	case *v1alpha1.AdminNetworkPolicy:
+		p.Specs, errs = adminNetworkPolicySpecs(object)
+	case *v1alpha1.BaselineAdminNetworkPolicy:
+		p.Specs, errs = baselineAdminNetworkPolicySpecs(object)
 	}
-	if len(errs) > 0 {
-		return policy.Policy{}, o.place(errs)
+	var wrong field.ErrorList
+	p.Staged, wrong = staged(o.value.(metav1.Object).GetAnnotations())
+	return p, append(errs, wrong...)
+}
+
+// stageAnnotation makes a policy of any kind a staged one, which is judged and reported but not in force.
+const stageAnnotation = "tendril.io/stage"
+
+// staged reads the annotation. What is neither true nor false is a mistake: either guess could be the wrong one.
+func staged(annotations map[string]string) (bool, field.ErrorList) {
+	value, ok := annotations[stageAnnotation]
+	switch {
+	case value == "true":
+		return true, nil
+	case value == "false" || !ok:
+		return false, nil
 	}
-	return p, nil
+	at := field.NewPath("metadata", "annotations").Key(stageAnnotation)
+	return false, field.ErrorList{field.NotSupported(at, value, []string{"true", "false"})}
 }

@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"tendril.io/tendril/api/cilium"
 	storev1 "tendril.io/tendril/api/store/v1"
 )
 
@@ -54,6 +55,11 @@ func (o *Object) records(cluster string) ([]Record, Mistakes) {
 	switch object := o.value.(type) {
 	case *corev1.Namespace:
 		return o.record("namespaces/"+o.Name, &storev1.Namespace{Labels: object.Labels}, checkLabels(object.Labels))
+	case *corev1.Node:
+		return o.record("nodelabels/"+o.Name, &storev1.NodeLabels{Labels: object.Labels}, checkLabels(object.Labels))
+	case *cilium.CIDRGroup:
+		value, errs := cidrGroupRecord(object)
+		return o.record("cidrgroups/"+o.Name, value, errs)
 	case *corev1.Service:
 		value, errs := serviceRecord(object)
 		return o.record("services/"+o.Namespace+"/"+o.Name, value, errs)
@@ -78,12 +84,9 @@ func (o *Object) record(key string, value proto.Message, errs field.ErrorList) (
 // The object is kept and not its translation, so that an agent of a newer version may read the same object better, and
 // an older one can refuse what it does not know.
 func (o *Object) policyRecord() ([]Record, Mistakes) {
-	if _, err := o.Policy(); err != nil {
-		mistakes, ok := err.(Mistakes)
-		if !ok {
-			mistakes = Mistakes{{File: o.File, Document: o.Document, Object: o.String(), Err: err}}
-		}
-		return nil, mistakes
+	p, errs := o.translate()
+	if errs = append(errs, noProxy(p.NeedsProxy())...); len(errs) > 0 {
+		return nil, o.place(errs)
 	}
 	namespace := o.Namespace
 	if namespace == "" {
@@ -91,6 +94,32 @@ func (o *Object) policyRecord() ([]Record, Mistakes) {
 	}
 	value := &storev1.Policy{Object: o.JSON, Source: o.File}
 	return []Record{{Key: "policies/" + o.Kind + "/" + namespace + "/" + o.Name, Value: value, Object: o}}, nil
+}
+
+// noProxy refuses what only a proxy could enforce, place by place. Without the filter the ports would be open, or the
+// names be nobody's, and the author had neither in mind.
+func noProxy(places []string) field.ErrorList {
+	errs := make(field.ErrorList, len(places))
+	for i, place := range places {
+		errs[i] = field.Forbidden(field.NewPath(place),
+			"names in DNS and rules about requests need a proxy, which this version does not have; remove the rule")
+	}
+	return errs
+}
+
+// cidrGroupRecord translates a list of ranges. To name one twice changes nothing.
+func cidrGroupRecord(g *cilium.CIDRGroup) (*storev1.CIDRGroup, field.ErrorList) {
+	errs := checkLabels(g.Labels)
+	at := field.NewPath("spec", "externalCIDRs")
+	if len(g.Spec.ExternalCIDRs) == 0 {
+		errs = append(errs, field.Required(at, "list at least one range"))
+	}
+	value := &storev1.CIDRGroup{Labels: g.Labels}
+	for i, text := range g.Spec.ExternalCIDRs {
+		p, wrong := prefixOrAddress(text, at.Index(i))
+		value.Prefixes, errs = append(value.Prefixes, p.String()), append(errs, wrong...)
+	}
+	return value, errs
 }
 
 // address reads an IP address as records carry it: 4 or 16 bytes.

@@ -41,6 +41,29 @@ metadata: {name: shop, labels: {team: red}, annotations: {note: x}}
 `, map[string]proto.Message{
 			"namespaces/shop": &storev1.Namespace{Labels: map[string]string{"team": "red"}},
 		}},
+		{"a node is its labels", `
+apiVersion: v1
+kind: Node
+metadata: {name: node1, labels: {role: edge}}
+spec: {podCIDR: 10.1.0.0/24}
+status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
+`, map[string]proto.Message{
+			"nodelabels/node1": &storev1.NodeLabels{Labels: map[string]string{"role": "edge"}},
+		}},
+		{"a group of ranges is its ranges, canonical, and its labels", `
+apiVersion: cilium.io/v2alpha1
+kind: CiliumCIDRGroup
+metadata: {name: office, labels: {role: vpn}}
+spec: {externalCIDRs: [10.48.0.7/24, 192.0.2.1, "2001:DB8::/32"]}
+---
+apiVersion: cilium.io/v2
+kind: CiliumCIDRGroup
+metadata: {name: lab}
+spec: {externalCIDRs: [198.51.100.0/24]}
+`, map[string]proto.Message{
+			"cidrgroups/office": &storev1.CIDRGroup{Prefixes: []string{"10.48.0.0/24", "192.0.2.1/32", "2001:db8::/32"}, Labels: map[string]string{"role": "vpn"}},
+			"cidrgroups/lab":    &storev1.CIDRGroup{Prefixes: []string{"198.51.100.0/24"}},
+		}},
 		{"a pod is its label set by hash, its named ports and little else", `
 apiVersion: v1
 kind: Pod

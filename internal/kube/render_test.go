@@ -13,6 +13,9 @@ import (
 // render prints a policy a line for each spec and rule, so that tests show a translation as a reader would say it.
 func render(p policy.Policy) string {
 	var out strings.Builder
+	if p.Staged {
+		out.WriteString("staged\n")
+	}
 	for _, spec := range p.Specs {
 		var isolated []string
 		for d, name := range []string{"ingress", "egress"} {
@@ -20,13 +23,73 @@ func render(p policy.Policy) string {
 				isolated = append(isolated, name)
 			}
 		}
-		fmt.Fprintf(&out, "%s: %s isolates [%s]\n", spec.Place, spec.Subject, strings.Join(isolated, " "))
+		fmt.Fprintf(&out, "%s: %s isolates [%s]%s\n", spec.Place, spec.Subject, strings.Join(isolated, " "), renderTier(spec))
 		for _, rule := range spec.Rules {
-			fmt.Fprintf(&out, "  %s: %s %s %s\n", rule.Place, []string{"deny", "allow"}[rule.Action],
-				[]string{"from", "to"}[rule.Direction], renderPeers(rule.Peers)+renderPorts(rule.Ports))
+			name := rule.Place
+			if rule.Name != "" {
+				name += fmt.Sprintf(" %q", rule.Name)
+			}
+			fmt.Fprintf(&out, "  %s: %s %s %s\n", name, []string{"deny", "allow", "redirect", "pass"}[rule.Action],
+				[]string{"from", "to"}[rule.Direction], renderPeers(rule.Peers)+renderPorts(rule.Ports)+renderL7(rule.L7))
 		}
 	}
 	return out.String()
+}
+
+// renderTier is empty for what most policies have.
+func renderTier(s policy.Spec) string {
+	if s.Tier == policy.TierNormal && s.Priority == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" in %s at %d", []string{"builtin", "admin", "normal", "baseline"}[s.Tier], s.Priority)
+}
+
+func renderGroup(g *policy.GroupRef) string {
+	word := string(g.Kind) + " group " + g.Name
+	if g.Labels != nil {
+		word = string(g.Kind) + " groups with " + g.Labels.String()
+	}
+	if g.Namespace != "" {
+		word += " of " + g.Namespace
+	}
+	if g.OutsideOnly {
+		word = "outside " + word
+	}
+	for _, except := range g.Except {
+		word += " but " + except.String()
+	}
+	return word
+}
+
+func renderNames(names policy.FQDN) string {
+	if names.Pattern != "" {
+		return "names like " + names.Pattern
+	}
+	return "name " + names.Name
+}
+
+// renderL7 prints whatever is set.
+func renderL7(l7 *policy.L7) string {
+	if l7 == nil {
+		return ""
+	}
+	var words []string
+	for _, r := range l7.HTTP {
+		words = append(words, fmt.Sprintf("http %+v", r))
+	}
+	for _, r := range l7.Kafka {
+		words = append(words, fmt.Sprintf("kafka %+v", r))
+	}
+	for _, names := range l7.DNS {
+		words = append(words, "dns "+renderNames(names))
+	}
+	if l7.Protocol != "" {
+		words = append(words, fmt.Sprintf("%s %v", l7.Protocol, l7.Fields))
+	}
+	if len(l7.ServerNames) > 0 {
+		words = append(words, "tls "+strings.Join(l7.ServerNames, ","))
+	}
+	return " asking " + strings.Join(words, "; ")
 }
 
 func renderPeers(peers []policy.Peer) string {
@@ -48,6 +111,10 @@ func renderPeers(peers []policy.Peer) string {
 				word += " but " + except.String()
 			}
 			words = append(words, word)
+		case p.Group != nil:
+			words = append(words, renderGroup(p.Group))
+		case p.FQDN != nil:
+			words = append(words, renderNames(*p.FQDN))
 		default:
 			words = append(words, "NO PEER")
 		}

@@ -108,8 +108,10 @@ type GroupRef struct {
 
 // FQDN is a set of names in DNS. Exactly one of the fields is set.
 type FQDN struct {
-	Name    string // lower case, without the last dot
-	Pattern string // the same with *, which stands for any characters of one label; alone, for any name
+	Name string // lower case, without the last dot
+	// The same with *, which stands for any characters of one label; alone, for any name. ** as the first label stands for
+	// one label or more.
+	Pattern string
 }
 
 // Entity is a named group of peers.

@@ -2,7 +2,6 @@ package reference
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"reflect"
 	"slices"
@@ -125,7 +124,7 @@ func (q *question) ciliumPeer(namespace string, r rule) bool {
 	endpoint := func(s metav1.LabelSelector) bool { return q.isEndpoint(namespace, &s) }
 	node := func(s metav1.LabelSelector) bool { return q.peer.isNode(&s) }
 	address := func(cidr string) bool { return q.peer.outside() && q.peer.inside(cidr) }
-	backend := func(s any) bool { return q.isBackend(namespace, s) }
+	backend := func(s cilium.Service) bool { return q.isBackend(s) }
 	return slices.ContainsFunc(slices.Concat(r.from.FromEndpoints, r.to.ToEndpoints), endpoint) ||
 		slices.ContainsFunc(slices.Concat(r.from.FromNodes, r.to.ToNodes), node) ||
 		slices.ContainsFunc(slices.Concat(r.from.FromCIDR, r.to.ToCIDR), address) ||
@@ -154,22 +153,9 @@ func (q *question) inSet(s cilium.CIDRRule) bool {
 	return q.peer.outside() && slices.ContainsFunc(cidrs, func(c string) bool { return q.peer.inside(c, s.Except...) })
 }
 
-// serviceRef is an entry of toServices.
-type serviceRef struct {
-	K8sService         *struct{ ServiceName, Namespace string }
-	K8sServiceSelector *struct {
-		Selector  metav1.LabelSelector
-		Namespace string
-	}
-}
-
 // isBackend says whether the peer's address is a backend of a service that an entry of toServices names. Without a
-// namespace of its own, an entry means the policy's.
-func (q *question) isBackend(namespace string, entry any) bool {
-	var ref serviceRef
-	if text, err := json.Marshal(entry); err != nil || json.Unmarshal(text, &ref) != nil {
-		return false
-	}
+// namespace of its own, an entry means services of any.
+func (q *question) isBackend(ref cilium.Service) bool {
 	for _, s := range q.Services {
 		is, in := false, ""
 		if ref.K8sService != nil {
@@ -177,7 +163,7 @@ func (q *question) isBackend(namespace string, entry any) bool {
 		} else if ref.K8sServiceSelector != nil {
 			is, in = holds(&ref.K8sServiceSelector.Selector, of(s.Labels)), ref.K8sServiceSelector.Namespace
 		}
-		in = cmp.Or(in, namespace, s.Namespace)
+		in = cmp.Or(in, s.Namespace)
 		if is && s.Namespace == in && slices.ContainsFunc(q.Slices, func(e discoveryv1.EndpointSlice) bool {
 			return e.Namespace == in && e.Labels[discoveryv1.LabelServiceName] == s.Name && slices.ContainsFunc(e.Endpoints, func(b discoveryv1.Endpoint) bool {
 				return slices.Contains(b.Addresses, q.peer.addr.String())
