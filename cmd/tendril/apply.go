@@ -61,9 +61,12 @@ func newApplyCommand(a *app) *cobra.Command {
 		Short:   "Apply policies, services and other manifests to the cluster",
 		Long: `Apply policies, services and other manifests to the cluster.
 
-Everything is checked before anything is written: one mistake, and nothing changes. Kinds: Namespace, Pod, Service,
-EndpointSlice, NetworkPolicy, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy.`,
+Everything is checked before anything is written: one mistake, and nothing changes. A policy that needs a proxy is a
+mistake, since this version has none. docs/policy.md says what each field of a policy means.
+
+Kinds: ` + kube.KnownKinds() + `.`,
 		Example: `  tendril apply -f examples/
+  tendril apply -f examples/policy/
   tendril apply -f policy.yaml --dry-run
   kubectl get networkpolicy -A -o yaml | tendril apply -f -`,
 		Args: cobra.NoArgs,

@@ -186,13 +186,53 @@ func TestApplyFindsEveryMistakeInEveryFileBeforeItAsksTheStore(t *testing.T) {
 	want := strings.Join([]string{
 		"nothing was changed:",
 		dir + "/b.yml document 1, Namespace: apiVersion: Required value: say which kind of object this is; known are " +
-			"Namespace, Pod, Service, EndpointSlice, NetworkPolicy, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy",
+			"Namespace, Node, Pod, Service, EndpointSlice, CiliumCIDRGroup, NetworkPolicy, CiliumNetworkPolicy, " +
+			"CiliumClusterwideNetworkPolicy, ClusterNetworkPolicy, AdminNetworkPolicy, BaselineAdminNetworkPolicy",
 		"file " + missing + ": no such file or directory",
 		"standard input document 1: not an object; a document starts with apiVersion, kind and metadata",
 		dir + "/c.json document 1, Namespace shop: defined twice, first in " + dir + "/a.yaml document 1; remove one",
 	}, "\n")
 	if diff := cmp.Diff(want, err.Error()); diff != "" {
 		t.Errorf("error (-want +got):\n%s", diff)
+	}
+}
+
+func TestApplyRefusesWhatNeedsAProxyBeforeItAsksTheStore(t *testing.T) {
+	_, err := apply(t, shopNamespace+`---
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  endpointSelector: {}
+  egress: [{toFQDNs: [{matchName: a.b}]}, {toEntities: [world]}]
+  ingress: [{toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {http: [{method: GET}]}}]}]
+`, "-f", "-")
+	const why = ": Forbidden: names in DNS and rules about requests need a proxy, which this version does not have; remove the rule"
+	want := "nothing was changed:\n" +
+		"standard input document 2, CiliumNetworkPolicy shop/web: spec.ingress[0].toPorts[0]" + why + "\n" +
+		"standard input document 2, CiliumNetworkPolicy shop/web: spec.egress[0]" + why
+	if err == nil || err.Error() != want {
+		t.Errorf("got error %v\nwant %s", err, want)
+	}
+}
+
+func TestNodesAndGroupsOfRangesAreAppliedAndDeletedLikeTheOthers(t *testing.T) {
+	const node = "apiVersion: v1\nkind: Node\nmetadata: {name: node1, labels: {role: edge}}\n"
+	const group = "apiVersion: cilium.io/v2\nkind: CiliumCIDRGroup\nmetadata: {name: office}\nspec: {externalCIDRs: [192.0.2.0/24]}\n"
+	ctx, s := t.Context(), &memoryStore{records: map[string]proto.Message{}}
+	outcomes, err := applyRecords(ctx, s, recordsOf(t, node, group), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := said(t, outcomes), "Node node1 created; CiliumCIDRGroup office created"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	outcomes, err = (&manifestFlags{app: &app{}}).deleteRecords(ctx, s, recordsOf(t, node, group), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := said(t, outcomes), "Node node1 deleted; CiliumCIDRGroup office deleted"; got != want || len(s.records) != 0 {
+		t.Errorf("got %s, want %s; left %v", got, want, s.records)
 	}
 }
 

@@ -286,10 +286,10 @@ func kindOf(fields map[string]any) (kind, *field.Error) {
 	apiVersion, _ := fields["apiVersion"].(string)
 	name, _ := fields["kind"].(string)
 	if apiVersion == "" {
-		return kind{}, field.Required(field.NewPath("apiVersion"), "say which kind of object this is; known are "+knownKinds())
+		return kind{}, field.Required(field.NewPath("apiVersion"), "say which kind of object this is; known are "+KnownKinds())
 	}
 	if name == "" {
-		return kind{}, field.Required(field.NewPath("kind"), "say which kind of object this is; known are "+knownKinds())
+		return kind{}, field.Required(field.NewPath("kind"), "say which kind of object this is; known are "+KnownKinds())
 	}
 	var versions []string
 	for _, k := range kinds() {
@@ -303,11 +303,11 @@ func kindOf(fields map[string]any) (kind, *field.Error) {
 	if len(versions) > 0 {
 		return kind{}, field.Invalid(field.NewPath("apiVersion"), apiVersion, fmt.Sprintf("kind %s is read as %s", name, strings.Join(versions, " or ")))
 	}
-	return kind{}, field.Invalid(field.NewPath("kind"), name, "not a kind that tendril reads; known are "+knownKinds())
+	return kind{}, field.Invalid(field.NewPath("kind"), name, "not a kind that tendril reads; known are "+KnownKinds())
 }
 
-// knownKinds lists the kinds for messages.
-func knownKinds() string {
+// KnownKinds lists the kinds that Decode reads, for messages.
+func KnownKinds() string {
 	var names []string
 	for _, k := range kinds() {
 		names = append(names, k.name)

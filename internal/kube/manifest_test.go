@@ -3,6 +3,7 @@ package kube
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -130,6 +131,8 @@ func FuzzManifest(f *testing.F) {
 	f.Add([]byte(clusterwideHeader + "specs:\n- endpointSelector: {}\n  ingressDeny: [{fromEntities: [all], icmps: [{fields: [{type: 8}]}]}]\n"))
 	f.Add([]byte("apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}\n---\n{}\n...\n"))
 	f.Add([]byte("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {nodeName: node1, containers: [{name: c, ports: [{name: w, containerPort: 80}]}]}\n"))
+	f.Add([]byte(clusterPolicyHeader + "  tier: Admin\n  subject: {namespaces: {}}\n  egress: [{action: Pass, to: [{networks: [10.0.0.0/8]}], protocols: [{tcp: {destinationPort: {number: 1}}}]}]\n"))
+	f.Add([]byte("apiVersion: cilium.io/v2\nkind: CiliumCIDRGroup\nmetadata: {name: a}\nspec: {externalCIDRs: [10.0.0.1]}\n---\napiVersion: v1\nkind: Node\nmetadata: {name: a}\n"))
 	f.Add([]byte("apiVersion: v1\nkind: List\nitems: [&a {apiVersion: v1, kind: Namespace, metadata: {name: a}}, *a]\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		objects, _ := Decode("fuzz", data)
@@ -152,4 +155,45 @@ func FuzzManifest(f *testing.F) {
 			}
 		}
 	})
+}
+
+// FuzzPolicy feeds anything to the translation of each kind of policy, as the spec of an object: it gives a policy whose
+// peers are somebody, or Mistakes.
+func FuzzPolicy(f *testing.F) {
+	kinds := policyKinds()
+	for i, spec := range []string{
+		`{"podSelector":{},"ingress":[{"from":[{"ipBlock":{"cidr":"10.0.0.0/8","except":["10.1.0.0/16"]}}],"ports":[{"port":"http"}]}]}`,
+		`{"endpointSelector":{},"ingress":[{"fromRequires":[{"matchLabels":{"a":"b"}}],"fromEndpoints":[{}],"toPorts":[{"ports":[{"port":"80","protocol":"TCP"}],"rules":{"http":[{"path":"/"}]}}]}]}`,
+		`{"nodeSelector":{},"egress":[{"toServices":[{"k8sServiceSelector":{"selector":{}}}]},{"toFQDNs":[{"matchPattern":"*.a"}]},{"toCIDRSet":[{"cidrGroupRef":"a"}]}]}`,
+		`{"tier":"Admin","priority":1,"subject":{"namespaces":{}},"egress":[{"action":"Accept","to":[{"domainNames":["a.b"]},{"networks":["::/0"]}]}]}`,
+		`{"priority":1,"subject":{"pods":{"namespaceSelector":{},"podSelector":{}}},"ingress":[{"action":"Pass","from":[{"namespaces":{}}],"ports":[{"namedPort":"a"}]}]}`,
+		`{"subject":{"namespaces":{}},"egress":[{"action":"Deny","to":[{"nodes":{}}],"ports":[{"portRange":{"start":1,"end":2}}]}]}`,
+	} {
+		f.Add(uint8(i), spec)
+	}
+	f.Fuzz(func(t *testing.T, which uint8, spec string) {
+		k := kinds[int(which)%len(kinds)]
+		object := fmt.Sprintf(`{"apiVersion":%q,"kind":%q,"metadata":{"name":"default"},"spec":%s}`, k.apiVersion, k.name, spec)
+		p, err := ParsePolicy(k.name, []byte(object), "fuzz")
+		var mistakes Mistakes
+		switch {
+		case err != nil && (!errors.As(err, &mistakes) || len(mistakes) == 0):
+			t.Fatalf("%s: %v is no list of mistakes", object, err)
+		case err == nil && len(p.Specs) == 0:
+			t.Fatalf("%s: a policy about nobody", object)
+		}
+		if err == nil && strings.Contains(render(p), "NO PEER") {
+			t.Fatalf("%s: a peer of nothing:\n%s", object, render(p))
+		}
+	})
+}
+
+// policyKinds are the kinds of policy among those that are read.
+func policyKinds() (policies []kind) {
+	for _, k := range kinds() {
+		if (&Object{value: reflect.New(k.typ).Interface()}).IsPolicy() {
+			policies = append(policies, k)
+		}
+	}
+	return policies
 }
