@@ -73,6 +73,19 @@ func (n *node) judge(t failer, p policytest.Packet) policytest.Answer {
 	return n.answer(t, v)
 }
 
+// judgeStaged is its answer with the staged policies.
+func (n *node) judgeStaged(t failer, p policytest.Packet) (policytest.Answer, bool) {
+	t.Helper()
+	v, asked, err := n.kernel.JudgeStaged(p.Endpoint, p.Direction, p.Peer, p.Protocol, p.Port)
+	if err != nil {
+		t.Fatalf("judge %+v, staged: %v", p, err)
+	}
+	if !asked {
+		return policytest.Answer{}, false
+	}
+	return n.answer(t, v), true
+}
+
 func (n *node) answer(t failer, v bpf.Verdict) policytest.Answer {
 	info, ok := n.engine.Rule(v.Rule)
 	if !ok {
@@ -91,6 +104,10 @@ func (n *node) agree(t failer) {
 	for _, p := range n.told.Packets() {
 		if got, want := n.judge(t, p), n.told.Judge(p); got != want {
 			t.Fatalf("packet %+v\ncompiled  %+v\nreference %+v", p, got, want)
+		}
+		got, asked := n.judgeStaged(t, p)
+		if want, staged := n.told.JudgeStaged(p); asked != staged || got != want {
+			t.Fatalf("packet %+v, staged\ncompiled  %+v, %v\nreference %+v, %v", p, got, asked, want, staged)
 		}
 	}
 }

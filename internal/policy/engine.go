@@ -39,6 +39,7 @@ type Engine struct {
 	views         map[viewKey]*view   // named ports of egress rules
 	groups        map[Digest]*group   // of local endpoints, emptied ones included
 	emptied       map[*group]struct{} // that the last flush left without subjects
+	ended         map[*group]struct{} // with staged programs that the last flush left without subjects
 	subjects      map[uint32]*subject
 	contents      map[Digest]*content   // by their cells: equal programs share them
 	rules         map[Digest]*ruleState // that some program names
@@ -86,6 +87,7 @@ func New(config Config, numbers Numbers) *Engine {
 		views:      map[viewKey]*view{},
 		groups:     map[Digest]*group{},
 		emptied:    map[*group]struct{}{},
+		ended:      map[*group]struct{}{},
 		subjects:   map[uint32]*subject{},
 		contents:   map[Digest]*content{},
 		rules:      map[Digest]*ruleState{},
@@ -164,7 +166,7 @@ func (e *Engine) DeleteSubject(endpoint uint32) { e.staged.subjects[endpoint] = 
 // Pending says whether Flush has something to do: staged inputs, or selectors and programs that the last Flush left
 // unused. Call it until there is nothing, each time after the last delta is published.
 func (e *Engine) Pending() bool {
-	return !e.started || len(e.retry) > 0 || !e.staged.empty() || len(e.idle)+len(e.emptied) > 0
+	return !e.started || len(e.retry) > 0 || !e.staged.empty() || len(e.idle)+len(e.emptied)+len(e.ended) > 0
 }
 
 // Refused lists the policies that are not in force as last given, by key.
@@ -220,9 +222,6 @@ func (e *Engine) Selected(key Key) int {
 func (p *Policy) Validate() error {
 	if places := p.NeedsProxy(); len(places) > 0 {
 		return fmt.Errorf("policy %s: %s: needs the proxy, which this node does not have: remove the rule", p.Key, strings.Join(places, ", "))
-	}
-	if p.Staged {
-		return fmt.Errorf("policy %s: staged policies are not supported yet", p.Key)
 	}
 	for i := range p.Specs {
 		s := &p.Specs[i]

@@ -67,6 +67,10 @@ func (e *Engine) prove(d Direction, endpoint, other Party, protocol uint8, port 
 	if n := len(proof.Steps); n > 0 && proof.Steps[n-1].Matched && proof.Steps[n-1].Action != Pass {
 		proof.Nearest = ""
 	}
+	if p := s.group.staged[d]; p.publishedNumber() != 0 {
+		action, rule := e.walk(s.group, p, k, nil)
+		proof.Staged = &Judgement{Direction: d, Judged: true, Action: action, Rule: rule}
+	}
 	return proof
 }
 

@@ -158,6 +158,10 @@ func TestProofAgreesWithReference(t *testing.T) {
 			if decided := want.Builtin == "" || want.Builtin == "builtin/local-host"; decided != (len(proof.Steps) > 0 && proof.Steps[len(proof.Steps)-1].Matched && proof.Steps[len(proof.Steps)-1].Action != policy.Pass) {
 				rt.Fatalf("packet %+v: the last step of %+v should have decided: %v", p, proof, decided)
 			}
+			staged, asked := n.told.JudgeStaged(p)
+			if (proof.Staged != nil) != asked || asked && (proof.Staged.Action.String() != staged.Action || proof.Staged.Rule.Key != staged.Key) {
+				rt.Fatalf("packet %+v\nstaged proof %+v\nreference    %+v, %v", p, proof.Staged, staged, asked)
+			}
 			judged := n.engine.Judge(from, to, p.Protocol, p.Port)[1-p.Direction]
 			if diff := cmp.Diff(policy.Judgement{Direction: proof.Direction, Judged: true, Action: proof.Action, Rule: proof.Rule}, judged); diff != "" {
 				rt.Fatalf("packet %+v: proof (-) and judgement (+):\n%s", p, diff)

@@ -3,6 +3,7 @@ package policy
 import (
 	"cmp"
 	"errors"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -28,21 +29,37 @@ func (e *Engine) Flush() (Delta, error) {
 		}
 		e.rollback()
 		var room *RoomError
-		if !errors.As(err, &room) || e.staged.policies[room.Policy] == nil {
+		if !errors.As(err, &room) || !e.refuse(room) {
 			e.staged.policies, e.refused = staged, refused
 			return Delta{}, err
 		}
-		e.refused[room.Policy] = refusal{policy: *e.staged.policies[room.Policy], reason: err}
-		delete(e.staged.policies, room.Policy)
 		now = append(now, room.Policy)
 	}
-	// The loop ends: each round refuses a policy that the round before had staged.
+	// The loop ends: each round refuses a policy that the round before had.
 	//
 	// What a refused policy had taken is free only after the next publication, so that one refusal may have caused
 	// another: all but the first are tried once more then.
 	e.retry = now[min(1, len(now)):]
 	e.staged, e.started = newStaged(), true
 	return e.commit(), nil
+}
+
+// refuse takes the policy that does not fit out of what is staged; the version in force stays. A staged policy that is in
+// force goes, too: it must not be in the way of what is enforced. It says whether there was anything to refuse.
+func (e *Engine) refuse(room *RoomError) bool {
+	key := room.Policy
+	if p := e.staged.policies[key]; p != nil {
+		e.refused[key] = refusal{policy: *p, reason: room}
+		delete(e.staged.policies, key)
+		return true
+	}
+	p, gone := e.policies[key], false
+	if _, gone = e.staged.policies[key]; gone || p == nil || !p.policy.Staged {
+		return false
+	}
+	e.refused[key] = refusal{policy: p.policy, reason: room}
+	e.staged.policies[key] = nil
+	return true
 }
 
 // tryAgain stages refused policies once more if something that was changed or let go may have made room.
@@ -63,14 +80,17 @@ func (e *Engine) apply() error {
 		return err
 	}
 	idle := slices.SortedFunc(maps.Keys(e.idle), func(a, b *selector) int { return compareDigests(a.digest, b.digest) })
-	emptied := slices.Collect(maps.Keys(e.emptied))
+	emptied, ended := slices.Collect(maps.Keys(e.emptied)), slices.Collect(maps.Keys(e.ended))
 	// Namespaces first, since policies select by their labels; subjects last, since a new group asks the policies.
 	e.applyNamespaces()
 	e.applyPolicies()
 	e.applyAddressGroups()
 	e.applyAddresses()
 	if err := e.applySubjects(); err != nil {
-		return e.blame(nil, err)
+		return e.blame(nil, false, err)
+	}
+	for _, g := range ended {
+		e.removeEnded(g)
 	}
 	for _, g := range emptied {
 		drop(e.plan, e.emptied, g)
@@ -92,7 +112,7 @@ func (e *Engine) apply() error {
 		return err
 	}
 	if err := e.settlePeers(); err != nil {
-		return e.blame(nil, err)
+		return e.blame(nil, false, err)
 	}
 	e.sweepContents()
 	e.sweepNamespaces()
@@ -290,39 +310,62 @@ func (e *Engine) settle() error {
 			return nil
 		}
 		if err != nil {
-			return e.blame(nil, err)
+			return e.blame(nil, false, err)
 		}
 	}
 }
 
-// blame finds the policy that made room short: the largest of those that are new in this flush and select the group,
-// or, without one, of all that are new.
-func (e *Engine) blame(g *group, err error) error {
+// blame finds the policy that made room short, while a group was compiled, if there is one: the largest of those that are
+// new in this flush and select the group, or, without one, of all that are new. Staged policies come first, and for the
+// lack of room for a staged program only they are to blame, the old ones if there is no new one.
+func (e *Engine) blame(g *group, staged bool, err error) error {
 	var known *RoomError
 	if errors.As(err, &known) {
 		return err
 	}
-	culprit := e.largestStaged(func(key Key) bool {
-		return g != nil && slices.ContainsFunc(g.specs, func(s *specState) bool { return s.policy.policy.Key == key })
-	})
-	if culprit == (Key{}) {
-		culprit = e.largestStaged(func(Key) bool { return true })
+	selects := func(p *Policy) bool {
+		return g != nil && slices.ContainsFunc(g.specs, func(s *specState) bool { return s.policy.policy.Key == p.Key })
+	}
+	isStaged := func(p *Policy) bool { return p.Staged }
+	fresh := maps.Values(e.staged.policies)
+	var culprit Key
+	if staged {
+		old := func(yield func(*Policy) bool) {
+			for _, s := range g.specs {
+				if s.isStaged() && !yield(&s.policy.policy) {
+					return
+				}
+			}
+		}
+		culprit = firstKey(largest(fresh, func(p *Policy) bool { return isStaged(p) && selects(p) }), largest(old, isStaged))
+	} else {
+		culprit = firstKey(largest(fresh, isStaged), largest(fresh, selects), largest(fresh, func(*Policy) bool { return true }))
 	}
 	return &RoomError{Policy: culprit, Err: err}
 }
 
-// largestStaged returns the key of the largest staged policy that is eligible; of equals, the last.
-func (e *Engine) largestStaged(eligible func(Key) bool) (largest Key) {
-	most := -1
-	for key, p := range e.staged.policies {
-		if p == nil || !eligible(key) {
-			continue
-		}
-		if size := p.size(); size > most || size == most && key.Compare(largest) > 0 {
-			most, largest = size, key
+// firstKey returns the first key that is not zero.
+func firstKey(keys ...Key) Key {
+	for _, k := range keys {
+		if k != (Key{}) {
+			return k
 		}
 	}
-	return largest
+	return Key{}
+}
+
+// largest returns the key of the largest policy that is eligible; of equals, the last.
+func largest(policies iter.Seq[*Policy], eligible func(*Policy) bool) (key Key) {
+	most := -1
+	for p := range policies {
+		if p == nil || !eligible(p) {
+			continue
+		}
+		if size := p.size(); size > most || size == most && p.Key.Compare(key) > 0 {
+			most, key = size, p.Key
+		}
+	}
+	return key
 }
 
 // size is about how many entries a policy needs.
@@ -369,8 +412,10 @@ func (e *Engine) collectSubject(s *subject) {
 	row := SubjectRow{
 		Endpoint: s.endpoint, Peer: s.peer.number,
 		Ingress: s.group.programs[Ingress].number, Egress: s.group.programs[Egress].number,
+		StagedIngress: s.group.staged[Ingress].publishedNumber(), StagedEgress: s.group.staged[Egress].publishedNumber(),
 	}
 	if e.subjects[s.endpoint] == s && row != s.row {
+		e.plan.delta.Changed = true // also where only the record is to say what a staged policy would do
 		set(e.plan, &s.row, row)
 		e.plan.delta.Subjects = append(e.plan.delta.Subjects, row)
 	}

@@ -65,6 +65,7 @@ type RuleInfo struct {
 	Name   string // as people read it: Kind/namespace/name and the rule's own name or place, or builtin/...
 	Action Action
 	Source string // file or object the policy came from
+	Staged bool   // the policy is staged: the rule decides nothing but what records say
 }
 
 // Refusal is a policy that is not in force as it was last given, and why. An earlier version of it may be in force.
@@ -97,6 +98,8 @@ type Proof struct {
 	Isolators []Key  // policies that make the default a deny
 	Steps     []Step // rules in the order in which they were looked at, up to the winner
 	Nearest   string // the rule that came nearest to matching, and the field that differs; empty if a rule matched
+	// Staged is what the verdict would be with the staged policies in force; nil: none speaks of the direction.
+	Staged *Judgement
 }
 
 // Step is one rule that was looked at.

@@ -13,7 +13,7 @@ import (
 )
 
 // group is what policies can tell apart among local endpoints: subjects of one identity and equal named ports share
-// an ingress and an egress program.
+// an ingress and an egress program, and where staged policies select them, a second one that holds these as well.
 type group struct {
 	digest   Digest
 	workload Workload
@@ -21,6 +21,7 @@ type group struct {
 	subjects map[uint32]*subject
 	specs    []*specState // that select it, in the order of policies and places
 	programs [2]*program
+	staged   [2]*program // nil: no staged policy speaks of the direction
 }
 
 // subject is a local endpoint.
@@ -55,6 +56,7 @@ type program struct {
 	views     []*view
 	rules     []*ruleState
 	isolators []Key
+	ended     bool   // a staged program that no subject is asked by any more; it goes one flush later
 	lines     []line // builtin/local-host included, in the order in which they are looked at
 }
 
@@ -89,14 +91,17 @@ type line struct {
 
 // linesOf returns the rules that apply, the policies that isolate, and whether the default is a deny. Isolation ends
 // the tier that it stands in: later tiers are not reached, not even by a pass.
-func (g *group) linesOf(d Direction) (lines []line, isolators []Key) {
+func (g *group) linesOf(d Direction, staged bool) (lines []line, isolators []Key) {
 	last := TierBaseline
 	for _, s := range g.specs {
-		if s.spec.Isolates[d] {
+		if s.counts(staged) && s.spec.Isolates[d] {
 			last = min(last, s.spec.Tier)
 		}
 	}
 	for _, s := range g.specs {
+		if !s.counts(staged) {
+			continue
+		}
 		if s.spec.Isolates[d] && s.spec.Tier == last && !slices.Contains(isolators, s.policy.policy.Key) {
 			isolators = append(isolators, s.policy.policy.Key)
 		}
@@ -111,6 +116,21 @@ func (g *group) linesOf(d Direction) (lines []line, isolators []Key) {
 	}
 	slices.SortStableFunc(lines, compareLines)
 	return lines, isolators
+}
+
+// counts says whether a spec is part of an enforced program, or of a staged one.
+func (s *specState) counts(staged bool) bool { return staged || !s.isStaged() }
+
+func (s *specState) isStaged() bool { return s.policy.policy.Staged }
+
+// speaksOf says whether a spec has anything to say of a direction.
+func (s *Spec) speaksOf(d Direction) bool {
+	return s.Isolates[d] || slices.ContainsFunc(s.Rules, func(r Rule) bool { return r.Direction == d })
+}
+
+// isStaged says whether some staged policy speaks of the group's direction.
+func (g *group) isStaged(d Direction) bool {
+	return slices.ContainsFunc(g.specs, func(s *specState) bool { return s.isStaged() && s.spec.speaksOf(d) })
 }
 
 // selectors returns the distinct selectors of a rule's peers.
@@ -240,10 +260,14 @@ func selectorsOf(peers []Peer) []*selector {
 	return out
 }
 
-// compile makes the program of a group and direction anew, with references to all it uses.
-func (e *Engine) compile(g *group, d Direction) (*program, error) {
-	lines, isolators := g.linesOf(d)
-	p := &program{digest: digestOf("policy.program/1", string(g.digest[:]), fmt.Sprint(d)), isolators: isolators}
+// compile makes a program of a group and direction anew, with references to all it uses.
+func (e *Engine) compile(g *group, d Direction, staged bool) (*program, error) {
+	what, old := "policy.program/1", g.programs[d]
+	if staged {
+		what, old = "policy.staged/1", g.staged[d]
+	}
+	lines, isolators := g.linesOf(d, staged)
+	p := &program{digest: digestOf(what, string(g.digest[:]), fmt.Sprint(d)), isolators: isolators}
 	b := &builder{}
 	action, rule := g.defaultOf(isolators)
 	b.header = bpf.PolicyHeader{DefaultAction: action, DefaultRule: uint32(rule)}
@@ -263,7 +287,7 @@ func (e *Engine) compile(g *group, d Direction) (*program, error) {
 	if p.content, err = e.contentOf(cells, int(b.header.Segments)); err != nil {
 		return nil, err
 	}
-	if old := g.programs[d]; old != nil {
+	if old != nil {
 		p.number = old.number
 		return p, nil
 	}
@@ -352,7 +376,7 @@ func infoOf(id uint32, l *line) RuleInfo {
 	key := l.spec.policy.policy.Key
 	return RuleInfo{
 		Rule: id, Key: key, Place: l.rule.Place, Name: key.String() + " " + name,
-		Action: l.rule.Action, Source: l.spec.policy.policy.Source,
+		Action: l.rule.Action, Source: l.spec.policy.policy.Source, Staged: l.spec.isStaged(),
 	}
 }
 
@@ -391,33 +415,106 @@ func (e *Engine) letGo(g *group, p *program) {
 }
 
 // settleGroups compiles the marked groups, in a fixed order so that a lack of room always shows at the same place.
+// Staged programs come last: what is enforced has the room first.
 func (e *Engine) settleGroups() error {
 	marked := slices.SortedFunc(maps.Keys(e.plan.groups), func(a, b *group) int { return compareDigests(a.digest, b.digest) })
 	clear(e.plan.groups)
-	for _, g := range marked {
-		if len(g.subjects) == 0 {
-			continue // nobody is judged by it any more
-		}
-		e.plan.recomputed[g] = struct{}{}
-		for _, d := range []Direction{Ingress, Egress} {
-			next, err := e.compile(g, d)
-			if err != nil {
-				return e.blame(g, err)
+	for _, staged := range []bool{false, true} {
+		for _, g := range marked {
+			if len(g.subjects) == 0 {
+				continue // nobody is judged by it any more
 			}
-			e.plan.delta.Work.ProgramsCompiled++
-			// After compile: what both use must not drop to no reference in between.
-			old := g.programs[d]
-			if old != nil {
-				e.letGo(g, old)
-			}
-			set(e.plan, &g.programs[d], next)
-			// Equal cells: the descriptor in force already leads there, and the verdict epoch need not rise.
-			if old == nil || old.content != next.content {
-				e.plan.programs[next.number] = next
+			e.plan.recomputed[g] = struct{}{}
+			if err := e.settleGroup(g, staged); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
+}
+
+func (e *Engine) settleGroup(g *group, staged bool) error {
+	for _, d := range []Direction{Ingress, Egress} {
+		if staged && !g.isStaged(d) {
+			e.endStaged(g, d)
+			continue
+		}
+		at := &g.programs[d]
+		if staged {
+			at = &g.staged[d]
+		}
+		if err := e.recompile(g, at, d, staged); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recompile replaces a program of a group.
+func (e *Engine) recompile(g *group, at **program, d Direction, staged bool) error {
+	next, err := e.compile(g, d, staged)
+	if err != nil {
+		return e.blame(g, staged, err)
+	}
+	e.plan.delta.Work.ProgramsCompiled++
+	// After compile: what both use must not drop to no reference in between.
+	old := *at
+	if old != nil {
+		e.letGo(g, old)
+	}
+	set(e.plan, at, next)
+	// Equal cells: the descriptor in force already leads there, and the verdict epoch need not rise.
+	if old == nil || old.content != next.content {
+		e.plan.programs[next.number] = next
+	}
+	if old.publishedNumber() != next.publishedNumber() {
+		e.markSubjects(g)
+	}
+	return nil
+}
+
+// endStaged takes subjects away from a staged program that has nothing to say any more. It goes with the next flush,
+// when no subject's record names it.
+func (e *Engine) endStaged(g *group, d Direction) {
+	p := g.staged[d]
+	if p.publishedNumber() == 0 {
+		return
+	}
+	set(e.plan, &p.ended, true)
+	put(e.plan, e.ended, g, struct{}{})
+	e.markSubjects(g)
+}
+
+// removeEnded lets the ended programs of a group go.
+func (e *Engine) removeEnded(g *group) {
+	drop(e.plan, e.ended, g)
+	for d, p := range g.staged {
+		if p != nil && p.ended {
+			e.removeProgram(g, &g.staged[d])
+		}
+	}
+}
+
+func (e *Engine) removeProgram(g *group, at **program) {
+	p := *at
+	e.letGo(g, p)
+	e.release(KindProgram, p.digest)
+	e.plan.programs[p.number] = nil
+	set(e.plan, at, nil)
+}
+
+func (e *Engine) markSubjects(g *group) {
+	for _, s := range g.subjects {
+		e.plan.subjects[s] = struct{}{}
+	}
+}
+
+// publishedNumber is the number that subjects name; 0: none.
+func (p *program) publishedNumber() uint32 {
+	if p == nil || p.ended {
+		return 0
+	}
+	return p.number
 }
 
 // removeGroup lets a group go that was left by its last subject in an earlier flush.
@@ -427,14 +524,12 @@ func (e *Engine) removeGroup(g *group) {
 		drop(e.plan, g.space.groups, g)
 		e.plan.spaces[g.space.name] = g.space
 	}
-	for d, p := range g.programs {
-		if p == nil {
-			continue
+	for d := range g.programs {
+		for _, at := range []**program{&g.programs[d], &g.staged[d]} {
+			if *at != nil {
+				e.removeProgram(g, at)
+			}
 		}
-		e.letGo(g, p)
-		e.release(KindProgram, p.digest)
-		e.plan.programs[p.number] = nil
-		set(e.plan, &g.programs[d], nil)
 	}
 }
 

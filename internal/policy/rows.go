@@ -6,8 +6,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-
-	"tendril.io/tendril/bpf"
 )
 
 // Row is a line of one of the engine's tables, as `tendril db show` prints it.
@@ -132,6 +130,7 @@ func (p *peer) description() PeerDescription {
 type ProgramInfo struct {
 	Program   uint32
 	Direction Direction
+	Staged    bool // asked only for what records say
 	Workload  string
 	Subjects  int
 	FirstCell uint32
@@ -152,8 +151,12 @@ func (r ProgramInfo) Cells() []string {
 	for _, key := range r.Isolators {
 		isolators = append(isolators, key.String())
 	}
+	direction := r.Direction.String()
+	if r.Staged {
+		direction += " staged"
+	}
 	return []string{
-		fmt.Sprint(r.Program), r.Direction.String(), r.Workload, fmt.Sprint(r.Subjects),
+		fmt.Sprint(r.Program), direction, r.Workload, fmt.Sprint(r.Subjects),
 		fmt.Sprintf("%d+%d", r.FirstCell, r.CellCount), fmt.Sprint(r.Rules), r.Default, strings.Join(isolators, " "),
 	}
 }
@@ -173,18 +176,23 @@ func (a Action) String() string { return cellAction(a).String() }
 func (e *Engine) Programs() []ProgramInfo {
 	var out []ProgramInfo
 	for _, g := range e.groups {
-		for d, p := range g.programs {
-			if p == nil {
-				continue
+		for d := range g.programs {
+			for _, p := range []*program{g.programs[d], g.staged[d]} {
+				if p != nil {
+					out = append(out, g.describe(p, Direction(d), p == g.staged[d]))
+				}
 			}
-			_, rule := g.defaultOf(p.isolators)
-			out = append(out, ProgramInfo{
-				Program: p.number, Direction: Direction(d), Workload: Party{Workload: &g.workload}.describe(),
-				Subjects: len(g.subjects), FirstCell: p.content.first, CellCount: len(p.content.cells), Rules: len(p.rules),
-				Default: bpf.BuiltinRule(rule).String(), Isolators: p.isolators,
-			})
 		}
 	}
 	slices.SortFunc(out, func(a, b ProgramInfo) int { return cmp.Compare(a.Program, b.Program) })
 	return out
+}
+
+func (g *group) describe(p *program, d Direction, staged bool) ProgramInfo {
+	_, rule := g.defaultOf(p.isolators)
+	return ProgramInfo{
+		Program: p.number, Direction: d, Staged: staged, Workload: Party{Workload: &g.workload}.describe(),
+		Subjects: len(g.subjects), FirstCell: p.content.first, CellCount: len(p.content.cells), Rules: len(p.rules),
+		Default: rule.String(), Isolators: p.isolators,
+	}
 }

@@ -167,7 +167,7 @@ func drawPort(t *rapid.T) policy.Port {
 
 // DrawPolicy draws a policy; its key is one of a few, so that later ones replace earlier ones.
 func DrawPolicy(t *rapid.T) policy.Policy {
-	p := policy.Policy{Key: DrawKey(t), Source: "generator"}
+	p := policy.Policy{Key: DrawKey(t), Source: "generator", Staged: rapid.IntRange(0, 3).Draw(t, "staged") == 0}
 	for i := range rapid.IntRange(1, 2).Draw(t, "specs") {
 		s := policy.Spec{
 			Place: fmt.Sprintf("specs[%d]", i), Subject: DrawSelector(t),

@@ -97,6 +97,11 @@ func (k *Kernel) applyPrograms(d policy.Delta, after func(string)) error {
 		if k.Programs[row.Ingress]>>63 == 0 || k.Programs[row.Egress]>>63 == 0 {
 			return fmt.Errorf("endpoint %d is judged by a program that is not in force", row.Endpoint)
 		}
+		for _, staged := range []uint32{row.StagedIngress, row.StagedEgress} {
+			if staged != 0 && k.Programs[staged]>>63 == 0 {
+				return fmt.Errorf("endpoint %d is asked about by staged program %d, which is not there", row.Endpoint, staged)
+			}
+		}
 		k.Subjects[row.Endpoint] = row
 		after("subject")
 	}
@@ -114,7 +119,7 @@ func (k *Kernel) classInUse(class uint32) bool {
 
 func (k *Kernel) programInUse(program uint32) bool {
 	for _, s := range k.Subjects {
-		if s.Ingress == program || s.Egress == program {
+		if s.Ingress == program || s.Egress == program || s.StagedIngress == program || s.StagedEgress == program {
 			return true
 		}
 	}
@@ -164,6 +169,19 @@ func (k *Kernel) Judge(endpoint uint32, d policy.Direction, addr netip.Addr, pro
 		number = subject.Egress
 	}
 	return k.run(k.Programs[number], k.Classes[k.Peers[k.Peer(addr)]], protocol, port)
+}
+
+// JudgeStaged evaluates the program with the staged policies; false: there is none.
+func (k *Kernel) JudgeStaged(endpoint uint32, d policy.Direction, addr netip.Addr, protocol uint8, port uint16) (bpf.Verdict, bool, error) {
+	number := k.Subjects[endpoint].StagedIngress
+	if d == policy.Egress {
+		number = k.Subjects[endpoint].StagedEgress
+	}
+	if number == 0 {
+		return bpf.Verdict{}, false, nil
+	}
+	v, err := k.run(k.Programs[number], k.Classes[k.Peers[k.Peer(addr)]], protocol, port)
+	return v, true, err
 }
 
 // run is the interpreter: the rules of bpf/lib/structs.h, word for word.

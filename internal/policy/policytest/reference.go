@@ -61,15 +61,30 @@ type party struct {
 	outside bool
 }
 
-// Judge answers a packet by reading all policies from the first to the last.
+// Judge answers a packet by reading all policies from the first to the last, but for the staged ones.
 func (f *Facts) Judge(p Packet) Answer {
+	return f.judge(p, f.selected(f.Subjects[p.Endpoint], false))
+}
+
+// JudgeStaged answers it as if the staged policies were in force; false: none of them speaks of the direction.
+func (f *Facts) JudgeStaged(p Packet) (Answer, bool) {
+	all := f.selected(f.Subjects[p.Endpoint], true)
+	for _, s := range all {
+		speaks := func(r policy.Rule) bool { return r.Direction == p.Direction }
+		if f.Policies[s.key].Staged && (s.spec.Isolates[p.Direction] || slices.ContainsFunc(s.spec.Rules, speaks)) {
+			return f.judge(p, all), true
+		}
+	}
+	return Answer{}, false
+}
+
+func (f *Facts) judge(p Packet, selected []selection) Answer {
 	subject := f.Subjects[p.Endpoint]
 	other := f.party(p.Peer)
 	toPod := subject.Reserved == 0 || subject.Reserved == identity.Init
 	if p.Direction == policy.Ingress && !f.DenyLocalHost && toPod && other.is(identity.Host) {
 		return Answer{Action: "allow", Builtin: "builtin/local-host"}
 	}
-	selected := f.selected(subject)
 	for tier := policy.TierAdmin; tier <= policy.TierBaseline; tier++ {
 		isolated := false
 		var winner *candidate
@@ -129,12 +144,12 @@ func (c candidate) answer() Answer {
 }
 
 // selected lists the specs that apply to a subject, by key and place.
-func (f *Facts) selected(subject policy.Workload) []selection {
+func (f *Facts) selected(subject policy.Workload, staged bool) []selection {
 	var out []selection
 	for _, key := range slices.SortedFunc(maps.Keys(f.Policies), policy.Key.Compare) {
 		p := f.Policies[key]
 		for i := range p.Specs {
-			if f.selects(p.Specs[i].Subject, &subject, false) {
+			if (staged || !p.Staged) && f.selects(p.Specs[i].Subject, &subject, false) {
 				out = append(out, selection{key, &p.Specs[i]})
 			}
 		}
