@@ -83,7 +83,7 @@ func openKernel(t *testing.T) *kernel {
 			HalfOpenLimit: 1 << 30, PodMTU: 1500, TunnelMTU: 1450, EventWakeupBytes: 1,
 		},
 		Sizes: map[string]uint32{
-			"addresses": 1024, "prefixes": 1024, "peer_class": 1024, "class_bits": 4096, "policy_programs": 64, "policy_cells": 16384,
+			"addresses": 1024, "prefixes": 1024, "peer_class": 1024, "class_bits": 1024, "policy_programs": 64, "policy_cells": 16384,
 			"endpoints": 64, "endpoint_uses": 64, "nodes": 64, "assignments": 8192, "events": 1 << 22,
 		},
 	})
