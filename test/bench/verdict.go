@@ -15,6 +15,7 @@ import (
 	"github.com/cilium/ebpf/rlimit"
 
 	"tendril.io/tendril/bpf"
+	"tendril.io/tendril/internal/testkit"
 )
 
 const (
@@ -92,7 +93,7 @@ func newVerdictProbe(entries, active int) (*ebpf.Collection, error) {
 	if shipped == nil {
 		return nil, errors.New("the object pod has no program from_pod")
 	}
-	functions, err := shippedFunctions(shipped.Instructions, "address_find", "policy_judge")
+	functions, err := testkit.Functions(shipped.Instructions, "address_find", "policy_judge")
 	if err != nil {
 		return nil, err
 	}
@@ -113,39 +114,6 @@ func newVerdictProbe(entries, active int) (*ebpf.Collection, error) {
 		return nil, err
 	}
 	return collection, nil
-}
-
-// shippedFunctions cuts functions, and those that they call, out of a linked program.
-func shippedFunctions(program asm.Instructions, names ...string) (asm.Instructions, error) {
-	bodies := map[string]asm.Instructions{}
-	current := ""
-	for _, instruction := range program {
-		if symbol := instruction.Symbol(); symbol != "" && btf.FuncMetadata(&instruction) != nil {
-			current = symbol
-		}
-		bodies[current] = append(bodies[current], instruction)
-	}
-	var all asm.Instructions
-	taken := map[string]bool{}
-	for len(names) > 0 {
-		name := names[0]
-		names = names[1:]
-		if taken[name] {
-			continue
-		}
-		taken[name] = true
-		body := bodies[name]
-		if body == nil {
-			return nil, fmt.Errorf("from_pod has no function %s", name)
-		}
-		all = append(all, body...)
-		for _, instruction := range body {
-			if instruction.IsFunctionReference() {
-				names = append(names, instruction.Reference())
-			}
-		}
-	}
-	return all, nil
 }
 
 // verdictProgram picks one of the addresses and, if it has the functions, asks them; it returns the verdict's action. The
@@ -174,21 +142,15 @@ func verdictProgram(name string, active int, like asm.Instruction, functions asm
 		code = append(code,
 			asm.Mov.Reg(asm.R1, asm.RFP), asm.Add.Imm(asm.R1, address),
 			asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, found),
-			call("address_find"),
+			testkit.Call("address_find"),
 			asm.Mov.Imm(asm.R1, 1),
 			asm.LoadMem(asm.R2, asm.RFP, found+peer, asm.Word),
 			asm.Mov.Imm(asm.R3, 6<<16|verdictPort),
 			asm.Mov.Reg(asm.R4, asm.RFP), asm.Add.Imm(asm.R4, out),
-			call("policy_judge"))
+			testkit.Call("policy_judge"))
 	}
 	code = append(code, asm.LoadMem(asm.R0, asm.RFP, out+action, asm.Byte), asm.Return())
 	return &ebpf.ProgramSpec{Name: name, Type: ebpf.SchedCLS, License: "Dual BSD/GPL", Instructions: append(code, functions...)}
-}
-
-func call(function string) asm.Instruction {
-	return asm.Instruction{
-		OpCode: asm.OpCode(asm.JumpClass).SetJumpOp(asm.Call), Src: asm.PseudoCall, Constant: -1,
-	}.WithReference(function)
 }
 
 // fillVerdictMaps writes addresses, peers, classes and one policy program.
