@@ -96,10 +96,17 @@ func (p *programSource) compile() []PolicyCell {
 	add := func(list []PolicyEntry) (first uint16) {
 		slices.SortFunc(list, func(a, b PolicyEntry) int { return int(a.Rank) - int(b.Rank) })
 		first = next
+		for part := range slices.Chunk(list, int(SelectorsPerCell)) {
+			var selectors [SelectorsPerCell]uint16
+			for i, e := range part {
+				selectors[i] = e.Selector
+			}
+			entries = append(entries, cellOf(selectors))
+		}
 		for _, e := range list {
 			entries = append(entries, cellOf(e))
-			next++
 		}
+		next = uint16(1 + len(keys) + len(entries))
 		return first
 	}
 	for _, key := range keys {

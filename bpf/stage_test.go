@@ -122,16 +122,14 @@ func (s *stage) peer(text string) (string, error) {
 		return "", err
 	}
 	class := number(named, "class")
-	row := make([]uint64, testConfig().ClassWords)
+	var row ClassRow
 	for text := range strings.SplitSeq(named["bits"], ",") {
 		if bit, err := strconv.Atoi(text); err == nil {
-			row[bit/64] |= 1 << (bit % 64)
+			row.Word[bit/64] |= 1 << (bit % 64)
 		}
 	}
-	for i, word := range row {
-		if err := s.maps["class_bits"].Put(class*testConfig().ClassWords+uint32(i), word); err != nil {
-			return "", err
-		}
+	if err := s.maps["class_bits"].Put(class, row); err != nil {
+		return "", err
 	}
 	return "", s.maps["peer_class"].Put(uint32(index), class)
 }

@@ -639,6 +639,7 @@ type Bound uint32
 const (
 	SweepKeys        Bound = 64     // keys of one run of sweep_keys
 	NATTries         Bound = 2048   // ports tried for a mapping before the range counts as exhausted
+	SelectorsPerCell Bound = 8      // selectors of a list of policy entries that one cell holds
 	PassRounds       Bound = 4      // times a verdict may pass on to a later tier
 	BackendTries     Bound = 4      // slots tried for a backend that takes new connections
 	AffinityScan     Bound = 131072 // slots looked through for a client's backend once the frontend's slots have changed
@@ -691,7 +692,7 @@ type NodeConfig struct {
 	VNI              uint32  // of the cluster's overlay
 	PodMTU           uint32  // bytes of IP packet that a pod's device carries
 	TunnelMTU        uint32  // bytes of inner IP packet that the overlay carries
-	ClassWords       uint32  // __u64 words in a row of class_bits
+	ClassWords       uint32  // __u64 words in a row of class_bits, a power of two
 	HalfOpenLimit    uint32  // half-open flows an endpoint may have; 0 lets none open
 	NATPortMin       uint16  // first source port SNAT may pick
 	NATPortMax       uint16  // last
@@ -794,6 +795,9 @@ type Uplink struct {
 // segment, that of its protocol at any port, and that of any protocol. The lowest rank among the first matches
 // of the lists wins. An entry matches if the peer's class has the bit of its selector. ICMP's type stands for the
 // port; protocols without ports have port 0.
+//
+// A list of n entries is the n selectors, SELECTORS_PER_CELL a cell and the last cell filled with any, then the n
+// entries: a verdict reads a cell for eight selectors that do not match, and the entry of one that does.
 type PolicyHeader struct {
 	Segments      uint16 // port segments, in the cells right behind the header
 	Protocols     uint16 // any-port segments, one a protocol, behind the port segments
@@ -810,7 +814,7 @@ type PolicySegment struct {
 	LastPort     uint16 // inclusive; an any-port segment has 0..65535
 	Protocol     uint8
 	Reserved     [3]uint8
-	EntriesFirst uint16 // cell of its first entry
+	EntriesFirst uint16 // first cell of its list
 	EntriesCount uint16
 	Reserved2    uint32
 }
@@ -818,7 +822,7 @@ type PolicySegment struct {
 // PolicyEntry mirrors struct policy_entry of the datapath.
 type PolicyEntry struct {
 	Rank     uint32 // unique within a program; lower wins
-	Selector uint16 // bit of class_bits
+	Selector uint16 // bit of class_bits: the same as among the list's selectors, for whoever reads entries
 	Action   Action // enum action
 	Flags    uint8
 	Rule     uint32 // rule id, for the record
@@ -827,6 +831,13 @@ type PolicyEntry struct {
 
 // PolicyCell mirrors union policy_cell of the datapath.
 type PolicyCell [16]byte
+
+// ClassRow mirrors struct class_row of the datapath.
+//
+// A row of class_bits: bit n says whether selector n matches the peers of the class.
+type ClassRow struct {
+	Word [64]uint64 // CAP_SELECTORS / 64
+}
 
 // Verdict mirrors struct verdict of the datapath.
 //

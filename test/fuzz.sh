@@ -1,5 +1,6 @@
 #!/bin/bash
-# fuzz.sh TIME: fuzzes each fuzz target of the module for TIME; a failing input stays in the package's testdata.
+# fuzz.sh TIME: fuzzes each fuzz target of the module for TIME; a failing input stays in the package's testdata. At the end
+# it hammers the datapath with ten times the verdicts of make test.
 set -euo pipefail
 grep -rlE '^func Fuzz[A-Z]' --include='*_test.go' . | xargs -n1 dirname | sort -u | while read -r package; do
 	grep -hoE '^func Fuzz[A-Za-z0-9_]+' "$package"/*_test.go | sed 's/^func //' | while read -r target; do
@@ -7,3 +8,5 @@ grep -rlE '^func Fuzz[A-Z]' --include='*_test.go' . | xargs -n1 dirname | sort -
 		go test -run '^$' -fuzz "^$target\$" -fuzztime "$1" -fuzzminimizetime 5x "$package" < /dev/null
 	done
 done
+echo "hammer the datapath with 100 million verdicts while rule sets change"
+go test -count=1 -v -run '^TestRuleSetsThatSayTheSame' ./test/differential -verdicts=100000000

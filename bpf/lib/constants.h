@@ -188,6 +188,7 @@ enum reason {
 enum bound {
 	SWEEP_KEYS = 64,            /* keys of one run of sweep_keys */
 	NAT_TRIES = 2048,           /* ports tried for a mapping before the range counts as exhausted */
+	SELECTORS_PER_CELL = 8,     /* selectors of a list of policy entries that one cell holds */
 	PASS_ROUNDS = 4,            /* times a verdict may pass on to a later tier */
 	BACKEND_TRIES = 4,          /* slots tried for a backend that takes new connections */
 	AFFINITY_SCAN = 131072,     /* slots looked through for a client's backend once the frontend's slots have changed */

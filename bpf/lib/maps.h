@@ -87,13 +87,13 @@ struct {
 	__type(value, __u32);
 } peer_class SEC(".maps");
 
-/* class * class_words + word -> 64 selector bits; written by the agent through memory. */
+/* class -> its selector bits; written by the agent through memory. The loader cuts the rows to class_words words. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, CAP_CLASSES * (CAP_SELECTORS / 64));
+	__uint(max_entries, CAP_CLASSES);
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, struct class_row);
 } class_bits SEC(".maps");
 
 /* program index -> descriptor (see structs.h); written by the agent through memory, one word at a time. */

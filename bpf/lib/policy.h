@@ -5,6 +5,7 @@
  *   policy_judge      finds the up to three lists of entries that concern the packet's protocol and port
  *   policy_round      finds the match of lowest rank in them
  *   policy_list       finds the first match of one list
+ *   policy_block      tests eight of its selectors
  *
  * Everything that is missing or inconsistent is a denial.
  */
@@ -12,23 +13,25 @@
 
 #include "packet.h"
 
-#define POLICY_SHORT 16 /* entries of a list that are looked at without a loop's overhead */
+#define POLICY_SHORT 8 /* blocks of a list that are looked at without a loop's overhead: 64 entries */
+#define RANK_NONE 0xffffffff
+
+_Static_assert(sizeof(((union policy_cell *)0)->selector) == SELECTORS_PER_CELL * sizeof(__u16), "a cell of selectors");
+_Static_assert(sizeof(struct class_row) * 8 == CAP_SELECTORS, "a row of class_bits");
 
 /* What one evaluation carries along. Ranks: lower wins; floor is raised by PASS. */
 struct judgement {
 	__u32 base;                 /* cell of the program's header */
-	__u32 row;                  /* first word of the class's bits */
-	__u32 next;                 /* cell of the entry to look at */
+	__u32 class;                /* row of class_bits */
 	__u32 floor;                /* entries of lower rank have been passed over */
 	__u32 rank;                 /* of the best match so far */
 	__u32 rule;
 	__u32 argument;
 	__u32 action;               /* ACTION_NONE: no match so far */
-	__u32 word;                 /* number of the word in bits */
-	__u64 bits;                 /* selector bits of the class, the word looked at last */
+	__u32 next;                 /* list that policy_scan goes through: its first cell, */
+	__u32 left;                 /* and its number of entries */
 	__u16 first[3];             /* the lists */
 	__u16 count[3];
-	__u32 reserved;
 };
 
 static __always_inline union policy_cell *policy_cell_at(__u32 cell)
@@ -36,60 +39,72 @@ static __always_inline union policy_cell *policy_cell_at(__u32 cell)
 	return bpf_map_lookup_elem(&policy_cells, &cell);
 }
 
-/* policy_bit tells whether the class has a selector. Neighbouring entries often ask for the same word. */
-static __always_inline bool policy_bit(struct judgement *j, __u32 selector)
-{
-	__u32 word = j->row + selector / 64;
-	__u64 *bits;
-
-	if (word != j->word) {
-		bits = bpf_map_lookup_elem(&class_bits, &word);
-		if (!bits)
-			return false;
-		j->word = word;
-		j->bits = *bits;
-	}
-	return j->bits >> (selector & 63) & 1;
-}
-
-/* policy_look looks at one entry; it returns 1 at the list's first match or where nothing better can follow. */
-static __always_inline long policy_look(struct judgement *j, __u32 at)
+/* policy_take looks at an entry whose selector matches; it returns true where nothing better can follow in its list. */
+static __always_inline bool policy_take(struct judgement *j, __u32 at)
 {
 	union policy_cell *cell = policy_cell_at(at);
-	struct policy_entry *entry;
+
+	if (!cell || cell->entry.rank >= j->rank)
+		return true;
+	if (cell->entry.rank < j->floor)
+		return false;
+	j->rank = cell->entry.rank;
+	j->rule = cell->entry.rule;
+	j->argument = cell->entry.argument;
+	j->action = cell->entry.action;
+	return true;
+}
+
+/*
+ * policy_block tests the selectors of one cell of a list of count entries that begins at cell first; it returns 1 where nothing
+ * better can follow. Selectors that match are few, so their rank is looked at only then. The mask is there for the
+ * verifier: no selector is beyond the row.
+ */
+static __always_inline long policy_block(struct judgement *j, const struct class_row *row, __u32 first, __u32 count, __u32 block)
+{
+	__u32 entries = first + (count + SELECTORS_PER_CELL - 1) / SELECTORS_PER_CELL;
+	const __u32 mask = (config.class_words - 1) * 8;
+	union policy_cell *cell = policy_cell_at(first + block);
 
 	if (!cell)
 		return 1;
-	entry = &cell->entry;
-	if (entry->rank >= j->rank)
-		return 1;
-	if (entry->rank < j->floor || !policy_bit(j, entry->selector))
-		return 0;
-	j->rank = entry->rank;
-	j->rule = entry->rule;
-	j->argument = entry->argument;
-	j->action = entry->action;
-	return 1;
+	for (__u32 i = 0; i < SELECTORS_PER_CELL; i++) {
+		__u32 selector = cell->selector[i];
+		__u32 at = block * SELECTORS_PER_CELL + i;
+		__u64 bits = *(__u64 *)((void *)row + (selector / 8 & mask));
+
+		if (!(bits >> (selector & 63) & 1))
+			continue;
+		if (at >= count || policy_take(j, entries + at))
+			return 1;
+	}
+	return 0;
 }
 
 /* policy_scan is the loop over what is long. */
 static long policy_scan(__u64 index, void *context)
 {
 	struct judgement *j = context;
+	struct class_row *row = bpf_map_lookup_elem(&class_bits, &j->class);
 
-	return policy_look(j, j->next++);
+	return row ? policy_block(j, row, j->next, j->left, POLICY_SHORT + index) : 1;
 }
 
-/* policy_short looks at the first entries of a list, without a call for each. It returns 1 if that was all there is to do. */
+/* policy_short looks at the first blocks of a list. It returns 1 if that was all there is to do. */
 __noinline int policy_short(struct judgement *j, __u32 first, __u32 count)
 {
+	struct class_row *row;
+
 	if (!j)
 		return 1;
-	for (__u32 i = 0; i < POLICY_SHORT; i++) {
-		if (i >= count || policy_look(j, first + i))
+	row = bpf_map_lookup_elem(&class_bits, &j->class);
+	if (!row)
+		return 1;
+	for (__u32 block = 0; block < POLICY_SHORT; block++) {
+		if (block * SELECTORS_PER_CELL >= count || policy_block(j, row, first, count, block))
 			return 1;
 	}
-	return count <= POLICY_SHORT;
+	return count <= POLICY_SHORT * SELECTORS_PER_CELL;
 }
 
 /* policy_list finds a list's first match. */
@@ -97,14 +112,15 @@ static __always_inline void policy_list(struct judgement *j, __u32 first, __u32 
 {
 	if (policy_short(j, first, count))
 		return;
-	j->next = first + POLICY_SHORT;
-	bpf_loop(count - POLICY_SHORT, policy_scan, j, 0);
+	j->next = first;
+	j->left = count;
+	bpf_loop((count - 1) / SELECTORS_PER_CELL + 1 - POLICY_SHORT, policy_scan, j, 0);
 }
 
 /* policy_round finds the match of lowest rank at or above the floor. */
 static __always_inline void policy_round(struct judgement *j)
 {
-	j->rank = 0xffffffff;
+	j->rank = RANK_NONE;
 	j->action = ACTION_NONE;
 	for (int i = 0; i < 3; i++) {
 		if (j->count[i])
@@ -164,8 +180,7 @@ __noinline int policy_judge(__u32 program, __u32 peer, __u32 wanted, struct verd
 	if (!(word >> 63) || !cell)
 		return 0;
 	header = &cell->header;
-	j.row = *(volatile __u32 *)class * config.class_words;
-	j.word = 0xffffffff; /* none yet */
+	j.class = *(volatile __u32 *)class;
 	policy_find(&j, 0, 1, header->segments, wanted);
 	policy_find(&j, 1, 1 + header->segments, header->protocols, wanted);
 	j.first[2] = header->any_first;

@@ -31,7 +31,7 @@ struct node_config {
 	__u32 vni;                  /* of the cluster's overlay */
 	__u32 pod_mtu;              /* bytes of IP packet that a pod's device carries */
 	__u32 tunnel_mtu;           /* bytes of inner IP packet that the overlay carries */
-	__u32 class_words;          /* __u64 words in a row of class_bits */
+	__u32 class_words;          /* __u64 words in a row of class_bits, a power of two */
 	__u32 half_open_limit;      /* half-open flows an endpoint may have; 0 lets none open */
 	__u16 nat_port_min;         /* first source port SNAT may pick */
 	__u16 nat_port_max;         /* last */
@@ -107,6 +107,9 @@ struct uplink {
  * segment, that of its protocol at any port, and that of any protocol. The lowest rank among the first matches
  * of the lists wins. An entry matches if the peer's class has the bit of its selector. ICMP's type stands for the
  * port; protocols without ports have port 0.
+ *
+ * A list of n entries is the n selectors, SELECTORS_PER_CELL a cell and the last cell filled with any, then the n
+ * entries: a verdict reads a cell for eight selectors that do not match, and the entry of one that does.
  */
 struct policy_header {
 	__u16 segments;             /* port segments, in the cells right behind the header */
@@ -123,14 +126,14 @@ struct policy_segment {
 	__u16 last_port;            /* inclusive; an any-port segment has 0..65535 */
 	__u8 protocol;
 	__u8 reserved[3];
-	__u16 entries_first;        /* cell of its first entry */
+	__u16 entries_first;        /* first cell of its list */
 	__u16 entries_count;
 	__u32 reserved2;
 };
 
 struct policy_entry {
 	__u32 rank;                 /* unique within a program; lower wins */
-	__u16 selector;             /* bit of class_bits */
+	__u16 selector;             /* bit of class_bits: the same as among the list's selectors, for whoever reads entries */
 	__u8 action;                /* enum action */
 	__u8 flags;
 	__u32 rule;                 /* rule id, for the record */
@@ -141,7 +144,13 @@ union policy_cell {
 	struct policy_header header;
 	struct policy_segment segment;
 	struct policy_entry entry;
+	__u16 selector[8];          /* SELECTORS_PER_CELL */
 	__u64 word[2];
+};
+
+/* A row of class_bits: bit n says whether selector n matches the peers of the class. */
+struct class_row {
+	__u64 word[64];             /* CAP_SELECTORS / 64 */
 };
 
 /* A judgement, as it is cached in a flow. */

@@ -19,8 +19,8 @@ type Config struct {
 	Root string
 	// Cgroup is the cgroup v2 folder whose processes the socket hooks translate for; empty: no socket hooks.
 	Cgroup string
-	// Node is the programs' configuration. NetnsCookie 0: that of the caller's network namespace. ClassWords 0: the
-	// default.
+	// Node is the programs' configuration. NetnsCookie 0: that of the caller's network namespace. ClassWords, a
+	// power of two, 0: the default.
 	Node bpf.NodeConfig
 	// Sizes are entries by map name, where they differ from the compiled ones. The connection and NAT tables keep
 	// the size they were first made with.
@@ -38,8 +38,8 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("datapath config: root %q: bpffs allows no dot in a name", c.Root)
 	case c.Cgroup != "" && !filepath.IsAbs(c.Cgroup):
 		return fmt.Errorf("datapath config: cgroup %q: give an absolute folder of a cgroup v2 hierarchy", c.Cgroup)
-	case c.Node.ClassWords > 512:
-		return fmt.Errorf("datapath config: node.class_words %d: at most 512 (32768 selectors)", c.Node.ClassWords)
+	case c.Node.ClassWords > 512 || c.Node.ClassWords&(c.Node.ClassWords-1) != 0:
+		return fmt.Errorf("datapath config: node.class_words %d: give a power of two, at most 512 (32768 selectors)", c.Node.ClassWords)
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Sizes)) {
 		if c.Sizes[name] == 0 {

@@ -295,7 +295,7 @@ func TestMapUseCountsEntriesAndBytes(t *testing.T) {
 	for _, row := range must(d.MapUse()) {
 		use[row.Name] = row
 	}
-	for name, want := range map[string][2]uint64{"addresses": {2, 1024}, "prefixes": {3, 1024}, "class_bits": {4, 1024}, "assignments": {1, 4096}} {
+	for name, want := range map[string][2]uint64{"addresses": {2, 1024}, "prefixes": {3, 1024}, "class_bits": {1, 256}, "assignments": {1, 4096}} {
 		if got := [2]uint64{use[name].Entries, use[name].Capacity}; got != want {
 			t.Errorf("%s: entries and capacity %v, want %v", name, got, want)
 		}

@@ -41,15 +41,23 @@ func (e *SchemaError) Error() string {
 		"run the agent version that made it, or drain the node and run `tendril cleanup`", e.Map, e.Found, e.Wants)
 }
 
+// pointsInto names the map that a map's values are numbers of. Both are made anew together: programs that still use the
+// old ones would else follow a new number into an old map, where something else stands or nothing.
+func pointsInto(name string) string {
+	return map[string]string{"policy_programs": "policy_cells", "peer_class": "class_bits", "frontends": "slots", "slots": "backends"}[name]
+}
+
 // pinName is the name a map is pinned under: its layout is in the name, so that an agent with another layout finds
 // nothing and makes a new map beside the old one.
-func pinName(spec *ebpf.MapSpec) string {
-	schema := bpf.SchemaHash(spec)
-	if frozen(spec.Name) {
-		return spec.Name + "-" + schema
+func pinName(specs map[string]*ebpf.MapSpec, name string) string {
+	if spec := specs[name]; frozen(name) {
+		return name + "-" + bpf.SchemaHash(spec)
 	}
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d %d", schema, spec.Flags, spec.MaxEntries))
-	return spec.Name + "-" + hex.EncodeToString(sum[:8])
+	sum := sha256.New()
+	for spec := specs[name]; spec != nil; spec = specs[pointsInto(spec.Name)] {
+		fmt.Fprintf(sum, "%s %d %d\n", bpf.SchemaHash(spec), spec.Flags, spec.MaxEntries)
+	}
+	return name + "-" + hex.EncodeToString(sum.Sum(nil)[:8])
 }
 
 // sharedSpecs collects the maps of all objects, resized, by name. Constants, variables and prog arrays other than
@@ -63,8 +71,8 @@ func sharedSpecs(objects map[string]*ebpf.CollectionSpec, sizes map[string]uint3
 			}
 		}
 	}
-	if spec := specs["class_bits"]; spec != nil {
-		spec.MaxEntries = uint32(bpf.CapClasses) * classWords
+	if spec := specs["class_bits"]; spec != nil && spec.ValueSize != classWords*8 {
+		spec.ValueSize, spec.Value = classWords*8, nil // the type would be of another size
 	}
 	for name, size := range sizes {
 		if specs[name] == nil {
@@ -102,7 +110,7 @@ func openMaps(folder string, specs map[string]*ebpf.MapSpec) (_ *mapSet, err err
 		}
 	}()
 	for _, name := range slices.Sorted(maps.Keys(specs)) {
-		if err := set.open(specs[name], pins); err != nil {
+		if err := set.open(specs[name], pinName(specs, name), pins); err != nil {
 			return nil, err
 		}
 	}
@@ -110,8 +118,7 @@ func openMaps(folder string, specs map[string]*ebpf.MapSpec) (_ *mapSet, err err
 }
 
 // open opens or makes one map and notes pins of its other layouts.
-func (s *mapSet) open(spec *ebpf.MapSpec, pins []string) error {
-	want := pinName(spec)
+func (s *mapSet) open(spec *ebpf.MapSpec, want string, pins []string) error {
 	found := slices.Contains(pins, want)
 	for _, pin := range pins {
 		if pin == want || !strings.HasPrefix(pin, spec.Name+"-") {

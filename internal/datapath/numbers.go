@@ -16,7 +16,6 @@ type kindInfo struct {
 	kind     policy.Kind
 	name     string      // as errors call it
 	mapName  string      // map whose size bounds it; empty: bounded by limit
-	perRow   uint32      // map entries that one number takes
 	limit    uint32      // capacity where no map bounds it
 	reserved uint32      // numbers below have fixed meanings
 	group    publication // whose completion makes a released number free
@@ -34,17 +33,17 @@ const (
 // kinds lists every kind. Index 0 of a table always means "none", so it is never given out.
 func kinds(classWords uint32) []kindInfo {
 	return []kindInfo{
-		{policy.KindPeer, "peer", "peer_class", 1, 0, uint32(bpf.PeerFirstFree), publicationPolicy},
-		{policy.KindClass, "class", "class_bits", classWords, 0, 1, publicationPolicy},
-		{policy.KindSelector, "selector", "", 1, classWords * 64, 0, publicationPolicy},
-		{policy.KindProgram, "program", "policy_programs", 1, 0, 1, publicationPolicy},
-		{policy.KindCells, "policy cell", "policy_cells", 1, 0, 1, publicationPolicy},
-		{policy.KindRule, "rule", "", 1, 1 << 24, uint32(bpf.RuleFirstFree), publicationPolicy},
-		{policy.KindNode, "node", "nodes", 1, 0, 1, publicationPolicy},
-		{policy.KindEndpoint, "endpoint", "endpoints", 1, 0, 1, publicationPolicy},
-		{policy.KindService, "service", "", 1, 1 << 24, 1, publicationServices},
-		{policy.KindBackend, "backend", "backends", 1, 0, 1, publicationServices},
-		{policy.KindSlots, "slot", "slots", 1, 0, 0, publicationServices},
+		{policy.KindPeer, "peer", "peer_class", 0, uint32(bpf.PeerFirstFree), publicationPolicy},
+		{policy.KindClass, "class", "class_bits", 0, 1, publicationPolicy},
+		{policy.KindSelector, "selector", "", classWords * 64, 0, publicationPolicy},
+		{policy.KindProgram, "program", "policy_programs", 0, 1, publicationPolicy},
+		{policy.KindCells, "policy cell", "policy_cells", 0, 1, publicationPolicy},
+		{policy.KindRule, "rule", "", 1 << 24, uint32(bpf.RuleFirstFree), publicationPolicy},
+		{policy.KindNode, "node", "nodes", 0, 1, publicationPolicy},
+		{policy.KindEndpoint, "endpoint", "endpoints", 0, 1, publicationPolicy},
+		{policy.KindService, "service", "", 1 << 24, 1, publicationServices},
+		{policy.KindBackend, "backend", "backends", 0, 1, publicationServices},
+		{policy.KindSlots, "slot", "slots", 0, 0, publicationServices},
 	}
 }
 
@@ -118,7 +117,7 @@ func newNumbers(classWords uint32, sizes map[string]uint32, l ledger, before map
 	for _, info := range kinds(classWords) {
 		capacity := info.limit
 		if info.mapName != "" {
-			capacity = sizes[info.mapName] / info.perRow
+			capacity = sizes[info.mapName]
 		}
 		n.infos[info.kind] = info
 		n.spaces[info.kind] = newSpace(info.reserved, capacity)
@@ -371,7 +370,7 @@ func (n *Numbers) useByMap() []mapNumbers {
 	for kind := policy.KindPeer; kind <= policy.KindEndpoint; kind++ {
 		info := n.infos[kind]
 		if info.mapName != "" {
-			out = append(out, mapNumbers{info.mapName, uint64(uses[kind-policy.KindPeer].Used) * uint64(info.perRow)})
+			out = append(out, mapNumbers{info.mapName, uint64(uses[kind-policy.KindPeer].Used)})
 		}
 	}
 	return out

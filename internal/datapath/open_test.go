@@ -69,7 +69,7 @@ func testConfig(root string) Config {
 			ClassWords: 4, HalfOpenLimit: 100, NATPortMin: 32768, NATPortMax: 60999, PodMTU: 1500, TunnelMTU: 1450,
 		},
 		Sizes: map[string]uint32{
-			"addresses": 1024, "prefixes": 1024, "peer_class": 1024, "class_bits": 1024, "policy_programs": 64, "policy_cells": 4096,
+			"addresses": 1024, "prefixes": 1024, "peer_class": 1024, "class_bits": 256, "policy_programs": 64, "policy_cells": 4096,
 			"endpoints": 64, "endpoint_uses": 64, "nodes": 64, "flows": 4096, "nat": 4096, "frontends": 256, "slots": 1024, "backends": 256,
 			"assignments": 4096, "events": 65536,
 		},

@@ -58,9 +58,9 @@ func (d *Datapath) Publish(ctx context.Context, delta *policy.Delta) error {
 func (d *Datapath) checkDelta(delta *policy.Delta) error {
 	words := int(d.node.ClassWords)
 	for _, row := range delta.Classes {
-		if len(row.Bits) > words || !d.arenas.classBits.holds(int(row.Class)*words, words) {
+		if len(row.Bits) > words || !d.arenas.classBits.holds(int(row.Class), 1) {
 			return fmt.Errorf("class %d with %d words of selectors: there is room for %d classes of %d words",
-				row.Class, len(row.Bits), d.arenas.classBits.values()/words, words)
+				row.Class, len(row.Bits), d.arenas.classBits.values(), words)
 		}
 	}
 	for _, row := range delta.Peers {

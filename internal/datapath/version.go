@@ -270,7 +270,7 @@ func (d *Datapath) prepareObject(v *version, spec *ebpf.CollectionSpec, node *bp
 	replacements := map[string]*ebpf.Map{}
 	for name, mapSpec := range spec.Maps {
 		if shared := d.set.maps[name]; shared != nil {
-			mapSpec.MaxEntries, mapSpec.Contents = shared.MaxEntries(), nil
+			mapSpec.MaxEntries, mapSpec.ValueSize, mapSpec.Contents = shared.MaxEntries(), shared.ValueSize(), nil
 			replacements[name] = shared
 		} else if mapSpec.Type == ebpf.ProgramArray {
 			array, err := v.array(name, mapSpec)

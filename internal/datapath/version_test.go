@@ -248,6 +248,33 @@ func TestMapOfAnotherSizeWaitsUntilItIsFilled(t *testing.T) {
 	}
 }
 
+// Programs in force follow descriptors into the cells that they know, so whoever makes new cells makes new descriptors.
+func TestMapsThatPointIntoAnotherAreMadeAnewWithIt(t *testing.T) {
+	cfg := testConfig(rootFolder(t))
+	d := open(t, cfg)
+	publish(t, d, smallDelta())
+	old := must(d.set.maps["policy_programs"].Clone())
+	defer old.Close()
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Sizes["policy_cells"] *= 2
+	again := open(t, cfg)
+	delta := smallDelta()
+	delta.Contents[0].FirstCell, delta.Programs[0].Descriptor = 9, inUse|9
+	publish(t, again, delta)
+	var before, after uint64
+	if err := errors.Join(old.Lookup(uint32(1), &before), again.set.maps["policy_programs"].Lookup(uint32(1), &after)); err != nil {
+		t.Fatal(err)
+	}
+	if before != inUse|1 || after != inUse|9 {
+		t.Errorf("descriptor %x for the programs in force and %x for those that wait, want %x and %x", before, after, uint64(inUse|1), uint64(inUse|9))
+	}
+	if diff := cmp.Diff([]string{"policy_cells", "policy_programs"}, again.set.made); diff != "" {
+		t.Errorf("maps made anew (-want +got):\n%s", diff)
+	}
+}
+
 // pinOf is where a map is pinned.
 func pinOf(t testing.TB, d *Datapath, name string) string {
 	t.Helper()

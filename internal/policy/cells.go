@@ -109,7 +109,7 @@ func (b *builder) add(entry bpf.PolicyEntry, tier Tier, ranges []portRange) {
 	}
 }
 
-// layout returns the program: header, port segments, any-port segments, then the lists of entries, equal ones once.
+// layout returns the program: header, port segments, any-port segments, then the lists, equal ones once.
 func (b *builder) layout() ([][16]byte, error) {
 	b.aimPasses()
 	var ports, protocols []segment
@@ -180,12 +180,18 @@ func (l *lister) place(list []int) int {
 	}
 	first := l.next
 	l.known[string(key)] = first
+	for part := range slices.Chunk(list, int(bpf.SelectorsPerCell)) {
+		l.cells = append(l.cells, l.selectorCell(part))
+	}
 	for _, i := range list {
 		l.cells = append(l.cells, entryCell(l.builder.entries[i]))
 	}
-	l.next += len(list)
+	l.next += listCells(len(list))
 	return first
 }
+
+// listCells is how many cells a list of n entries takes: its selectors, and itself.
+func listCells(n int) int { return (n+int(bpf.SelectorsPerCell)-1)/int(bpf.SelectorsPerCell) + n }
 
 // segmentsOf cuts ranges that may overlap into disjoint segments, sorted by port. It takes what it lists from the
 // budget and gives up when that is spent, so that a huge policy costs bounded time and memory.
@@ -244,7 +250,7 @@ func cellAction(a Action) bpf.Action {
 	return bpf.ActionDeny
 }
 
-// The three forms of a cell, in the machine's byte order, as bpf/lib/structs.h lays them out.
+// The four forms of a cell, in the machine's byte order, as bpf/lib/structs.h lays them out.
 
 func headerCell(h bpf.PolicyHeader) (cell [16]byte) {
 	order := binary.NativeEndian
@@ -264,6 +270,13 @@ func segmentCell(s segment, first int) (cell [16]byte) {
 	cell[4] = s.protocol
 	order.PutUint16(cell[8:], uint16(first))
 	order.PutUint16(cell[10:], uint16(len(s.entries)))
+	return cell
+}
+
+func (l *lister) selectorCell(part []int) (cell [16]byte) {
+	for i, entry := range part {
+		binary.NativeEndian.PutUint16(cell[2*i:], l.builder.entries[entry].Selector)
+	}
 	return cell
 }
 

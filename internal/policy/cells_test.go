@@ -67,8 +67,8 @@ func TestEqualListsOfEntriesAreWrittenOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := len(cells), 1+3+10; got != want {
-		t.Errorf("got %d cells, want %d: a header, three segments, one list", got, want)
+	if got, want := len(cells), 1+3+2+10; got != want {
+		t.Errorf("got %d cells, want %d: a header, three segments, one list of two cells of selectors and ten entries", got, want)
 	}
 	if b.header.Segments != 3 || b.header.Protocols != 0 || b.header.AnyCount != 0 {
 		t.Errorf("got header %+v, want 3 segments and nothing else", b.header)

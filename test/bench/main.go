@@ -147,7 +147,7 @@ func want() map[string]float64 {
 		"tcp_rr_same_node": 0.97, "tcp_stream_same_node": 1.0, "tcp_crr_same_node": 0.90,
 		"tcp_rr_cross_node_native": 0.95, "tcp_stream_cross_node_native": 0.97, "tcp_crr_cross_node_native": 0.85,
 		"tcp_rr_cross_node_vxlan": 0.80, "tcp_stream_cross_node_vxlan": 0.92, "tcp_crr_cross_node_vxlan": 0,
-		"bpf_us_per_connection": -20, "verdict_ns_1rule": -80, "verdict_ns_16rules": -80,
+		"bpf_us_per_connection": -20, "verdict_ns_1rule": -80, "verdict_ns_10rules": -80, "verdict_ns_16rules": -80, "verdict_ns_64rules": 0,
 		"verdict_ns_1rule_cold": 0, "verdict_ns_16rules_cold": 0,
 		"stub_load_ms_p50": -1, "cni_add_ms_p50": -30, "cni_add_ms_p99": 0, "cni_add_30_parallel_s": -0.6,
 		"cni_add_100_parallel_s": -2, "cold_start_to_first_pod_s": -1,

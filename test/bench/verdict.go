@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -13,6 +15,7 @@ import (
 	"github.com/cilium/ebpf/rlimit"
 
 	"tendril.io/tendril/bpf"
+	"tendril.io/tendril/internal/testkit"
 )
 
 const (
@@ -39,7 +42,9 @@ func (b *bench) verdict(context.Context) error {
 		entries, active int
 	}{
 		{"verdict_ns_1rule", 1, verdictActive}, {"verdict_ns_1rule_cold", 1, verdictSeldom},
+		{"verdict_ns_10rules", 10, verdictActive},
 		{"verdict_ns_16rules", 16, verdictActive}, {"verdict_ns_16rules_cold", 16, verdictSeldom},
+		{"verdict_ns_64rules", 64, verdictActive},
 	} {
 		name := figure.name
 		probe, err := newVerdictProbe(figure.entries, figure.active)
@@ -88,7 +93,7 @@ func newVerdictProbe(entries, active int) (*ebpf.Collection, error) {
 	if shipped == nil {
 		return nil, errors.New("the object pod has no program from_pod")
 	}
-	functions, err := shippedFunctions(shipped.Instructions, "address_find", "policy_judge")
+	functions, err := testkit.Functions(shipped.Instructions, "address_find", "policy_judge")
 	if err != nil {
 		return nil, err
 	}
@@ -109,39 +114,6 @@ func newVerdictProbe(entries, active int) (*ebpf.Collection, error) {
 		return nil, err
 	}
 	return collection, nil
-}
-
-// shippedFunctions cuts functions, and those that they call, out of a linked program.
-func shippedFunctions(program asm.Instructions, names ...string) (asm.Instructions, error) {
-	bodies := map[string]asm.Instructions{}
-	current := ""
-	for _, instruction := range program {
-		if symbol := instruction.Symbol(); symbol != "" && btf.FuncMetadata(&instruction) != nil {
-			current = symbol
-		}
-		bodies[current] = append(bodies[current], instruction)
-	}
-	var all asm.Instructions
-	taken := map[string]bool{}
-	for len(names) > 0 {
-		name := names[0]
-		names = names[1:]
-		if taken[name] {
-			continue
-		}
-		taken[name] = true
-		body := bodies[name]
-		if body == nil {
-			return nil, fmt.Errorf("from_pod has no function %s", name)
-		}
-		all = append(all, body...)
-		for _, instruction := range body {
-			if instruction.IsFunctionReference() {
-				names = append(names, instruction.Reference())
-			}
-		}
-	}
-	return all, nil
 }
 
 // verdictProgram picks one of the addresses and, if it has the functions, asks them; it returns the verdict's action. The
@@ -170,21 +142,15 @@ func verdictProgram(name string, active int, like asm.Instruction, functions asm
 		code = append(code,
 			asm.Mov.Reg(asm.R1, asm.RFP), asm.Add.Imm(asm.R1, address),
 			asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, found),
-			call("address_find"),
+			testkit.Call("address_find"),
 			asm.Mov.Imm(asm.R1, 1),
 			asm.LoadMem(asm.R2, asm.RFP, found+peer, asm.Word),
 			asm.Mov.Imm(asm.R3, 6<<16|verdictPort),
 			asm.Mov.Reg(asm.R4, asm.RFP), asm.Add.Imm(asm.R4, out),
-			call("policy_judge"))
+			testkit.Call("policy_judge"))
 	}
 	code = append(code, asm.LoadMem(asm.R0, asm.RFP, out+action, asm.Byte), asm.Return())
 	return &ebpf.ProgramSpec{Name: name, Type: ebpf.SchedCLS, License: "Dual BSD/GPL", Instructions: append(code, functions...)}
-}
-
-func call(function string) asm.Instruction {
-	return asm.Instruction{
-		OpCode: asm.OpCode(asm.JumpClass).SetJumpOp(asm.Call), Src: asm.PseudoCall, Constant: -1,
-	}.WithReference(function)
 }
 
 // fillVerdictMaps writes addresses, peers, classes and one policy program.
@@ -199,26 +165,55 @@ func fillVerdictMaps(maps map[string]*ebpf.Map, entries int) error {
 	for peer := range uint32(50_000) {
 		put("peer_class", uint32(bpf.PeerFirstFree)+peer, random.Uint32N(verdictClasses))
 	}
-	for word := range uint32(verdictClasses * verdictWords) {
-		bits := random.Uint64()
-		switch word % verdictWords {
-		case 0:
-			bits = 0 // the selectors that must not match
-		case verdictWords - 1:
-			bits = 1 << 63 // the one that must
+	selectors, others := verdictSelectors(entries)
+	last := selectors[entries-1]
+	for class := range uint32(verdictClasses) {
+		var row bpf.ClassRow
+		for i := range row.Word {
+			row.Word[i] = random.Uint64() &^ others[i]
 		}
-		put("class_bits", word, bits)
+		row.Word[last/64] |= 1 << (last % 64)
+		put("class_bits", class, row)
 	}
 	put("policy_cells", uint32(firstCell), bpf.PolicyHeader{Segments: 1, DefaultAction: bpf.ActionDeny, DefaultRule: 2})
 	put("policy_cells", uint32(firstCell+1), bpf.PolicySegment{
 		FirstPort: verdictPort, LastPort: verdictPort, Protocol: 6, EntriesFirst: 2, EntriesCount: uint16(entries)})
-	for i := range uint32(entries) {
-		entry := bpf.PolicyEntry{Rank: i + 1, Selector: uint16(i), Action: bpf.ActionDeny, Rule: 64 + i}
-		if int(i) == entries-1 {
-			entry.Selector, entry.Action = 4095, bpf.ActionAllow
+	var list []bpf.PolicyCell // structs.h: the selectors, then the entries
+	for chunk := range slices.Chunk(selectors, int(bpf.SelectorsPerCell)) {
+		list = append(list, cell([8]uint16(append(slices.Clone(chunk), make([]uint16, 8)...))))
+	}
+	for i, selector := range selectors {
+		entry := bpf.PolicyEntry{Rank: uint32(i) + 1, Selector: selector, Action: bpf.ActionDeny, Rule: 64 + uint32(i)}
+		if i == entries-1 {
+			entry.Action = bpf.ActionAllow
 		}
-		put("policy_cells", firstCell+2+i, entry)
+		list = append(list, cell(entry))
+	}
+	for i := range list {
+		put("policy_cells", firstCell+2+uint32(i), list[i])
 	}
 	put("policy_programs", uint32(1), uint64(1)<<63|1<<32|firstCell)
 	return errors.Join(errs...)
+}
+
+// verdictSelectors spreads the selectors of the entries by chance over a row of class_bits, as those of policies that came and
+// went over time are. The second result has the bits of all but the last entry's, which must not match.
+func verdictSelectors(entries int) ([]uint16, [verdictWords]uint64) {
+	var selectors []uint16
+	var others [verdictWords]uint64
+	for i, bit := range rand.New(rand.NewPCG(3, 4)).Perm(verdictWords * 64)[:entries] {
+		selectors = append(selectors, uint16(bit))
+		if i < entries-1 {
+			others[bit/64] |= 1 << (bit % 64)
+		}
+	}
+	return selectors, others
+}
+
+// cell is a 16-byte value in the machine's byte order.
+func cell(v any) (c bpf.PolicyCell) {
+	if _, err := binary.Encode(c[:], binary.NativeEndian, v); err != nil {
+		panic(err) // only for a value of another size
+	}
+	return c
 }

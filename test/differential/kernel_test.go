@@ -39,6 +39,7 @@ type kernel struct {
 	datapath *datapath.Datapath
 	engine   *policy.Engine
 	told     *policytest.Facts
+	root     string // its folder in bpffs
 	stubs    map[bpf.Entry]map[uint32]*ebpf.Program
 	port     uint16 // source port of the next packet, by which its event is known
 	out      []byte // room for what comes out of a program
@@ -46,6 +47,9 @@ type kernel struct {
 	mu     sync.Mutex
 	events map[eventKey]bpf.Event
 }
+
+// classWords is enough for 512 selectors.
+const classWords = 8
 
 // eventKey names the packet that an event is about.
 type eventKey struct {
@@ -75,16 +79,17 @@ func openKernel(t *testing.T) *kernel {
 			t.Errorf("unmount bpffs: %v", err)
 		}
 	})
+	root := filepath.Join(mount, "node")
 	ctx, cancel := context.WithCancel(context.Background())
 	group, ctx := errgroup.WithContext(ctx)
 	d, err := datapath.Open(ctx, datapath.Config{
-		Root: filepath.Join(mount, "node"), Logger: slog.New(slog.DiscardHandler),
+		Root: root, Logger: slog.New(slog.DiscardHandler),
 		Node: bpf.NodeConfig{
-			Features: bpf.FeatureIPv4 | bpf.FeatureIPv6 | bpf.FeatureFlowRecords, ClassWords: 4,
+			Features: bpf.FeatureIPv4 | bpf.FeatureIPv6 | bpf.FeatureFlowRecords, ClassWords: classWords,
 			HalfOpenLimit: 1 << 30, PodMTU: 1500, TunnelMTU: 1450, EventWakeupBytes: 1,
 		},
 		Sizes: map[string]uint32{
-			"addresses": 1024, "prefixes": 1024, "peer_class": 1024, "class_bits": 4096, "policy_programs": 64, "policy_cells": 16384,
+			"addresses": 1024, "prefixes": 1024, "peer_class": 1024, "class_bits": 1024, "policy_programs": 64, "policy_cells": 131072,
 			"endpoints": 64, "endpoint_uses": 64, "nodes": 64, "assignments": 8192, "events": 1 << 22,
 		},
 	})
@@ -93,8 +98,8 @@ func openKernel(t *testing.T) *kernel {
 		t.Fatal(err)
 	}
 	k := &kernel{
-		datapath: d, engine: policy.New(policy.Config{ClassWords: 4}, d.Numbers()), told: policytest.NewFacts(),
-		stubs: map[bpf.Entry]map[uint32]*ebpf.Program{}, events: map[eventKey]bpf.Event{},
+		datapath: d, engine: policy.New(policy.Config{ClassWords: classWords}, d.Numbers()), told: policytest.NewFacts(),
+		root: root, stubs: map[bpf.Entry]map[uint32]*ebpf.Program{}, events: map[eventKey]bpf.Event{},
 		out: make([]byte, 512),
 	}
 	group.Go(func() error { return d.Run(ctx) })

@@ -142,9 +142,14 @@ func (k *Kernel) length(first uint32) uint32 {
 	end := uint32(1) + uint32(h.Segments) + uint32(h.Protocols)
 	for i := range uint32(h.Segments) + uint32(h.Protocols) {
 		s := k.segment(first + 1 + i)
-		end = max(end, uint32(s.EntriesFirst)+uint32(s.EntriesCount))
+		end = max(end, uint32(s.EntriesFirst)+selectorCells(s.EntriesCount)+uint32(s.EntriesCount))
 	}
-	return max(end, uint32(h.AnyFirst)+uint32(h.AnyCount))
+	return max(end, uint32(h.AnyFirst)+selectorCells(h.AnyCount)+uint32(h.AnyCount))
+}
+
+// selectorCells is how many cells the selectors of a list of n entries take.
+func selectorCells(n uint16) uint32 {
+	return (uint32(n) + uint32(bpf.SelectorsPerCell) - 1) / uint32(bpf.SelectorsPerCell)
 }
 
 // Peer returns the peer of an address as the datapath finds it.
@@ -222,14 +227,21 @@ func (k *Kernel) run(descriptor uint64, class []uint64, protocol uint8, port uin
 func (k *Kernel) first(base uint32, lists [][2]uint32, class []uint64, from uint32) (best bpf.PolicyEntry, found bool) {
 	for _, list := range lists {
 		for i := range list[1] {
-			e := k.entry(base + list[0] + i)
-			holds := int(e.Selector/64) < len(class) && class[e.Selector/64]>>(e.Selector%64)&1 == 1
+			e := k.entry(base + list[0] + selectorCells(uint16(list[1])) + i)
+			selector := k.selector(base+list[0], i)
+			holds := int(selector/64) < len(class) && class[selector/64]>>(selector%64)&1 == 1
 			if holds && e.Rank >= from && (!found || e.Rank < best.Rank) {
 				best, found = e, true
 			}
 		}
 	}
 	return best, found
+}
+
+// selector reads number i of the selectors from first on.
+func (k *Kernel) selector(first, i uint32) uint16 {
+	c := k.Cells[first+i/uint32(bpf.SelectorsPerCell)]
+	return binary.NativeEndian.Uint16(c[2*(i%uint32(bpf.SelectorsPerCell)):])
 }
 
 // Header reads the cell as a header.
