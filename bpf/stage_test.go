@@ -39,7 +39,7 @@ func number(named map[string]string, name string) uint32 {
 	return uint32(n)
 }
 
-// endpoint INDEX ADDRESS4 ADDRESS6 peer=N ingress=PROGRAM egress=PROGRAM mtu=N: a pod; its generation is INDEX+100, its link addresses
+// endpoint INDEX ADDRESS4 ADDRESS6 peer=N ingress=PROGRAM egress=PROGRAM staged-ingress=PROGRAM staged-egress=PROGRAM mtu=N: a pod; its generation is INDEX+100, its link addresses
 // end in INDEX (pod) and INDEX+100 (host).
 func (s *stage) endpoint(text string) (string, error) {
 	plain, named := words(text)
@@ -48,7 +48,8 @@ func (s *stage) endpoint(text string) (string, error) {
 		return "", err
 	}
 	e := Endpoint{IfIndex: uint32(1000 + index), Generation: uint32(index + 100), Peer: number(named, "peer"),
-		Ingress: number(named, "ingress"), Egress: number(named, "egress"), MTU: 1500}
+		Ingress: number(named, "ingress"), Egress: number(named, "egress"), MTU: 1500,
+		StagedIngress: number(named, "staged-ingress"), StagedEgress: number(named, "staged-egress")}
 	if named["mtu"] != "" {
 		e.MTU = number(named, "mtu")
 	}
@@ -273,6 +274,7 @@ func flowText(key FlowKey, flow Flow) string {
 	}
 	text += fmt.Sprintf(" %s packets=%d/%d egress=%s/%d ingress=%s/%d", flow.State, flow.Forward.Packets, flow.Reverse.Packets,
 		flow.Egress.Action, flow.Egress.Rule, flow.Ingress.Action, flow.Ingress.Rule)
+	text += stagedText(flow.Egress.StagedAction, flow.Egress.StagedRule, flow.Ingress.StagedAction, flow.Ingress.StagedRule)
 	if !flow.NATAddress.IsZero() {
 		text += fmt.Sprintf(" nat=%s", netip.AddrPortFrom(flow.NATAddress.Addr(), Port(flow.NATPort)))
 	}
@@ -281,6 +283,17 @@ func flowText(key FlowKey, flow Flow) string {
 	}
 	if rest := flow.Flags &^ FlowLowIsSource; rest != 0 {
 		text += " " + rest.String()
+	}
+	return text
+}
+
+// stagedText says what staged policies would do, where there are any.
+func stagedText(egress Action, egressRule uint32, ingress Action, ingressRule uint32) (text string) {
+	if egress != ActionNone {
+		text += fmt.Sprintf(" staged-egress=%s/%d", egress, egressRule)
+	}
+	if ingress != ActionNone {
+		text += fmt.Sprintf(" staged-ingress=%s/%d", ingress, ingressRule)
 	}
 	return text
 }
@@ -348,6 +361,7 @@ func eventText(e Event) string {
 		netip.AddrPortFrom(e.Source.Addr(), Port(e.SourcePort)), netip.AddrPortFrom(e.Destination.Addr(), Port(e.DestinationPort)),
 		e.Forward.Packets, e.Reverse.Packets, e.SourcePeer, e.DestinationPeer,
 		e.EgressAction, e.EgressRule, e.IngressAction, e.IngressRule)
+	text += stagedText(e.StagedEgressAction, e.StagedEgressRule, e.StagedIngressAction, e.StagedIngressRule)
 	if e.Kind == EventDrop {
 		text += " " + e.Reason.String()
 	}

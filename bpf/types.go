@@ -722,18 +722,20 @@ func (v ControlWord) String() string {
 //
 // A pod of this node. Index 0 is never used. Written by the agent.
 type Endpoint struct {
-	Address4    Address // zero: none
-	Address6    Address
-	PodMAC      [6]uint8 // of the device inside the pod
-	HostMAC     [6]uint8 // of the device on the host: the pods' gateway answers with it
-	IfIndex     uint32   // of the device on the host; 0: the record is not in use
-	Generation  uint32   // of this use of the index
-	Peer        uint32   // the endpoint's own peer
-	Ingress     uint32   // index into policy_programs
-	Egress      uint32
-	Flags       uint32
-	MTU         uint32 // bytes of IP packet
-	NetnsCookie uint64 // of the pod's network namespace; 0: unknown
+	Address4      Address // zero: none
+	Address6      Address
+	PodMAC        [6]uint8 // of the device inside the pod
+	HostMAC       [6]uint8 // of the device on the host: the pods' gateway answers with it
+	IfIndex       uint32   // of the device on the host; 0: the record is not in use
+	Generation    uint32   // of this use of the index
+	Peer          uint32   // the endpoint's own peer
+	Ingress       uint32   // index into policy_programs
+	Egress        uint32
+	Flags         uint32
+	MTU           uint32 // bytes of IP packet
+	NetnsCookie   uint64 // of the pod's network namespace; 0: unknown
+	StagedIngress uint32 // program that is asked for the record only; 0: none
+	StagedEgress  uint32
 }
 
 // EndpointUse mirrors struct endpoint_use of the datapath.
@@ -832,18 +834,20 @@ type PolicyCell [16]byte
 //
 // A judgement, as it is cached in a flow.
 type Verdict struct {
-	Epoch    uint32 // control[CONTROL_VERDICT_EPOCH] read before judging
-	Rule     uint32 // rule id
-	Action   Action // enum action; ACTION_NONE is never an allow
-	Reserved [3]uint8
-	Argument uint32 // proxy port of a redirect
+	Epoch        uint32 // control[CONTROL_VERDICT_EPOCH] read before judging
+	Rule         uint32 // rule id
+	StagedRule   uint32 // what the staged policies would say; of no effect
+	Argument     uint16 // proxy port of a redirect
+	Action       Action // enum action; ACTION_NONE is never an allow
+	StagedAction Action // enum action; ACTION_NONE: no staged policy selects the side
 }
 
 // FlowKey mirrors struct flow_key of the datapath.
 //
 // Conntrack. One entry serves both directions: the key holds the two ends in a fixed order (the smaller address,
 // then the smaller port, first), the value says which end spoke first. ICMP echo: both ports are the id; protocols
-// without ports: 0. Frozen with the first release, hence the spare bytes.
+// without ports: 0. Frozen with the first release, hence the spare bytes. There are no more of them because the kernel
+// keeps an entry in 256 bytes, 96 of which are the key and its own: one more byte would double the table's memory.
 type FlowKey struct {
 	Low      Address
 	High     Address
@@ -1149,6 +1153,8 @@ type Event struct {
 	DestinationEndpoint uint32
 	EgressRule          uint32
 	IngressRule         uint32
+	StagedEgressRule    uint32 // what the staged policies would have said
+	StagedIngressRule   uint32
 	EgressAction        Action    // enum action
 	IngressAction       Action    // enum action
 	Kind                EventKind // enum event_kind
@@ -1157,6 +1163,9 @@ type Event struct {
 	Protocol            uint8
 	TCPFlags            uint8     // of this packet; FLOW_END: all seen
 	State               FlowState // enum flow_state
+	StagedEgressAction  Action    // enum action; ACTION_NONE: no staged policy selects the side
+	StagedIngressAction Action    // enum action
+	Reserved            [6]uint8
 }
 
 // AssignmentKey mirrors struct assignment_key of the datapath.

@@ -174,11 +174,25 @@ static __always_inline __u32 flow_wanted(const struct packet *p)
 	return (__u32)p->protocol << 16 | bpf_ntohs(port);
 }
 
+/* flow_judge_staged asks what the staged policies of an end would say. It changes nothing but the record. */
+__noinline int flow_judge_staged(__u32 program, __u32 peer, __u32 wanted, struct verdict *verdict)
+{
+	struct verdict staged = {};
+
+	if (!verdict)
+		return 0;
+	policy_judge(program, peer, wanted, &staged);
+	verdict->staged_rule = staged.rule;
+	verdict->staged_action = staged.action;
+	return 0;
+}
+
 /* flow_judge_side asks one end's program about the other end. An end that is not a pod of this node is judged elsewhere. */
 static __always_inline void flow_judge_side(const struct peer_info *own, const struct peer_info *other, __u32 wanted,
 					    bool ingress, struct verdict *verdict)
 {
 	struct endpoint *endpoint = NULL;
+	__u32 staged;
 
 	verdict->rule = RULE_OUTSIDE_SCOPE;
 	verdict->action = ACTION_ALLOW;
@@ -191,8 +205,12 @@ static __always_inline void flow_judge_side(const struct peer_info *own, const s
 	endpoint = endpoint_at(own->endpoint);
 	verdict->rule = RULE_NONE;
 	verdict->action = ACTION_DENY;
-	if (endpoint)
-		policy_judge(ingress ? endpoint->ingress : endpoint->egress, other->peer, wanted, verdict);
+	if (!endpoint)
+		return;
+	policy_judge(ingress ? endpoint->ingress : endpoint->egress, other->peer, wanted, verdict);
+	staged = ingress ? endpoint->staged_ingress : endpoint->staged_egress;
+	if (staged)
+		flow_judge_staged(staged, other->peer, wanted, verdict);
 }
 
 /*
@@ -208,6 +226,22 @@ static __always_inline void flow_peer(const union address *address, struct peer_
 		who->peer = found.peer;
 }
 
+/* flow_note keeps for the record what the verdicts of both ends are, and returns what they say together. */
+static __always_inline int flow_note(struct packet *p, const struct verdict *egress, const struct verdict *ingress)
+{
+	int reason = flow_denied(egress);
+
+	p->egress_rule = egress->rule;
+	p->egress_action = egress->action;
+	p->staged_egress_rule = egress->staged_rule;
+	p->staged_egress_action = egress->staged_action;
+	p->ingress_rule = ingress->rule;
+	p->ingress_action = ingress->action;
+	p->staged_ingress_rule = ingress->staged_rule;
+	p->staged_ingress_action = ingress->staged_action;
+	return reason == GO_ON ? flow_denied(ingress) : reason;
+}
+
 /* flow_judge judges both ends of the packet's flow, whichever way the packet goes, and returns what they say together. */
 static __always_inline int flow_judge(struct packet *p, __u32 epoch, struct verdict *egress, struct verdict *ingress)
 {
@@ -215,7 +249,6 @@ static __always_inline int flow_judge(struct packet *p, __u32 epoch, struct verd
 	const struct peer_info *source = reply ? &p->to : &p->from;
 	const struct peer_info *destination = reply ? &p->from : &p->to;
 	__u32 wanted = flow_wanted(p);
-	int reason;
 
 	*egress = (struct verdict){.epoch = epoch};
 	*ingress = (struct verdict){.epoch = epoch};
@@ -225,12 +258,7 @@ static __always_inline int flow_judge(struct packet *p, __u32 epoch, struct verd
 	}
 	flow_judge_side(source, destination, wanted, false, egress);
 	flow_judge_side(destination, source, wanted, true, ingress);
-	p->egress_rule = egress->rule;
-	p->egress_action = egress->action;
-	p->ingress_rule = ingress->rule;
-	p->ingress_action = ingress->action;
-	reason = flow_denied(egress);
-	return reason == GO_ON ? flow_denied(ingress) : reason;
+	return flow_note(p, egress, ingress);
 }
 
 /* flow_ends looks up the ends that are not known yet and refuses addresses that nobody owns. */
@@ -362,7 +390,15 @@ static __always_inline void verdict_replace(struct verdict *stored, const struct
 	stored->action = verdict->action;
 	stored->rule = verdict->rule;
 	stored->argument = verdict->argument;
+	stored->staged_rule = verdict->staged_rule;
+	stored->staged_action = verdict->staged_action;
 	*(volatile __u32 *)&stored->epoch = verdict->epoch;
+}
+
+/* verdict_differs tells whether a verdict is worth a record: another rule made it, or would have made it. */
+static __always_inline bool verdict_differs(const struct verdict *a, const struct verdict *b)
+{
+	return a->rule != b->rule || a->staged_rule != b->staged_rule;
 }
 
 /* flow_recheck judges a known flow again. The answer stays in the flow, a denial too: then nothing passes until policy changes again. */
@@ -378,7 +414,7 @@ __noinline int flow_recheck(struct packet *p, const struct flow_key *key, struct
 	if (reason != GO_ON)
 		return reason;
 	reason = flow_judge(p, epoch, &egress, &ingress);
-	changed = egress.rule != flow->egress.rule || ingress.rule != flow->ingress.rule;
+	changed = verdict_differs(&egress, &flow->egress) || verdict_differs(&ingress, &flow->ingress);
 	verdict_replace(&flow->egress, &egress);
 	verdict_replace(&flow->ingress, &ingress);
 	flow_other_end(p, flow);
@@ -454,12 +490,7 @@ static __always_inline int flow_pass(struct packet *p, struct flow_key *key, str
 	if (flow->egress.action != ACTION_ALLOW || flow->ingress.action != ACTION_ALLOW) {
 		p->from.peer = p->flags & PACKET_REPLY ? flow->destination_peer : flow->source_peer;
 		p->to.peer = p->flags & PACKET_REPLY ? flow->source_peer : flow->destination_peer;
-		p->egress_rule = flow->egress.rule;
-		p->egress_action = flow->egress.action;
-		p->ingress_rule = flow->ingress.rule;
-		p->ingress_action = flow->ingress.action;
-		reason = flow_denied((struct verdict *)&flow->egress);
-		return reason == GO_ON ? flow_denied((struct verdict *)&flow->ingress) : reason;
+		return flow_note(p, &flow->egress, &flow->ingress);
 	}
 	flow_follow(p, flow, now);
 	flow_destination(p, flow);

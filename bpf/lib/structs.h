@@ -58,6 +58,8 @@ struct endpoint {
 	__u32 flags;
 	__u32 mtu;                  /* bytes of IP packet */
 	__u64 netns_cookie;         /* of the pod's network namespace; 0: unknown */
+	__u32 staged_ingress;       /* program that is asked for the record only; 0: none */
+	__u32 staged_egress;
 };
 
 /* Counters of an endpoint that programs write; beside `endpoints` so that records stay read-mostly. */
@@ -148,15 +150,17 @@ union policy_cell {
 struct verdict {
 	__u32 epoch;                /* control[CONTROL_VERDICT_EPOCH] read before judging */
 	__u32 rule;                 /* rule id */
+	__u32 staged_rule;          /* what the staged policies would say; of no effect */
+	__u16 argument;             /* proxy port of a redirect */
 	__u8 action;                /* enum action; ACTION_NONE is never an allow */
-	__u8 reserved[3];
-	__u32 argument;             /* proxy port of a redirect */
+	__u8 staged_action;         /* enum action; ACTION_NONE: no staged policy selects the side */
 };
 
 /*
  * Conntrack. One entry serves both directions: the key holds the two ends in a fixed order (the smaller address,
  * then the smaller port, first), the value says which end spoke first. ICMP echo: both ports are the id; protocols
- * without ports: 0. Frozen with the first release, hence the spare bytes.
+ * without ports: 0. Frozen with the first release, hence the spare bytes. There are no more of them because the kernel
+ * keeps an entry in 256 bytes, 96 of which are the key and its own: one more byte would double the table's memory.
  */
 struct flow_key {
 	union address low;
@@ -365,6 +369,8 @@ struct event {
 	__u32 destination_endpoint;
 	__u32 egress_rule;
 	__u32 ingress_rule;
+	__u32 staged_egress_rule;   /* what the staged policies would have said */
+	__u32 staged_ingress_rule;
 	__u8 egress_action;         /* enum action */
 	__u8 ingress_action;        /* enum action */
 	__u8 kind;                  /* enum event_kind */
@@ -373,6 +379,9 @@ struct event {
 	__u8 protocol;
 	__u8 tcp_flags;             /* of this packet; FLOW_END: all seen */
 	__u8 state;                 /* enum flow_state */
+	__u8 staged_egress_action;  /* enum action; ACTION_NONE: no staged policy selects the side */
+	__u8 staged_ingress_action; /* enum action */
+	__u8 reserved[6];
 };
 
 /* An assignment of a node-local number to a name, kept so that a restart never renumbers. */

@@ -309,6 +309,7 @@ func (d *Datapath) writeSubjects(delta *policy.Delta) error {
 	for _, row := range delta.Subjects {
 		err := d.changeEndpoint(row.Endpoint, func(e *bpf.Endpoint) {
 			e.Peer, e.Ingress, e.Egress = row.Peer, row.Ingress, row.Egress
+			e.StagedIngress, e.StagedEgress = row.StagedIngress, row.StagedEgress
 		})
 		if err != nil {
 			return err
