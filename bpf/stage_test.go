@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -58,6 +59,40 @@ func (s *stage) endpoint(text string) (string, error) {
 	info := PeerInfo{Peer: e.Peer, Endpoint: uint32(index), Flags: AddressFlagLocalPod | AddressFlagCluster}
 	return "", errors.Join(s.maps["endpoints"].Put(uint32(index), e),
 		s.maps["addresses"].Put(e.Address4, info), s.maps["addresses"].Put(e.Address6, info))
+}
+
+// host ingress=PROGRAM egress=PROGRAM staged-ingress=PROGRAM staged-egress=PROGRAM: what the node is judged by; with none, nothing.
+func (s *stage) host(text string) (string, error) {
+	_, named := words(text)
+	e := Endpoint{Ingress: number(named, "ingress"), Egress: number(named, "egress"), Peer: uint32(PeerHost),
+		StagedIngress: number(named, "staged-ingress"), StagedEgress: number(named, "staged-egress")}
+	if e.Ingress|e.Egress|e.StagedIngress|e.StagedEgress != 0 {
+		e.IfIndex = 1
+	}
+	return "", s.maps["endpoints"].Put(uint32(EndpointHost), e)
+}
+
+// listen ADDRESS: a TCP socket of the node.
+func (s *stage) listen(text string) (string, error) {
+	socket, err := net.Listen("tcp", text)
+	if err == nil {
+		s.sockets = append(s.sockets, socket)
+	}
+	return "", err
+}
+
+// connect tcp|udp LOCAL REMOTE: a connected socket.
+func (s *stage) connect(text string) (string, error) {
+	plain, _ := words(text)
+	var local net.Addr = net.TCPAddrFromAddrPort(netip.MustParseAddrPort(plain[1]))
+	if plain[0] == "udp" {
+		local = net.UDPAddrFromAddrPort(netip.MustParseAddrPort(plain[1]))
+	}
+	socket, err := (&net.Dialer{LocalAddr: local}).Dial(plain[0], plain[2])
+	if err == nil {
+		s.sockets = append(s.sockets, socket)
+	}
+	return "", err
 }
 
 // forget INDEX: the endpoint's record goes out of use, its addresses stay.

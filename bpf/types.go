@@ -153,6 +153,25 @@ func (v ReservedPeer) String() string {
 	return ""
 }
 
+// ReservedEndpoint is enum reserved_endpoint of the datapath.
+//
+// Endpoints with fixed numbers: index into endpoints.
+type ReservedEndpoint uint32
+
+// The values of ReservedEndpoint.
+const (
+	EndpointHost ReservedEndpoint = 4095 // the node itself; the last of CAP_ENDPOINTS, so that no smaller table has a pod there
+)
+
+// String is the name in lower case, or the empty string for a value that has none.
+func (v ReservedEndpoint) String() string {
+	switch v {
+	case EndpointHost:
+		return "host"
+	}
+	return ""
+}
+
 // Action is enum action of the datapath.
 //
 // What a policy entry does, and what a verdict says.
@@ -200,6 +219,7 @@ const (
 	RuleICMPRelated  BuiltinRule = 6 // an ICMP error about an allowed connection
 	RuleInitDeny     BuiltinRule = 7 // the endpoint's labels have not arrived yet
 	RuleOutsideScope BuiltinRule = 8 // the side is not an endpoint of this node: judged elsewhere or not at all
+	RuleOverlay      BuiltinRule = 9 // the overlay's own packets between nodes: what they carry is judged, they are not
 	RuleFirstFree    BuiltinRule = 64
 )
 
@@ -224,6 +244,8 @@ func (v BuiltinRule) String() string {
 		return "init-deny"
 	case RuleOutsideScope:
 		return "outside-scope"
+	case RuleOverlay:
+		return "overlay"
 	}
 	return ""
 }
@@ -249,6 +271,8 @@ func (v BuiltinRule) About() string {
 		return "the endpoint's labels have not arrived yet"
 	case RuleOutsideScope:
 		return "the side is not an endpoint of this node: judged elsewhere or not at all"
+	case RuleOverlay:
+		return "the overlay's own packets between nodes: what they carry is judged, they are not"
 	}
 	return ""
 }
@@ -696,6 +720,8 @@ type NodeConfig struct {
 	NATPortMin       uint16  // first source port SNAT may pick
 	NATPortMax       uint16  // last
 	EventWakeupBytes uint32  // unread ring-buffer bytes above which a reader is woken
+	OverlayPort      uint16  // UDP port of the overlay's own packets
+	Reserved         [3]uint16
 }
 
 // ControlWord is enum control_word of the datapath.
@@ -720,7 +746,8 @@ func (v ControlWord) String() string {
 
 // Endpoint mirrors struct endpoint of the datapath.
 //
-// A pod of this node. Index 0 is never used. Written by the agent.
+// A pod of this node; at ENDPOINT_HOST the node itself, while a policy selects it: then without addresses, and a program
+// that is 0 judges nothing. Index 0 is never used. Written by the agent.
 type Endpoint struct {
 	Address4      Address // zero: none
 	Address6      Address
@@ -871,7 +898,7 @@ type Flow struct {
 	Expires             uint64  // ns; the sweeper removes the entry after it
 	Forward             Traffic // sent by the end that spoke first
 	Reverse             Traffic
-	Egress              Verdict   // of the source's egress program; RULE_OUTSIDE_SCOPE if it is not a pod of this node
+	Egress              Verdict   // of the source's egress program; RULE_OUTSIDE_SCOPE if nobody here judges it
 	Ingress             Verdict   // of the destination's ingress program
 	Service             Address   // frontend that the source wanted; zero: no service (per-packet translation); of a service entry the backend
 	ServicePort         uint16    // network byte order
@@ -881,7 +908,7 @@ type Flow struct {
 	TCPForward          uint8     // TCP flags seen, or-ed
 	TCPReverse          uint8
 	NATAddress          Address // source address after SNAT; of FLOW_SELF the loopback source; zero: none
-	SourceEndpoint      uint32  // local endpoint that spoke first; 0: none
+	SourceEndpoint      uint32  // local endpoint that spoke first, be it ENDPOINT_HOST; 0: none
 	DestinationEndpoint uint32  // local endpoint that was spoken to; 0: none
 	SourcePeer          uint32
 	DestinationPeer     uint32

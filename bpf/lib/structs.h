@@ -36,6 +36,8 @@ struct node_config {
 	__u16 nat_port_min;         /* first source port SNAT may pick */
 	__u16 nat_port_max;         /* last */
 	__u32 event_wakeup_bytes;   /* unread ring-buffer bytes above which a reader is woken */
+	__u16 overlay_port;         /* UDP port of the overlay's own packets */
+	__u16 reserved[3];
 };
 
 /* One word of `control`: written by the agent, read per packet. */
@@ -44,7 +46,10 @@ enum control_word {
 	CONTROL_COUNT = 8,
 };
 
-/* A pod of this node. Index 0 is never used. Written by the agent. */
+/*
+ * A pod of this node; at ENDPOINT_HOST the node itself, while a policy selects it: then without addresses, and a program
+ * that is 0 judges nothing. Index 0 is never used. Written by the agent.
+ */
 struct endpoint {
 	union address address4;     /* zero: none */
 	union address address6;
@@ -182,7 +187,7 @@ struct flow {
 	__u64 expires;              /* ns; the sweeper removes the entry after it */
 	struct traffic forward;     /* sent by the end that spoke first */
 	struct traffic reverse;
-	struct verdict egress;      /* of the source's egress program; RULE_OUTSIDE_SCOPE if it is not a pod of this node */
+	struct verdict egress;      /* of the source's egress program; RULE_OUTSIDE_SCOPE if nobody here judges it */
 	struct verdict ingress;     /* of the destination's ingress program */
 	union address service;      /* frontend that the source wanted; zero: no service (per-packet translation); of a service entry the backend */
 	__be16 service_port;
@@ -192,7 +197,7 @@ struct flow {
 	__u8 tcp_forward;           /* TCP flags seen, or-ed */
 	__u8 tcp_reverse;
 	union address nat_address;  /* source address after SNAT; of FLOW_SELF the loopback source; zero: none */
-	__u32 source_endpoint;      /* local endpoint that spoke first; 0: none */
+	__u32 source_endpoint;      /* local endpoint that spoke first, be it ENDPOINT_HOST; 0: none */
 	__u32 destination_endpoint; /* local endpoint that was spoken to; 0: none */
 	__u32 source_peer;
 	__u32 destination_peer;
