@@ -153,17 +153,14 @@ __noinline int host_answers(struct __sk_buff *ctx, struct packet *p, __u32 sent)
 	return 0;
 }
 
-/* host_error lets an ICMP error pass that is about a known flow; any other is judged, and makes no flow. */
-__noinline int host_error(struct __sk_buff *ctx, struct packet *p)
+/* host_error judges an ICMP error that is about no known flow. It makes none. */
+__noinline int host_error(struct packet *p)
 {
 	struct verdict egress, ingress;
 	int reason;
 
 	if (!p)
 		return DROP_INVALID_PACKET;
-	reason = icmp_follow(ctx, p, false);
-	if (reason != DROP_ICMP_UNRELATED && reason != DROP_INVALID_PACKET)
-		return reason;
 	reason = flow_ends(p);
 	return reason == GO_ON ? flow_judge(p, flow_epoch(), &egress, &ingress) : reason;
 }
@@ -198,8 +195,12 @@ static __always_inline int host_port(struct packet *p)
 static __always_inline int host_track(struct __sk_buff *ctx, struct packet *p, struct flow_key *key, struct flow *flow,
 				      __u64 now, bool sent)
 {
-	if (p->flags & PACKET_ICMP_ERROR)
-		return host_error(ctx, p);
+	int reason;
+
+	if (p->flags & PACKET_ICMP_ERROR) {
+		reason = icmp_follow(ctx, p, false);
+		return reason == DROP_ICMP_UNRELATED || reason == DROP_INVALID_PACKET ? host_error(p) : reason;
+	}
 	if (!flow && host_answers(ctx, p, sent))
 		p->flags |= PACKET_REPLY;
 	return flow_track(p, key, flow, now);
