@@ -32,6 +32,14 @@ func load(t *testing.T, name string) *ebpf.CollectionSpec {
 	return spec
 }
 
+// The kernel's allocator keeps objects of 256 bytes and of 512: an entry of `flows` takes 48 bytes of its own (struct htab_elem), 8 of
+// the allocator's, key and value.
+func TestAFlowFitsTheKernelsNextSize(t *testing.T) {
+	if got := 48 + 8 + binary.Size(FlowKey{}) + binary.Size(Flow{}); got > 256 {
+		t.Errorf("an entry of flows takes %d bytes, and so 512 of the kernel's memory", got)
+	}
+}
+
 func TestGoStructsAreAsLargeAsTheirMapsSay(t *testing.T) {
 	types := goTypes()
 	check := func(m *ebpf.MapSpec, typ btf.Type, size uint32) {

@@ -14,6 +14,7 @@
 #include "lib/deliver.h"
 #include "lib/finish.h"
 #include "lib/fragment.h"
+#include "lib/host.h"
 #include "lib/icmp.h"
 #include "lib/neighbour.h"
 #include "lib/packet.h"
@@ -44,6 +45,40 @@ static __always_inline int net_in_destination(struct __sk_buff *ctx, struct pack
 	return arrive_destination(ctx, p, key, entry, now);
 }
 
+/*
+ * net_in_host is what remains of the journey of a packet for the node itself, while a policy selects the node. A pod that is
+ * reached by tunnel does not send by the wire; another node does, whatever way its address is reached from pods.
+ */
+static __always_inline int net_in_host(struct __sk_buff *ctx, struct packet *p, struct flow_key *key, struct flow *flow,
+				       __u64 now)
+{
+	int reason;
+
+	address_find(&p->source, &p->from);
+	if (p->from.flags & (ADDRESS_LOCAL_POD | ADDRESS_HOST))
+		return DROP_SPOOFED_SOURCE;
+	if (feature_on(FEATURE_TUNNEL) && p->from.flags & ADDRESS_TUNNEL && !(p->from.flags & ADDRESS_REMOTE_NODE))
+		return DROP_SPOOFED_SOURCE;
+	if (host_overlay(p, &p->source, &p->from))
+		return REASON_TO_STACK;
+	reason = host_track(ctx, p, key, flow, now, false);
+	return reason == GO_ON ? REASON_TO_STACK : reason;
+}
+
+/*
+ * net_in_known tells whether the flow says all about the packet's receiver. That of a connection of the node that was moved to
+ * another port does not: its tuple, as the wire shows it, is a pod's.
+ */
+static __always_inline bool net_in_known(const struct packet *p, const struct flow *flow)
+{
+	__u32 receiver;
+
+	if (!flow || flow->flags & FLOW_TUNNEL || flow->backend)
+		return false;
+	receiver = p->flags & PACKET_REPLY ? flow->source_endpoint : flow->destination_endpoint;
+	return receiver && (receiver != ENDPOINT_HOST || !address_set(&flow->nat_address));
+}
+
 /* net_in_ip is the journey of an IP packet from the wire. */
 static __always_inline int net_in_ip(struct __sk_buff *ctx, struct packet *p)
 {
@@ -58,12 +93,15 @@ static __always_inline int net_in_ip(struct __sk_buff *ctx, struct packet *p)
 		reason = fragment_follow(ctx, p);
 	if (reason != GO_ON)
 		return reason;
-	flow = flow_find(p, &key, now);
-	if (!flow || flow->flags & FLOW_TUNNEL || flow->backend ||
-	    !(p->flags & PACKET_REPLY ? flow->source_endpoint : flow->destination_endpoint)) {
+	flow = p->flags & PACKET_ICMP_ERROR ? NULL : flow_find(p, &key, now);
+	if (!net_in_known(p, flow)) {
 		reason = net_in_destination(ctx, p, &key, flow && flow->backend ? flow : NULL, now);
+		if (reason == REASON_TO_STACK && host_judged() && host_owns(ctx, p, false))
+			return net_in_host(ctx, p, &key, flow, now);
 		if (reason == GO_ON)
 			reason = net_in_source(p);
+		if (reason == GO_ON)
+			reason = host_port(p);
 		if (reason != GO_ON)
 			return reason;
 		if (p->flags & PACKET_ICMP_ERROR && !(p->flags & PACKET_RELATED))
@@ -118,28 +156,48 @@ static __always_inline bool net_out_collides(const struct packet *p)
 	return mapping && !address_equal(&mapping->pod, &p->source);
 }
 
+/* net_out_translates tells whether the node's connections may have to make room for others under its address. */
+static __always_inline bool net_out_translates(void)
+{
+	return feature_on(FEATURE_MASQUERADE) || feature_on(FEATURE_SERVICES);
+}
+
+/* net_out_judged tells whether the packet is the node's and a policy selects the node. */
+static __always_inline bool net_out_judged(struct __sk_buff *ctx, struct packet *p)
+{
+	if (!host_judged() || !host_owns(ctx, p, true))
+		return false;
+	address_find(&p->destination, &p->to);
+	return !host_overlay(p, &p->destination, &p->to);
+}
+
 /*
- * net_out_ip leaves the node's own packets alone, unless a pod was given their tuple before: then the node's connection
- * is moved to another port, by a flow and a mapping like a pod's.
+ * net_out_ip leaves the node's own packets alone, unless a policy selects the node, or a pod was given their tuple before: then
+ * the node's connection is moved to another port, by a flow and a mapping like a pod's.
  */
 static __always_inline int net_out_ip(struct __sk_buff *ctx, struct packet *p)
 {
 	__u64 now = flow_now();
 	struct flow_key key;
 	struct flow *flow;
+	bool judged, moved;
 	int reason = GO_ON;
 
-	if (packet_multicast(p) || nd_message(p) || p->flags & PACKET_ICMP_ERROR || !net_out_own(ctx, p))
+	if (packet_multicast(p) || nd_message(p))
+		return REASON_PASSED;
+	judged = net_out_judged(ctx, p);
+	if (!judged && (p->flags & PACKET_ICMP_ERROR || !net_out_translates() || !net_out_own(ctx, p)))
 		return REASON_PASSED;
 	if (packet_is_fragment(p))
 		reason = fragment_follow(ctx, p);
 	if (reason != GO_ON)
 		return reason;
-	flow = flow_find(p, &key, now);
-	if (!flow && !net_out_collides(p))
+	flow = p->flags & PACKET_ICMP_ERROR ? NULL : flow_find(p, &key, now);
+	moved = !flow && net_out_translates() && !(p->flags & PACKET_ICMP_ERROR) && net_out_collides(p);
+	if (!flow && !judged && !moved)
 		return REASON_PASSED;
-	reason = flow_track(p, &key, flow, now);
-	if (reason == GO_ON && !flow)
+	reason = judged ? host_track(ctx, p, &key, flow, now, true) : flow_track(p, &key, flow, now);
+	if (reason == GO_ON && moved)
 		reason = nat_open(ctx, p, &key, ctx->ifindex);
 	if (reason == GO_ON)
 		reason = deliver_rename(ctx, p);
@@ -152,7 +210,7 @@ int net_out(struct __sk_buff *ctx)
 	struct packet *p;
 	int reason;
 
-	if (ctx->mark == MARK_FORWARDED || !(feature_on(FEATURE_MASQUERADE) || feature_on(FEATURE_SERVICES)))
+	if (ctx->mark == MARK_FORWARDED || (!net_out_translates() && !host_judged()))
 		return finish_marked(ctx, HOOK_NET_OUT);
 	p = packet_begin(HOOK_NET_OUT);
 	if (!p)

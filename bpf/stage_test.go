@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -39,7 +40,7 @@ func number(named map[string]string, name string) uint32 {
 	return uint32(n)
 }
 
-// endpoint INDEX ADDRESS4 ADDRESS6 peer=N ingress=PROGRAM egress=PROGRAM mtu=N: a pod; its generation is INDEX+100, its link addresses
+// endpoint INDEX ADDRESS4 ADDRESS6 peer=N ingress=PROGRAM egress=PROGRAM staged-ingress=PROGRAM staged-egress=PROGRAM mtu=N: a pod; its generation is INDEX+100, its link addresses
 // end in INDEX (pod) and INDEX+100 (host).
 func (s *stage) endpoint(text string) (string, error) {
 	plain, named := words(text)
@@ -48,7 +49,8 @@ func (s *stage) endpoint(text string) (string, error) {
 		return "", err
 	}
 	e := Endpoint{IfIndex: uint32(1000 + index), Generation: uint32(index + 100), Peer: number(named, "peer"),
-		Ingress: number(named, "ingress"), Egress: number(named, "egress"), MTU: 1500}
+		Ingress: number(named, "ingress"), Egress: number(named, "egress"), MTU: 1500,
+		StagedIngress: number(named, "staged-ingress"), StagedEgress: number(named, "staged-egress")}
 	if named["mtu"] != "" {
 		e.MTU = number(named, "mtu")
 	}
@@ -57,6 +59,40 @@ func (s *stage) endpoint(text string) (string, error) {
 	info := PeerInfo{Peer: e.Peer, Endpoint: uint32(index), Flags: AddressFlagLocalPod | AddressFlagCluster}
 	return "", errors.Join(s.maps["endpoints"].Put(uint32(index), e),
 		s.maps["addresses"].Put(e.Address4, info), s.maps["addresses"].Put(e.Address6, info))
+}
+
+// host ingress=PROGRAM egress=PROGRAM staged-ingress=PROGRAM staged-egress=PROGRAM: what the node is judged by; with none, nothing.
+func (s *stage) host(text string) (string, error) {
+	_, named := words(text)
+	e := Endpoint{Ingress: number(named, "ingress"), Egress: number(named, "egress"), Peer: uint32(PeerHost),
+		StagedIngress: number(named, "staged-ingress"), StagedEgress: number(named, "staged-egress")}
+	if e.Ingress|e.Egress|e.StagedIngress|e.StagedEgress != 0 {
+		e.IfIndex = 1
+	}
+	return "", s.maps["endpoints"].Put(uint32(EndpointHost), e)
+}
+
+// listen ADDRESS: a TCP socket of the node.
+func (s *stage) listen(text string) (string, error) {
+	socket, err := net.Listen("tcp", text)
+	if err == nil {
+		s.sockets = append(s.sockets, socket)
+	}
+	return "", err
+}
+
+// connect tcp|udp LOCAL REMOTE: a connected socket.
+func (s *stage) connect(text string) (string, error) {
+	plain, _ := words(text)
+	var local net.Addr = net.TCPAddrFromAddrPort(netip.MustParseAddrPort(plain[1]))
+	if plain[0] == "udp" {
+		local = net.UDPAddrFromAddrPort(netip.MustParseAddrPort(plain[1]))
+	}
+	socket, err := (&net.Dialer{LocalAddr: local}).Dial(plain[0], plain[2])
+	if err == nil {
+		s.sockets = append(s.sockets, socket)
+	}
+	return "", err
 }
 
 // forget INDEX: the endpoint's record goes out of use, its addresses stay.
@@ -271,6 +307,7 @@ func flowText(key FlowKey, flow Flow) string {
 	}
 	text += fmt.Sprintf(" %s packets=%d/%d egress=%s/%d ingress=%s/%d", flow.State, flow.Forward.Packets, flow.Reverse.Packets,
 		flow.Egress.Action, flow.Egress.Rule, flow.Ingress.Action, flow.Ingress.Rule)
+	text += stagedText(flow.Egress.StagedAction, flow.Egress.StagedRule, flow.Ingress.StagedAction, flow.Ingress.StagedRule)
 	if !flow.NATAddress.IsZero() {
 		text += fmt.Sprintf(" nat=%s", netip.AddrPortFrom(flow.NATAddress.Addr(), Port(flow.NATPort)))
 	}
@@ -279,6 +316,17 @@ func flowText(key FlowKey, flow Flow) string {
 	}
 	if rest := flow.Flags &^ FlowLowIsSource; rest != 0 {
 		text += " " + rest.String()
+	}
+	return text
+}
+
+// stagedText says what staged policies would do, where there are any.
+func stagedText(egress Action, egressRule uint32, ingress Action, ingressRule uint32) (text string) {
+	if egress != ActionNone {
+		text += fmt.Sprintf(" staged-egress=%s/%d", egress, egressRule)
+	}
+	if ingress != ActionNone {
+		text += fmt.Sprintf(" staged-ingress=%s/%d", ingress, ingressRule)
 	}
 	return text
 }
@@ -346,6 +394,7 @@ func eventText(e Event) string {
 		netip.AddrPortFrom(e.Source.Addr(), Port(e.SourcePort)), netip.AddrPortFrom(e.Destination.Addr(), Port(e.DestinationPort)),
 		e.Forward.Packets, e.Reverse.Packets, e.SourcePeer, e.DestinationPeer,
 		e.EgressAction, e.EgressRule, e.IngressAction, e.IngressRule)
+	text += stagedText(e.StagedEgressAction, e.StagedEgressRule, e.StagedIngressAction, e.StagedIngressRule)
 	if e.Kind == EventDrop {
 		text += " " + e.Reason.String()
 	}

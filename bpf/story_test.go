@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -85,6 +86,7 @@ type stage struct {
 	programs map[string]*ebpf.Program
 	events   *ringbuf.Reader
 	nextCell uint32
+	sockets  []io.Closer
 	slots    uint32
 	backends uint32
 	before   map[Reason]uint64
@@ -110,7 +112,12 @@ func newStage(t testing.TB) *stage {
 	if s.events, err = ringbuf.NewReader(s.maps["events"]); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { s.events.Close() })
+	t.Cleanup(func() {
+		s.events.Close()
+		for _, socket := range s.sockets {
+			socket.Close()
+		}
+	})
 	return s
 }
 
@@ -139,11 +146,18 @@ func enterNamespace(t testing.TB) {
 		check(err)
 		check(netlink.LinkSetUp(link))
 	}
-	for _, text := range []string{"192.0.2.1/24", "2001:db8::1/64"} {
+	loopback, err := netlink.LinkByName("lo")
+	check(err)
+	// The last two play machines outside, with sockets that the node's can be connected to.
+	for _, text := range []string{"192.0.2.1/24", "2001:db8::1/64", "198.51.100.9/32", "2001:db8:9::9/128"} {
 		addr, err := netlink.ParseAddr(text)
 		check(err)
 		addr.Flags = unix.IFA_F_NODAD
-		check(netlink.AddrAdd(up, addr))
+		link := netlink.Link(up)
+		if addr.Mask.String() == "ffffffff" || addr.IP.String() == "2001:db8:9::9" {
+			link = loopback
+		}
+		check(netlink.AddrAdd(link, addr))
 	}
 	for _, gateway := range []string{"192.0.2.254", "2001:db8::fe"} {
 		check(netlink.RouteAdd(&netlink.Route{LinkIndex: 100, Gw: netip.MustParseAddr(gateway).AsSlice()}))
@@ -191,6 +205,7 @@ func (s *stage) do(command string) (string, error) {
 	name, rest, _ := strings.Cut(command, " ")
 	commands := map[string]func(string) (string, error){
 		"endpoint": s.endpoint, "address": s.address, "node": s.node, "uplink": s.uplink, "program": s.program,
+		"host": s.host, "listen": s.listen, "connect": s.connect,
 		"peer": s.peer, "epoch": s.epoch, "service": s.service, "guard": s.guard, "affinities": s.affinities, "idle": s.idle, "backend": s.backend, "flows": s.flows, "nat": s.nat,
 		"events": s.drain, "sweep": s.sweep, "age": s.age, "half-open": s.halfOpen, "forget": s.forget, "fill": s.fill, "segments": s.segments,
 	}

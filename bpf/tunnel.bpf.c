@@ -14,6 +14,7 @@
 #include "lib/deliver.h"
 #include "lib/finish.h"
 #include "lib/fragment.h"
+#include "lib/host.h"
 #include "lib/icmp.h"
 #include "lib/neighbour.h"
 #include "lib/packet.h"
@@ -71,6 +72,15 @@ static __always_inline int tunnel_in_destination(struct __sk_buff *ctx, struct p
 	return p->flags & PACKET_ICMP_ERROR ? icmp_follow(ctx, p, false) : GO_ON;
 }
 
+/* tunnel_in_host is what remains of the journey of a packet for the node itself, while a policy selects the node. */
+static __always_inline int tunnel_in_host(struct __sk_buff *ctx, struct packet *p, struct flow_key *key, __u64 now)
+{
+	struct flow *flow = p->flags & PACKET_ICMP_ERROR ? NULL : flow_find(p, key, now);
+	int reason = host_track(ctx, p, key, flow, now, false);
+
+	return reason == GO_ON ? REASON_TO_STACK : reason;
+}
+
 /* tunnel_in_ip is the journey of an IP packet out of the tunnel. */
 static __always_inline int tunnel_in_ip(struct __sk_buff *ctx, struct packet *p)
 {
@@ -91,6 +101,10 @@ static __always_inline int tunnel_in_ip(struct __sk_buff *ctx, struct packet *p)
 		return reason;
 	if (!flow || flow->backend) {
 		reason = tunnel_in_destination(ctx, p, &key, flow, now);
+		if (reason == REASON_TO_STACK && host_judged())
+			return tunnel_in_host(ctx, p, &key, now);
+		if (reason == GO_ON)
+			reason = host_port(p);
 		if (reason != GO_ON)
 			return reason;
 		if (p->flags & PACKET_RELATED)
@@ -135,6 +149,24 @@ static __always_inline int tunnel_source_set(struct __sk_buff *ctx)
 	return GO_ON;
 }
 
+/* tunnel_out_host judges what the node itself sends, while a policy selects it. */
+static __always_inline int tunnel_out_host(struct __sk_buff *ctx, struct packet *p)
+{
+	__u64 now = flow_now();
+	struct flow_key key;
+	struct flow *flow;
+	int reason = GO_ON;
+
+	if (!host_judged() || !host_owns(ctx, p, true))
+		return GO_ON;
+	if (packet_is_fragment(p))
+		reason = fragment_follow(ctx, p);
+	if (reason != GO_ON)
+		return reason;
+	flow = p->flags & PACKET_ICMP_ERROR ? NULL : flow_find(p, &key, now);
+	return host_track(ctx, p, &key, flow, now, true);
+}
+
 /* tunnel_out_ip finds the node of a packet's destination and names it in the outer header. */
 static __always_inline int tunnel_out_ip(struct __sk_buff *ctx, struct packet *p)
 {
@@ -149,7 +181,9 @@ static __always_inline int tunnel_out_ip(struct __sk_buff *ctx, struct packet *p
 	node = bpf_map_lookup_elem(&nodes, &p->to.node);
 	if (!node || !address_set(&node->tunnel))
 		return DROP_UNKNOWN_NODE;
-	reason = tunnel_source_set(ctx);
+	reason = tunnel_out_host(ctx, p);
+	if (reason == GO_ON)
+		reason = tunnel_source_set(ctx);
 	if (reason == GO_ON)
 		reason = tunnel_key_set(ctx, &node->tunnel);
 	if (reason == GO_ON)

@@ -153,6 +153,25 @@ func (v ReservedPeer) String() string {
 	return ""
 }
 
+// ReservedEndpoint is enum reserved_endpoint of the datapath.
+//
+// Endpoints with fixed numbers: index into endpoints.
+type ReservedEndpoint uint32
+
+// The values of ReservedEndpoint.
+const (
+	EndpointHost ReservedEndpoint = 4095 // the node itself; the last of CAP_ENDPOINTS, so that no smaller table has a pod there
+)
+
+// String is the name in lower case, or the empty string for a value that has none.
+func (v ReservedEndpoint) String() string {
+	switch v {
+	case EndpointHost:
+		return "host"
+	}
+	return ""
+}
+
 // Action is enum action of the datapath.
 //
 // What a policy entry does, and what a verdict says.
@@ -200,6 +219,7 @@ const (
 	RuleICMPRelated  BuiltinRule = 6 // an ICMP error about an allowed connection
 	RuleInitDeny     BuiltinRule = 7 // the endpoint's labels have not arrived yet
 	RuleOutsideScope BuiltinRule = 8 // the side is not an endpoint of this node: judged elsewhere or not at all
+	RuleOverlay      BuiltinRule = 9 // the overlay's own packets between nodes: what they carry is judged, they are not
 	RuleFirstFree    BuiltinRule = 64
 )
 
@@ -224,6 +244,8 @@ func (v BuiltinRule) String() string {
 		return "init-deny"
 	case RuleOutsideScope:
 		return "outside-scope"
+	case RuleOverlay:
+		return "overlay"
 	}
 	return ""
 }
@@ -249,6 +271,8 @@ func (v BuiltinRule) About() string {
 		return "the endpoint's labels have not arrived yet"
 	case RuleOutsideScope:
 		return "the side is not an endpoint of this node: judged elsewhere or not at all"
+	case RuleOverlay:
+		return "the overlay's own packets between nodes: what they carry is judged, they are not"
 	}
 	return ""
 }
@@ -697,6 +721,8 @@ type NodeConfig struct {
 	NATPortMin       uint16  // first source port SNAT may pick
 	NATPortMax       uint16  // last
 	EventWakeupBytes uint32  // unread ring-buffer bytes above which a reader is woken
+	OverlayPort      uint16  // UDP port of the overlay's own packets
+	Reserved         [3]uint16
 }
 
 // ControlWord is enum control_word of the datapath.
@@ -721,20 +747,23 @@ func (v ControlWord) String() string {
 
 // Endpoint mirrors struct endpoint of the datapath.
 //
-// A pod of this node. Index 0 is never used. Written by the agent.
+// A pod of this node; at ENDPOINT_HOST the node itself, while a policy selects it: then without addresses, and a program
+// that is 0 judges nothing. Index 0 is never used. Written by the agent.
 type Endpoint struct {
-	Address4    Address // zero: none
-	Address6    Address
-	PodMAC      [6]uint8 // of the device inside the pod
-	HostMAC     [6]uint8 // of the device on the host: the pods' gateway answers with it
-	IfIndex     uint32   // of the device on the host; 0: the record is not in use
-	Generation  uint32   // of this use of the index
-	Peer        uint32   // the endpoint's own peer
-	Ingress     uint32   // index into policy_programs
-	Egress      uint32
-	Flags       uint32
-	MTU         uint32 // bytes of IP packet
-	NetnsCookie uint64 // of the pod's network namespace; 0: unknown
+	Address4      Address // zero: none
+	Address6      Address
+	PodMAC        [6]uint8 // of the device inside the pod
+	HostMAC       [6]uint8 // of the device on the host: the pods' gateway answers with it
+	IfIndex       uint32   // of the device on the host; 0: the record is not in use
+	Generation    uint32   // of this use of the index
+	Peer          uint32   // the endpoint's own peer
+	Ingress       uint32   // index into policy_programs
+	Egress        uint32
+	Flags         uint32
+	MTU           uint32 // bytes of IP packet
+	NetnsCookie   uint64 // of the pod's network namespace; 0: unknown
+	StagedIngress uint32 // program that is asked for the record only; 0: none
+	StagedEgress  uint32
 }
 
 // EndpointUse mirrors struct endpoint_use of the datapath.
@@ -843,18 +872,20 @@ type ClassRow struct {
 //
 // A judgement, as it is cached in a flow.
 type Verdict struct {
-	Epoch    uint32 // control[CONTROL_VERDICT_EPOCH] read before judging
-	Rule     uint32 // rule id
-	Action   Action // enum action; ACTION_NONE is never an allow
-	Reserved [3]uint8
-	Argument uint32 // proxy port of a redirect
+	Epoch        uint32 // control[CONTROL_VERDICT_EPOCH] read before judging
+	Rule         uint32 // rule id
+	StagedRule   uint32 // what the staged policies would say; of no effect
+	Argument     uint16 // proxy port of a redirect
+	Action       Action // enum action; ACTION_NONE is never an allow
+	StagedAction Action // enum action; ACTION_NONE: no staged policy selects the side
 }
 
 // FlowKey mirrors struct flow_key of the datapath.
 //
 // Conntrack. One entry serves both directions: the key holds the two ends in a fixed order (the smaller address,
 // then the smaller port, first), the value says which end spoke first. ICMP echo: both ports are the id; protocols
-// without ports: 0. Frozen with the first release, hence the spare bytes.
+// without ports: 0. Frozen with the first release, hence the spare bytes. There are no more of them because the kernel
+// keeps an entry in 256 bytes, 96 of which are the key and its own: one more byte would double the table's memory.
 type FlowKey struct {
 	Low      Address
 	High     Address
@@ -878,7 +909,7 @@ type Flow struct {
 	Expires             uint64  // ns; the sweeper removes the entry after it
 	Forward             Traffic // sent by the end that spoke first
 	Reverse             Traffic
-	Egress              Verdict   // of the source's egress program; RULE_OUTSIDE_SCOPE if it is not a pod of this node
+	Egress              Verdict   // of the source's egress program; RULE_OUTSIDE_SCOPE if nobody here judges it
 	Ingress             Verdict   // of the destination's ingress program
 	Service             Address   // frontend that the source wanted; zero: no service (per-packet translation); of a service entry the backend
 	ServicePort         uint16    // network byte order
@@ -888,7 +919,7 @@ type Flow struct {
 	TCPForward          uint8     // TCP flags seen, or-ed
 	TCPReverse          uint8
 	NATAddress          Address // source address after SNAT; of FLOW_SELF the loopback source; zero: none
-	SourceEndpoint      uint32  // local endpoint that spoke first; 0: none
+	SourceEndpoint      uint32  // local endpoint that spoke first, be it ENDPOINT_HOST; 0: none
 	DestinationEndpoint uint32  // local endpoint that was spoken to; 0: none
 	SourcePeer          uint32
 	DestinationPeer     uint32
@@ -1160,6 +1191,8 @@ type Event struct {
 	DestinationEndpoint uint32
 	EgressRule          uint32
 	IngressRule         uint32
+	StagedEgressRule    uint32 // what the staged policies would have said
+	StagedIngressRule   uint32
 	EgressAction        Action    // enum action
 	IngressAction       Action    // enum action
 	Kind                EventKind // enum event_kind
@@ -1168,6 +1201,9 @@ type Event struct {
 	Protocol            uint8
 	TCPFlags            uint8     // of this packet; FLOW_END: all seen
 	State               FlowState // enum flow_state
+	StagedEgressAction  Action    // enum action; ACTION_NONE: no staged policy selects the side
+	StagedIngressAction Action    // enum action
+	Reserved            [6]uint8
 }
 
 // AssignmentKey mirrors struct assignment_key of the datapath.

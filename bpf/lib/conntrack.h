@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * Step 4: the flow that a packet belongs to. One lookup; where there is none, or where policy has changed since the
- * flow was judged, step 5 (policy.h) is asked for both ends that are pods of this node.
+ * flow was judged, step 5 (policy.h) is asked for both ends that are endpoints of this node: its pods, and the node itself.
  *
  *   flow_find       the packet's flow, if it has a living one
  *   flow_open       no flow: judge, and make one if both sides allow it
@@ -174,25 +174,57 @@ static __always_inline __u32 flow_wanted(const struct packet *p)
 	return (__u32)p->protocol << 16 | bpf_ntohs(port);
 }
 
-/* flow_judge_side asks one end's program about the other end. An end that is not a pod of this node is judged elsewhere. */
+/* flow_judge_staged asks what the staged policies of an end would say. It changes nothing but the record. */
+__noinline int flow_judge_staged(__u32 program, __u32 peer, __u32 wanted, struct verdict *verdict)
+{
+	struct verdict staged = {};
+
+	if (!verdict)
+		return 0;
+	policy_judge(program, peer, wanted, &staged);
+	verdict->staged_rule = staged.rule;
+	verdict->staged_action = staged.action;
+	return 0;
+}
+
+/*
+ * flow_judge_by is the record whose programs judge an end: a pod's, or the node's own while a policy selects it. NULL with
+ * verdict left alone: the end is not judged here.
+ */
+static __always_inline struct endpoint *flow_judge_by(const struct peer_info *who)
+{
+	if (who->flags & ADDRESS_LOCAL_POD)
+		return endpoint_at(who->endpoint);
+	return who->flags & ADDRESS_HOST ? endpoint_at(ENDPOINT_HOST) : NULL;
+}
+
+/* flow_judge_side asks one end's program about the other end. An end that is no endpoint of this node is judged elsewhere. */
 static __always_inline void flow_judge_side(const struct peer_info *own, const struct peer_info *other, __u32 wanted,
 					    bool ingress, struct verdict *verdict)
 {
-	struct endpoint *endpoint = NULL;
+	struct endpoint *endpoint = flow_judge_by(own);
+	__u32 program, staged;
 
 	verdict->rule = RULE_OUTSIDE_SCOPE;
 	verdict->action = ACTION_ALLOW;
-	if (!(own->flags & ADDRESS_LOCAL_POD))
+	if (!(own->flags & ADDRESS_LOCAL_POD) && !endpoint)
 		return;
-	if (own->endpoint == other->endpoint && other->flags & ADDRESS_LOCAL_POD) {
+	if (own->flags & ADDRESS_LOCAL_POD && own->endpoint == other->endpoint && other->flags & ADDRESS_LOCAL_POD) {
 		verdict->rule = RULE_SELF;
 		return;
 	}
-	endpoint = endpoint_at(own->endpoint);
-	verdict->rule = RULE_NONE;
-	verdict->action = ACTION_DENY;
-	if (endpoint)
-		policy_judge(ingress ? endpoint->ingress : endpoint->egress, other->peer, wanted, verdict);
+	program = endpoint ? (ingress ? endpoint->ingress : endpoint->egress) : 0;
+	if (program || own->flags & ADDRESS_LOCAL_POD) {
+		verdict->rule = RULE_NONE;
+		verdict->action = ACTION_DENY;
+	}
+	if (!endpoint)
+		return;
+	if (program)
+		policy_judge(program, other->peer, wanted, verdict);
+	staged = ingress ? endpoint->staged_ingress : endpoint->staged_egress;
+	if (staged)
+		flow_judge_staged(staged, other->peer, wanted, verdict);
 }
 
 /*
@@ -208,6 +240,22 @@ static __always_inline void flow_peer(const union address *address, struct peer_
 		who->peer = found.peer;
 }
 
+/* flow_note keeps for the record what the verdicts of both ends are, and returns what they say together. */
+static __always_inline int flow_note(struct packet *p, const struct verdict *egress, const struct verdict *ingress)
+{
+	int reason = flow_denied(egress);
+
+	p->egress_rule = egress->rule;
+	p->egress_action = egress->action;
+	p->staged_egress_rule = egress->staged_rule;
+	p->staged_egress_action = egress->staged_action;
+	p->ingress_rule = ingress->rule;
+	p->ingress_action = ingress->action;
+	p->staged_ingress_rule = ingress->staged_rule;
+	p->staged_ingress_action = ingress->staged_action;
+	return reason == GO_ON ? flow_denied(ingress) : reason;
+}
+
 /* flow_judge judges both ends of the packet's flow, whichever way the packet goes, and returns what they say together. */
 static __always_inline int flow_judge(struct packet *p, __u32 epoch, struct verdict *egress, struct verdict *ingress)
 {
@@ -215,22 +263,16 @@ static __always_inline int flow_judge(struct packet *p, __u32 epoch, struct verd
 	const struct peer_info *source = reply ? &p->to : &p->from;
 	const struct peer_info *destination = reply ? &p->from : &p->to;
 	__u32 wanted = flow_wanted(p);
-	int reason;
 
 	*egress = (struct verdict){.epoch = epoch};
 	*ingress = (struct verdict){.epoch = epoch};
-	if (p->from.flags & p->to.flags & ADDRESS_LOCAL_POD) {
+	if (flow_judge_by(&p->from) && flow_judge_by(&p->to)) {
 		flow_peer(&p->source, &p->from);
 		flow_peer(&p->destination, &p->to);
 	}
 	flow_judge_side(source, destination, wanted, false, egress);
 	flow_judge_side(destination, source, wanted, true, ingress);
-	p->egress_rule = egress->rule;
-	p->egress_action = egress->action;
-	p->ingress_rule = ingress->rule;
-	p->ingress_action = ingress->action;
-	reason = flow_denied(egress);
-	return reason == GO_ON ? flow_denied(ingress) : reason;
+	return flow_note(p, egress, ingress);
 }
 
 /* flow_ends looks up the ends that are not known yet and refuses addresses that nobody owns. */
@@ -297,36 +339,59 @@ static __always_inline struct flow *flow_draft(void)
 static __always_inline __u32 flow_other_end(const struct packet *p, struct flow *flow)
 {
 	const struct peer_info *other = p->to.flags & ADDRESS_LOCAL_POD ? &p->from : &p->to;
+	bool host = (p->from.flags | p->to.flags) & ADDRESS_HOST; /* what it sends and gets goes by the stack */
 
-	flow->node = other->flags & (ADDRESS_LOCAL_POD | ADDRESS_HOST) ? 0 : other->node; /* the host: by the stack */
+	flow->node = host || other->flags & ADDRESS_LOCAL_POD ? 0 : other->node;
 	return flow->node && other->flags & ADDRESS_TUNNEL ? FLOW_TUNNEL : 0;
+}
+
+/* flow_endpoint is the number of a local end; 0: it is not local. */
+static __always_inline __u32 flow_endpoint(const struct peer_info *who)
+{
+	if (who->flags & ADDRESS_LOCAL_POD)
+		return who->endpoint;
+	return who->flags & ADDRESS_HOST ? ENDPOINT_HOST : 0;
 }
 
 /* flow_fill puts what is known of the first packet into the draft; judged verdicts are there already. */
 static __always_inline void flow_fill(const struct packet *p, const struct flow_key *key, struct flow *flow, __u32 flags)
 {
+	bool reply = p->flags & PACKET_REPLY; /* the flow of a connection that is older than the policy (host.h) */
+	const struct peer_info *source = reply ? &p->to : &p->from;
+	const struct peer_info *destination = reply ? &p->from : &p->to;
+	struct traffic first = {.packets = 1, .bytes = p->length};
+
 	flow->created = bpf_ktime_get_ns();
-	flow->state = FLOW_NEW;
+	flow->state = reply ? FLOW_ESTABLISHED : FLOW_NEW;
 	flow->hook = p->hook;
-	flow->expires = flow->created + flow_lifetime(p->protocol, FLOW_NEW);
-	flow->forward = (struct traffic){.packets = 1, .bytes = p->length};
-	flow->tcp_forward = p->tcp_flags;
+	flow->expires = flow->created + flow_lifetime(p->protocol, flow->state);
+	if (reply)
+		flow->reverse = first;
+	else
+		flow->forward = first;
+	if (reply)
+		flow->tcp_reverse = p->tcp_flags;
+	else
+		flow->tcp_forward = p->tcp_flags;
 	flow->service = p->service;
 	flow->service_port = p->service_port;
 	flow->nat_address = p->alias;
 	flow->nat_port = p->alias_port;
-	flow->source_endpoint = p->from.flags & ADDRESS_LOCAL_POD ? p->from.endpoint : 0;
-	flow->destination_endpoint = p->to.flags & ADDRESS_LOCAL_POD ? p->to.endpoint : 0;
-	flow->source_peer = p->from.peer;
-	flow->destination_peer = p->to.peer;
-	if (address_equal(&key->low, &p->source) && key->low_port == p->source_port)
+	flow->source_endpoint = flow_endpoint(source);
+	flow->destination_endpoint = flow_endpoint(destination);
+	flow->source_peer = source->peer;
+	flow->destination_peer = destination->peer;
+	if (reply != (address_equal(&key->low, &p->source) && key->low_port == p->source_port))
 		flags |= FLOW_LOW_IS_SOURCE;
 	if (p->flags & PACKET_SELF)
 		flags |= FLOW_SELF;
 	flow->flags = flags | flow_other_end(p, flow);
 }
 
-/* flow_open judges the first packet of a flow and makes the flow if it is allowed. */
+/*
+ * flow_open judges the first packet of a flow and makes the flow if it is allowed. With PACKET_REPLY it is the first that is
+ * seen of a connection which its receiver opened.
+ */
 __noinline int flow_open(struct packet *p, const struct flow_key *key, __u32 epoch)
 {
 	struct flow *flow = flow_draft();
@@ -362,7 +427,26 @@ static __always_inline void verdict_replace(struct verdict *stored, const struct
 	stored->action = verdict->action;
 	stored->rule = verdict->rule;
 	stored->argument = verdict->argument;
+	stored->staged_rule = verdict->staged_rule;
+	stored->staged_action = verdict->staged_action;
 	*(volatile __u32 *)&stored->epoch = verdict->epoch;
+}
+
+/* verdict_differs tells whether a verdict is worth a record: another rule made it, or would have made it. */
+static __always_inline bool verdict_differs(const struct verdict *a, const struct verdict *b)
+{
+	return a->rule != b->rule || a->staged_rule != b->staged_rule;
+}
+
+/* flow_host marks the end that is known to be the node, be it under an address that no table has. */
+static __always_inline void flow_host(struct packet *p, const struct flow *flow)
+{
+	bool reply = p->flags & PACKET_REPLY;
+
+	if ((reply ? flow->destination_endpoint : flow->source_endpoint) == ENDPOINT_HOST)
+		p->from.flags |= ADDRESS_HOST;
+	if ((reply ? flow->source_endpoint : flow->destination_endpoint) == ENDPOINT_HOST)
+		p->to.flags |= ADDRESS_HOST;
 }
 
 /* flow_recheck judges a known flow again. The answer stays in the flow, a denial too: then nothing passes until policy changes again. */
@@ -377,8 +461,9 @@ __noinline int flow_recheck(struct packet *p, const struct flow_key *key, struct
 	reason = flow_ends(p);
 	if (reason != GO_ON)
 		return reason;
+	flow_host(p, flow);
 	reason = flow_judge(p, epoch, &egress, &ingress);
-	changed = egress.rule != flow->egress.rule || ingress.rule != flow->ingress.rule;
+	changed = verdict_differs(&egress, &flow->egress) || verdict_differs(&ingress, &flow->ingress);
 	verdict_replace(&flow->egress, &egress);
 	verdict_replace(&flow->ingress, &ingress);
 	flow_other_end(p, flow);
@@ -423,7 +508,10 @@ static __always_inline void flow_destination(struct packet *p, const struct flow
 	if (p->to.flags || p->to.peer)
 		return;
 	p->to.peer = p->flags & PACKET_REPLY ? flow->source_peer : flow->destination_peer;
-	if (index) {
+	if (index == ENDPOINT_HOST) {
+		p->to.flags = ADDRESS_HOST | ADDRESS_CLUSTER;
+		return;
+	} else if (index) {
 		endpoint = endpoint_at(index);
 		if (endpoint && address_of_endpoint(endpoint, &p->destination)) {
 			p->to.endpoint = index;
@@ -454,12 +542,7 @@ static __always_inline int flow_pass(struct packet *p, struct flow_key *key, str
 	if (flow->egress.action != ACTION_ALLOW || flow->ingress.action != ACTION_ALLOW) {
 		p->from.peer = p->flags & PACKET_REPLY ? flow->destination_peer : flow->source_peer;
 		p->to.peer = p->flags & PACKET_REPLY ? flow->source_peer : flow->destination_peer;
-		p->egress_rule = flow->egress.rule;
-		p->egress_action = flow->egress.action;
-		p->ingress_rule = flow->ingress.rule;
-		p->ingress_action = flow->ingress.action;
-		reason = flow_denied((struct verdict *)&flow->egress);
-		return reason == GO_ON ? flow_denied((struct verdict *)&flow->ingress) : reason;
+		return flow_note(p, &flow->egress, &flow->ingress);
 	}
 	flow_follow(p, flow, now);
 	flow_destination(p, flow);

@@ -71,6 +71,11 @@ enum reserved_peer {
 	PEER_FIRST_FREE = 16,
 };
 
+/* Endpoints with fixed numbers: index into endpoints. */
+enum reserved_endpoint {
+	ENDPOINT_HOST = 4095,       /* the node itself; the last of CAP_ENDPOINTS, so that no smaller table has a pod there */
+};
+
 /* What a policy entry does, and what a verdict says. */
 enum action {
 	ACTION_NONE = 0,            /* not judged: never an allow */
@@ -91,6 +96,7 @@ enum builtin_rule {
 	RULE_ICMP_RELATED = 6,      /* an ICMP error about an allowed connection */
 	RULE_INIT_DENY = 7,         /* the endpoint's labels have not arrived yet */
 	RULE_OUTSIDE_SCOPE = 8,     /* the side is not an endpoint of this node: judged elsewhere or not at all */
+	RULE_OVERLAY = 9,           /* the overlay's own packets between nodes: what they carry is judged, they are not */
 	RULE_FIRST_FREE = 64,
 };
 

@@ -60,13 +60,18 @@ __noinline int event_flow(const struct flow_key *key, const struct flow *flow, _
 	event->destination_endpoint = flow->destination_endpoint;
 	event->egress_rule = flow->egress.rule;
 	event->ingress_rule = flow->ingress.rule;
+	event->staged_egress_rule = flow->egress.staged_rule;
+	event->staged_ingress_rule = flow->ingress.staged_rule;
 	event->egress_action = flow->egress.action;
 	event->ingress_action = flow->ingress.action;
+	event->staged_egress_action = flow->egress.staged_action;
+	event->staged_ingress_action = flow->ingress.staged_action;
 	event->kind = what & 0xff;
 	event->hook = what >> 8;
 	event->reason = REASON_FORWARDED;
 	event->tcp_flags = flow->tcp_forward | flow->tcp_reverse;
 	event->state = flow->state;
+	__builtin_memset(event->reserved, 0, sizeof(event->reserved));
 	event_submit(event);
 	return 0;
 }
@@ -99,13 +104,18 @@ __noinline int event_drop(const struct packet *p, __u32 reason)
 	event->destination_endpoint = p->to.endpoint;
 	event->egress_rule = p->egress_rule;
 	event->ingress_rule = p->ingress_rule;
+	event->staged_egress_rule = p->staged_egress_rule;
+	event->staged_ingress_rule = p->staged_ingress_rule;
 	event->egress_action = p->egress_action;
 	event->ingress_action = p->ingress_action;
+	event->staged_egress_action = p->staged_egress_action;
+	event->staged_ingress_action = p->staged_ingress_action;
 	event->kind = EVENT_DROP;
 	event->hook = p->hook;
 	event->reason = reason;
 	event->tcp_flags = p->tcp_flags;
 	event->state = 0;
+	__builtin_memset(event->reserved, 0, sizeof(event->reserved));
 	event_submit(event);
 	return 0;
 }

@@ -44,6 +44,8 @@ struct packet {
 	__u32 device;               /* ifindex that the packet leaves by, once a route was found */
 	__u32 egress_rule;          /* what the verdicts said, for the record */
 	__u32 ingress_rule;
+	__u32 staged_egress_rule;   /* and what those of staged policies would have said */
+	__u32 staged_ingress_rule;
 	__be16 source_port;
 	__be16 destination_port;
 	__be16 alias_port;
@@ -58,6 +60,8 @@ struct packet {
 	__u8 ttl;
 	__u8 egress_action;         /* enum action */
 	__u8 ingress_action;
+	__u8 staged_egress_action;
+	__u8 staged_ingress_action;
 	__u8 transport_length;      /* bytes of the transport header, options included */
 };
 

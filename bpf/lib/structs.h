@@ -36,6 +36,8 @@ struct node_config {
 	__u16 nat_port_min;         /* first source port SNAT may pick */
 	__u16 nat_port_max;         /* last */
 	__u32 event_wakeup_bytes;   /* unread ring-buffer bytes above which a reader is woken */
+	__u16 overlay_port;         /* UDP port of the overlay's own packets */
+	__u16 reserved[3];
 };
 
 /* One word of `control`: written by the agent, read per packet. */
@@ -44,7 +46,10 @@ enum control_word {
 	CONTROL_COUNT = 8,
 };
 
-/* A pod of this node. Index 0 is never used. Written by the agent. */
+/*
+ * A pod of this node; at ENDPOINT_HOST the node itself, while a policy selects it: then without addresses, and a program
+ * that is 0 judges nothing. Index 0 is never used. Written by the agent.
+ */
 struct endpoint {
 	union address address4;     /* zero: none */
 	union address address6;
@@ -58,6 +63,8 @@ struct endpoint {
 	__u32 flags;
 	__u32 mtu;                  /* bytes of IP packet */
 	__u64 netns_cookie;         /* of the pod's network namespace; 0: unknown */
+	__u32 staged_ingress;       /* program that is asked for the record only; 0: none */
+	__u32 staged_egress;
 };
 
 /* Counters of an endpoint that programs write; beside `endpoints` so that records stay read-mostly. */
@@ -157,15 +164,17 @@ struct class_row {
 struct verdict {
 	__u32 epoch;                /* control[CONTROL_VERDICT_EPOCH] read before judging */
 	__u32 rule;                 /* rule id */
+	__u32 staged_rule;          /* what the staged policies would say; of no effect */
+	__u16 argument;             /* proxy port of a redirect */
 	__u8 action;                /* enum action; ACTION_NONE is never an allow */
-	__u8 reserved[3];
-	__u32 argument;             /* proxy port of a redirect */
+	__u8 staged_action;         /* enum action; ACTION_NONE: no staged policy selects the side */
 };
 
 /*
  * Conntrack. One entry serves both directions: the key holds the two ends in a fixed order (the smaller address,
  * then the smaller port, first), the value says which end spoke first. ICMP echo: both ports are the id; protocols
- * without ports: 0. Frozen with the first release, hence the spare bytes.
+ * without ports: 0. Frozen with the first release, hence the spare bytes. There are no more of them because the kernel
+ * keeps an entry in 256 bytes, 96 of which are the key and its own: one more byte would double the table's memory.
  */
 struct flow_key {
 	union address low;
@@ -187,7 +196,7 @@ struct flow {
 	__u64 expires;              /* ns; the sweeper removes the entry after it */
 	struct traffic forward;     /* sent by the end that spoke first */
 	struct traffic reverse;
-	struct verdict egress;      /* of the source's egress program; RULE_OUTSIDE_SCOPE if it is not a pod of this node */
+	struct verdict egress;      /* of the source's egress program; RULE_OUTSIDE_SCOPE if nobody here judges it */
 	struct verdict ingress;     /* of the destination's ingress program */
 	union address service;      /* frontend that the source wanted; zero: no service (per-packet translation); of a service entry the backend */
 	__be16 service_port;
@@ -197,7 +206,7 @@ struct flow {
 	__u8 tcp_forward;           /* TCP flags seen, or-ed */
 	__u8 tcp_reverse;
 	union address nat_address;  /* source address after SNAT; of FLOW_SELF the loopback source; zero: none */
-	__u32 source_endpoint;      /* local endpoint that spoke first; 0: none */
+	__u32 source_endpoint;      /* local endpoint that spoke first, be it ENDPOINT_HOST; 0: none */
 	__u32 destination_endpoint; /* local endpoint that was spoken to; 0: none */
 	__u32 source_peer;
 	__u32 destination_peer;
@@ -374,6 +383,8 @@ struct event {
 	__u32 destination_endpoint;
 	__u32 egress_rule;
 	__u32 ingress_rule;
+	__u32 staged_egress_rule;   /* what the staged policies would have said */
+	__u32 staged_ingress_rule;
 	__u8 egress_action;         /* enum action */
 	__u8 ingress_action;        /* enum action */
 	__u8 kind;                  /* enum event_kind */
@@ -382,6 +393,9 @@ struct event {
 	__u8 protocol;
 	__u8 tcp_flags;             /* of this packet; FLOW_END: all seen */
 	__u8 state;                 /* enum flow_state */
+	__u8 staged_egress_action;  /* enum action; ACTION_NONE: no staged policy selects the side */
+	__u8 staged_ingress_action; /* enum action */
+	__u8 reserved[6];
 };
 
 /* An assignment of a node-local number to a name, kept so that a restart never renumbers. */

@@ -36,6 +36,7 @@ func newObserveCommand(a *app) *cobra.Command {
 		Example: `  tendril observe --last 20                          the last flows of this node
   tendril --node node1 observe -f --verdict dropped  drops as they happen
   tendril observe --all-nodes --pod shop/web         what one pod did, on all nodes of the lab
+  tendril observe --staged --since 1h                what staged policies would change
   tendril observe --to-pod shop/web --port 80 -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
@@ -53,6 +54,7 @@ func newObserveCommand(a *app) *cobra.Command {
 	flags.Uint32Var(&r.Port, "port", 0, "only flows with this port")
 	flags.StringVar(&r.Protocol, "protocol", "", "tcp, udp, sctp, icmp, icmpv6 or a number")
 	flags.StringVar(&r.Kind, "kind", "", "new, established, end, verdict or drop")
+	flags.BoolVar(&r.Staged, "staged", false, "only flows that a staged policy would treat otherwise")
 	flags.BoolVarP(&o.allNodes, "all-nodes", "A", false, "ask all nodes of the lab and merge their flows by time")
 	return cmd
 }

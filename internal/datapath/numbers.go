@@ -122,6 +122,11 @@ func newNumbers(classWords uint32, sizes map[string]uint32, l ledger, before map
 		n.infos[info.kind] = info
 		n.spaces[info.kind] = newSpace(info.reserved, capacity)
 	}
+	if s := n.spaces[policy.KindEndpoint]; uint32(bpf.EndpointHost) < s.capacity {
+		if err := s.claim(uint32(bpf.EndpointHost), 1); err != nil {
+			return nil, fmt.Errorf("keep the node's own endpoint %d: %w", bpf.EndpointHost, err)
+		}
+	}
 	return n, n.adopt(before)
 }
 

@@ -309,12 +309,29 @@ func (d *Datapath) writeSubjects(delta *policy.Delta) error {
 	for _, row := range delta.Subjects {
 		err := d.changeEndpoint(row.Endpoint, func(e *bpf.Endpoint) {
 			e.Peer, e.Ingress, e.Egress = row.Peer, row.Ingress, row.Egress
+			e.StagedIngress, e.StagedEgress = row.StagedIngress, row.StagedEgress
+			if row.Endpoint == uint32(bpf.EndpointHost) {
+				useHost(e)
+			}
 		})
 		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// loopback is the index of a network namespace's first device, lo.
+const loopback = 1
+
+// useHost puts the node's own record into use while a program judges the node, and out of use with the last. In between,
+// the node's packets cost the one look that tells so.
+func useHost(e *bpf.Endpoint) {
+	if e.Ingress|e.Egress|e.StagedIngress|e.StagedEgress == 0 {
+		*e = bpf.Endpoint{}
+		return
+	}
+	e.IfIndex = loopback
 }
 
 // clearReleased makes released numbers lead nowhere, so that nothing old shows when they are given out again.

@@ -79,7 +79,7 @@ func smallDelta() *policy.Delta {
 			{Prefix: netip.MustParsePrefix("192.0.2.0/24"), Peer: 17},
 			{Prefix: netip.MustParsePrefix("2001:db8::/32"), Peer: 17},
 		},
-		Subjects: []policy.SubjectRow{{Endpoint: 3, Peer: 16, Ingress: 1, Egress: 1}},
+		Subjects: []policy.SubjectRow{{Endpoint: 3, Peer: 16, Ingress: 1, Egress: 1, StagedIngress: 2, StagedEgress: 3}},
 		Changed:  true,
 	}
 }
@@ -117,7 +117,7 @@ func TestPublishWritesEveryPart(t *testing.T) {
 	if diff := cmp.Diff(wantArenas, got.Arenas); diff != "" {
 		t.Errorf("arenas (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff(bpf.Endpoint{Peer: 16, Ingress: 1, Egress: 1}, got.Endpoints[3]); diff != "" {
+	if diff := cmp.Diff(bpf.Endpoint{Peer: 16, Ingress: 1, Egress: 1, StagedIngress: 2, StagedEgress: 3}, got.Endpoints[3]); diff != "" {
 		t.Errorf("endpoint 3 (-want +got):\n%s", diff)
 	}
 }

@@ -25,6 +25,7 @@ func (d *Datapath) WriteEndpoint(row *table.Endpoint) error {
 		// Generation tells uses of a number apart: the stub on the device carries it, and packets of an older one are stale.
 		if e.IfIndex == 0 || e.Generation == row.Generation {
 			next.Peer, next.Ingress, next.Egress = e.Peer, e.Ingress, e.Egress
+			next.StagedIngress, next.StagedEgress = e.StagedIngress, e.StagedEgress
 		}
 		for _, addr := range row.Addrs {
 			if addr.Unmap().Is4() {

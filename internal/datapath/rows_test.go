@@ -23,11 +23,11 @@ func podRow() *table.Endpoint {
 
 func TestEndpointRecordKeepsWhatPublishWrote(t *testing.T) {
 	d := bare(t, testConfig(rootFolder(t)))
-	publish(t, d, &policy.Delta{Subjects: []policy.SubjectRow{{Endpoint: 3, Peer: 16, Ingress: 1, Egress: 2}}})
+	publish(t, d, &policy.Delta{Subjects: []policy.SubjectRow{{Endpoint: 3, Peer: 16, Ingress: 1, Egress: 2, StagedIngress: 4}}})
 	row := podRow()
 	want := bpf.Endpoint{
 		Address4: bpf.AddressOf(row.Addrs[0]), Address6: bpf.AddressOf(row.Addrs[1]), PodMAC: row.PodMAC, HostMAC: row.HostMAC,
-		IfIndex: 42, Generation: 5, MTU: 1450, Peer: 16, Ingress: 1, Egress: 2,
+		IfIndex: 42, Generation: 5, MTU: 1450, Peer: 16, Ingress: 1, Egress: 2, StagedIngress: 4,
 	}
 	for _, when := range []string{"before the record", "again"} {
 		if err := d.WriteEndpoint(row); err != nil {

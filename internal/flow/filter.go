@@ -22,6 +22,7 @@ type Filter struct {
 	Protocol  uint8        // IP protocol number
 	Kind      string       // new, established, end, verdict, drop
 	Since     int64        // Unix nanoseconds
+	Staged    bool         // only what staged policies would treat otherwise
 }
 
 // Verdicts and kinds that a filter may name, and what people also call them.
@@ -41,7 +42,7 @@ func verdictNamed(text string) (string, bool) {
 
 // ParseFilter checks the filters of a request. Errors name the field and what it may be.
 func ParseFilter(r *agentv1.ObserveRequest) (Filter, error) {
-	f := Filter{Namespace: r.GetNamespace(), Kind: r.GetKind(), Since: r.GetSinceUnixNano()}
+	f := Filter{Namespace: r.GetNamespace(), Kind: r.GetKind(), Since: r.GetSinceUnixNano(), Staged: r.GetStaged()}
 	// Pods may be given by name alone, as kubectl takes them.
 	var err error
 	for _, pod := range []struct {
@@ -116,10 +117,16 @@ func (f *Filter) wantsEvent(e *bpf.Event, bootUnixNano int64) bool {
 		f.Kind != "" && kindName(e.Kind) != f.Kind,
 		f.Verdict != "" && verdict(e) != f.Verdict,
 		f.IPs.IsValid() && !f.wantsAddress(e),
-		f.Port != 0 && !f.wantsPort(e):
+		f.Port != 0 && !f.wantsPort(e),
+		f.Staged && !stagedDiffers(e.EgressAction, e.StagedEgressAction) && !stagedDiffers(e.IngressAction, e.StagedIngressAction):
 		return false
 	}
 	return true
+}
+
+// stagedDiffers says that staged policies select a side and would treat it otherwise than those in force.
+func stagedDiffers(action, staged bpf.Action) bool {
+	return staged != bpf.ActionNone && staged != action
 }
 
 // wantsAddress says that one of the event's addresses is in the wanted range.

@@ -64,6 +64,13 @@ func event(source, destination string, change func(*bpf.Event)) bpf.Event {
 	return e
 }
 
+// staged adds what staged policies would say; ACTION_NONE where none selects the side.
+func staged(egressAction bpf.Action, egress uint32, ingressAction bpf.Action, ingress uint32) func(*bpf.Event) {
+	return func(e *bpf.Event) {
+		e.StagedEgressAction, e.StagedEgressRule, e.StagedIngressAction, e.StagedIngressRule = egressAction, egress, ingressAction, ingress
+	}
+}
+
 func judged(egressAction bpf.Action, egress uint32, ingressAction bpf.Action, ingress uint32) func(*bpf.Event) {
 	return func(e *bpf.Event) {
 		e.EgressAction, e.EgressRule, e.IngressAction, e.IngressRule = egressAction, egress, ingressAction, ingress

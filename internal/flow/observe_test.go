@@ -16,14 +16,20 @@ import (
 func story() []bpf.Event {
 	events := []bpf.Event{
 		0: event("10.0.0.1", "10.0.0.2", nil),
-		1: event("10.0.0.1", "10.0.0.2", judged(bpf.ActionAllow, 1, bpf.ActionDeny, 64)),
+		1: event("10.0.0.1", "10.0.0.2", func(e *bpf.Event) {
+			judged(bpf.ActionAllow, 1, bpf.ActionDeny, 64)(e)
+			staged(bpf.ActionAllow, 1, bpf.ActionDeny, 65)(e)
+		}),
 		2: event("10.0.0.2", "192.0.2.7", func(e *bpf.Event) { e.Protocol = 17 }),
 		3: event("fd00::1", "fd00::2", func(e *bpf.Event) { e.Kind = bpf.EventFlowEnd }),
 		4: event("10.0.0.1", "10.0.0.2", func(e *bpf.Event) {
 			e.Service, e.ServicePort = address("10.96.0.1"), bpf.NetPort(443)
 			e.EgressAction = bpf.ActionRedirect
 		}),
-		5: event("192.0.2.7", "198.51.100.1", func(e *bpf.Event) { e.Protocol = 1 }),
+		5: event("192.0.2.7", "198.51.100.1", func(e *bpf.Event) {
+			e.Protocol = 1
+			staged(bpf.ActionDeny, 64, bpf.ActionNone, 0)(e)
+		}),
 	}
 	for i := range events {
 		events[i].Time = uint64(i)
@@ -64,6 +70,7 @@ func TestAFilterFinds(t *testing.T) {
 		{"a range", &agentv1.ObserveRequest{Ip: "fd00::/64"}, []int{3}},
 		{"a port of a service", &agentv1.ObserveRequest{Port: 443}, []int{4}},
 		{"a port, which no echo's id is", &agentv1.ObserveRequest{Port: 80}, []int{0, 1, 2, 3, 4}},
+		{"what staged policies would change", &agentv1.ObserveRequest{Staged: true}, []int{5}},
 		{"a kind", &agentv1.ObserveRequest{Kind: "end"}, []int{3}},
 		{"a time", &agentv1.ObserveRequest{SinceUnixNano: boot + 4}, []int{4, 5}},
 	} {

@@ -59,6 +59,8 @@ func (d *Decoder) Flow(e *bpf.Event) *agentv1.Flow {
 		Destination:    d.party(e.Destination, e.DestinationPort, e.DestinationPeer, e.DestinationEndpoint),
 		Egress:         d.judgement(e.EgressAction, e.EgressRule),
 		Ingress:        d.judgement(e.IngressAction, e.IngressRule),
+		StagedEgress:   d.staged(e.StagedEgressAction, e.StagedEgressRule),
+		StagedIngress:  d.staged(e.StagedIngressAction, e.StagedIngressRule),
 		ForwardPackets: e.Forward.Packets,
 		ForwardBytes:   e.Forward.Bytes,
 		ReversePackets: e.Reverse.Packets,
@@ -111,6 +113,14 @@ func (d *Decoder) judgement(action bpf.Action, rule uint32) *agentv1.Judgement {
 		j.RuleName = "rule " + number(rule) // its policy is gone
 	}
 	return j
+}
+
+// staged names what staged policies would have said; nil where none selects the side.
+func (d *Decoder) staged(action bpf.Action, rule uint32) *agentv1.Judgement {
+	if action == bpf.ActionNone {
+		return nil
+	}
+	return d.judgement(action, rule)
 }
 
 // number stands for what has no name, such as a reserved number that another version of the datapath gave a meaning.

@@ -18,6 +18,7 @@ func TestARecordHoldsAllOfItsEvent(t *testing.T) {
 		e.SourcePeer, e.DestinationPeer, e.SourceEndpoint, e.DestinationEndpoint = 20, 21, 3, 4
 		e.Forward, e.Reverse, e.Duration = bpf.Traffic{Packets: 1, Bytes: 2}, bpf.Traffic{Packets: 3, Bytes: 4}, 5
 		e.Hook, e.TCPFlags = bpf.HookTunnelIn, 0x12
+		staged(bpf.ActionNone, 0, bpf.ActionDeny, 65)(e)
 	})
 	want := &agentv1.Flow{
 		TimeUnixNano: boot + 1_123_000_000, Kind: "new", Verdict: VerdictForwarded, Protocol: 6, Node: "n1", Hook: "tunnel-in",
@@ -25,6 +26,7 @@ func TestARecordHoldsAllOfItsEvent(t *testing.T) {
 		Destination:    &agentv1.Party{Ip: "10.0.0.2", Port: 80, Namespace: "shop", Pod: "web", Identity: "0eb0", Node: "n2", Peer: 21, Endpoint: 4, Service: "shop/web"},
 		Egress:         &agentv1.Judgement{Action: "allow", Rule: 8, RuleName: "builtin/outside-scope"},
 		Ingress:        &agentv1.Judgement{Action: "allow", Rule: 64, RuleName: "networkpolicy shop/allow-client", Place: "spec.ingress[0]"},
+		StagedIngress:  &agentv1.Judgement{Action: "deny", Rule: 65, RuleName: "ciliumnetworkpolicy shop/no-world", Place: "spec.egressDeny[0]"},
 		ForwardPackets: 1, ForwardBytes: 2, ReversePackets: 3, ReverseBytes: 4, DurationNs: 5,
 		ServiceIp: "10.96.0.1", ServicePort: 80, TcpFlags: 0x12, NatPort: 7,
 	}

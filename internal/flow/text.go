@@ -16,7 +16,7 @@ type Line struct {
 	Time    string // time of day, to the millisecond
 	Verdict string // allowed, dropped, proxied; for kinds that judge nothing: replied, ended, rejudged
 	Path    string // who -> whom, protocol and service
-	Why     string // the rules, or the drop's reason; for an ended flow what it carried
+	Why     string // the rules, or the drop's reason; for an ended flow what it carried; and what staged policies would change
 }
 
 // String is the line without colours.
@@ -30,7 +30,7 @@ func Describe(f *agentv1.Flow, zone *time.Location) Line {
 		Time:    time.Unix(0, f.GetTimeUnixNano()).In(zone).Format("15:04:05.000"),
 		Verdict: verdictWord(f),
 		Path:    path(f),
-		Why:     why(f),
+		Why:     strings.TrimSpace(why(f) + "  " + stagedText(f)),
 	}
 }
 
@@ -136,6 +136,24 @@ func dropText(f *agentv1.Flow) string {
 		}
 	}
 	return text
+}
+
+// stagedText says what staged policies would do otherwise, and which rule would.
+func stagedText(f *agentv1.Flow) string {
+	words := map[string]string{bpf.ActionAllow.String(): "allowed", bpf.ActionDeny.String(): "denied", bpf.ActionRedirect.String(): "proxied"}
+	var changes []string
+	for _, s := range []struct {
+		direction   string
+		now, staged *agentv1.Judgement
+	}{{"egress", f.GetEgress(), f.GetStagedEgress()}, {"ingress", f.GetIngress(), f.GetStagedIngress()}} {
+		if s.staged != nil && s.staged.GetAction() != s.now.GetAction() {
+			changes = append(changes, "would be "+words[s.staged.GetAction()]+" by "+s.direction+" "+RuleText(s.staged))
+		}
+	}
+	if len(changes) == 0 {
+		return ""
+	}
+	return "staged: " + strings.Join(changes, ", ")
 }
 
 // side is one direction's verdict, and its name.

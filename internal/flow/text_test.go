@@ -55,6 +55,18 @@ func TestARecordReadsAs(t *testing.T) {
 		}), "12:00:01.123 rejudged default/client:43210 (c11e) -> shop/web:80 (0eb0) tcp  by ingress networkpolicy shop/allow-client spec.ingress[0]"},
 		{"by a rule whose policy has gone", event("10.0.0.1", "10.0.0.2", judged(allow, open, allow, 99)),
 			"12:00:01.123 allowed  default/client:43210 (c11e) -> shop/web:80 (0eb0) tcp  by ingress rule 99"},
+		{"allowed, and staged policies would deny", event("10.0.0.1", "10.0.0.2", func(e *bpf.Event) {
+			judged(allow, open, allow, open)(e)
+			staged(allow, open, deny, uint32(bpf.RuleDefaultDeny))(e)
+		}), "12:00:01.123 allowed  default/client:43210 (c11e) -> shop/web:80 (0eb0) tcp  no policy restricts egress or ingress  staged: would be denied by ingress builtin/default-deny"},
+		{"denied, and staged policies would allow", event("10.0.0.1", "10.0.0.2", func(e *bpf.Event) {
+			judged(deny, 65, deny, 65)(e)
+			staged(deny, 65, allow, 64)(e)
+		}), "12:00:01.123 dropped  default/client:43210 (c11e) -> shop/web:80 (0eb0) tcp  policy-deny by egress ciliumnetworkpolicy shop/no-world spec.egressDeny[0]  staged: would be allowed by ingress networkpolicy shop/allow-client spec.ingress[0]"},
+		{"allowed by another rule if staged policies were in force", event("10.0.0.1", "10.0.0.2", func(e *bpf.Event) {
+			judged(allow, open, allow, 64)(e)
+			staged(allow, 64, allow, open)(e)
+		}), "12:00:01.123 allowed  default/client:43210 (c11e) -> shop/web:80 (0eb0) tcp  by ingress networkpolicy shop/allow-client spec.ingress[0]"},
 		{"answered", event("10.0.0.1", "10.0.0.2", func(e *bpf.Event) { e.Kind = bpf.EventFlowEstablished }),
 			"12:00:01.123 replied  default/client:43210 (c11e) -> shop/web:80 (0eb0) tcp"},
 		{"ended", event("10.0.0.1", "10.0.0.2", func(e *bpf.Event) {

@@ -267,6 +267,7 @@ func (a *Agent) nodeConfig() bpf.NodeConfig {
 		UplinkIfIndex:  a.uplink.ifindex,
 		OverlayIfIndex: a.overlay,
 		VNI:            a.config.VNI,
+		OverlayPort:    a.config.TunnelPort,
 		PodMTU:         a.mtus.Device,
 		TunnelMTU:      a.mtus.Tunnel,
 		HalfOpenLimit:  a.config.HalfOpenLimit,

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/datapath"
 	"tendril.io/tendril/internal/policy"
 	"tendril.io/tendril/internal/service"
@@ -123,7 +124,7 @@ func (p *pruner) wanted() datapath.Wanted {
 // wantedRows is what the kernel should hold of what is neither policy nor service.
 func (a *Agent) wantedRows() datapath.Wanted {
 	want := datapath.Wanted{
-		Nodes: a.numbering.all(), Endpoints: make(map[uint32]bool), Uplinks: map[uint32]bool{a.uplink.ifindex: true},
+		Nodes: a.numbering.all(), Endpoints: map[uint32]bool{uint32(bpf.EndpointHost): true}, Uplinks: map[uint32]bool{a.uplink.ifindex: true},
 	}
 	for row := range a.tables.Endpoints.All(a.tables.DB.ReadTxn()) {
 		want.Endpoints[row.ID] = true

@@ -653,8 +653,11 @@ type Flow struct {
 	Node           string                 `protobuf:"bytes,19,opt,name=node,proto3" json:"node,omitempty"`
 	Lost           uint64                 `protobuf:"varint,20,opt,name=lost,proto3" json:"lost,omitempty"` // records lost before this one
 	NatPort        uint32                 `protobuf:"varint,21,opt,name=nat_port,json=natPort,proto3" json:"nat_port,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// What the verdicts would be if the staged policies were in force; absent where none selects the side.
+	StagedEgress  *Judgement `protobuf:"bytes,22,opt,name=staged_egress,json=stagedEgress,proto3" json:"staged_egress,omitempty"`
+	StagedIngress *Judgement `protobuf:"bytes,23,opt,name=staged_ingress,json=stagedIngress,proto3" json:"staged_ingress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Flow) Reset() {
@@ -834,6 +837,20 @@ func (x *Flow) GetNatPort() uint32 {
 	return 0
 }
 
+func (x *Flow) GetStagedEgress() *Judgement {
+	if x != nil {
+		return x.StagedEgress
+	}
+	return nil
+}
+
+func (x *Flow) GetStagedIngress() *Judgement {
+	if x != nil {
+		return x.StagedIngress
+	}
+	return nil
+}
+
 type ObserveRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Follow        bool                   `protobuf:"varint,1,opt,name=follow,proto3" json:"follow,omitempty"`
@@ -848,6 +865,7 @@ type ObserveRequest struct {
 	Kind          string                 `protobuf:"bytes,10,opt,name=kind,proto3" json:"kind,omitempty"`
 	SinceUnixNano int64                  `protobuf:"varint,11,opt,name=since_unix_nano,json=sinceUnixNano,proto3" json:"since_unix_nano,omitempty"`
 	Namespace     string                 `protobuf:"bytes,12,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Staged        bool                   `protobuf:"varint,13,opt,name=staged,proto3" json:"staged,omitempty"` // only flows that staged policies would treat otherwise
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -964,6 +982,13 @@ func (x *ObserveRequest) GetNamespace() string {
 		return x.Namespace
 	}
 	return ""
+}
+
+func (x *ObserveRequest) GetStaged() bool {
+	if x != nil {
+		return x.Staged
+	}
+	return false
 }
 
 type ListTablesRequest struct {
@@ -3334,7 +3359,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x06action\x18\x01 \x01(\tR\x06action\x12\x12\n" +
 	"\x04rule\x18\x02 \x01(\rR\x04rule\x12\x1b\n" +
 	"\trule_name\x18\x03 \x01(\tR\bruleName\x12\x14\n" +
-	"\x05place\x18\x04 \x01(\tR\x05place\"\xd9\x05\n" +
+	"\x05place\x18\x04 \x01(\tR\x05place\"\xdf\x06\n" +
 	"\x04Flow\x12$\n" +
 	"\x0etime_unix_nano\x18\x01 \x01(\x03R\ftimeUnixNano\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
@@ -3359,7 +3384,9 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\ttcp_flags\x18\x12 \x01(\rR\btcpFlags\x12\x12\n" +
 	"\x04node\x18\x13 \x01(\tR\x04node\x12\x12\n" +
 	"\x04lost\x18\x14 \x01(\x04R\x04lost\x12\x19\n" +
-	"\bnat_port\x18\x15 \x01(\rR\anatPort\"\xb4\x02\n" +
+	"\bnat_port\x18\x15 \x01(\rR\anatPort\x12@\n" +
+	"\rstaged_egress\x18\x16 \x01(\v2\x1b.tendril.agent.v1.JudgementR\fstagedEgress\x12B\n" +
+	"\x0estaged_ingress\x18\x17 \x01(\v2\x1b.tendril.agent.v1.JudgementR\rstagedIngress\"\xcc\x02\n" +
 	"\x0eObserveRequest\x12\x16\n" +
 	"\x06follow\x18\x01 \x01(\bR\x06follow\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\rR\x04last\x12\x10\n" +
@@ -3373,7 +3400,8 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x04kind\x18\n" +
 	" \x01(\tR\x04kind\x12&\n" +
 	"\x0fsince_unix_nano\x18\v \x01(\x03R\rsinceUnixNano\x12\x1c\n" +
-	"\tnamespace\x18\f \x01(\tR\tnamespace\"\x13\n" +
+	"\tnamespace\x18\f \x01(\tR\tnamespace\x12\x16\n" +
+	"\x06staged\x18\r \x01(\bR\x06staged\"\x13\n" +
 	"\x11ListTablesRequest\"\xbb\x01\n" +
 	"\x12ListTablesResponse\x12B\n" +
 	"\x06tables\x18\x01 \x03(\v2*.tendril.agent.v1.ListTablesResponse.TableR\x06tables\x1aa\n" +
@@ -3620,59 +3648,61 @@ var file_agent_v1_agent_proto_depIdxs = []int32{
 	5,  // 4: tendril.agent.v1.Flow.destination:type_name -> tendril.agent.v1.Party
 	6,  // 5: tendril.agent.v1.Flow.egress:type_name -> tendril.agent.v1.Judgement
 	6,  // 6: tendril.agent.v1.Flow.ingress:type_name -> tendril.agent.v1.Judgement
-	44, // 7: tendril.agent.v1.ListTablesResponse.tables:type_name -> tendril.agent.v1.ListTablesResponse.Table
-	45, // 8: tendril.agent.v1.ShowTableResponse.rows:type_name -> tendril.agent.v1.ShowTableResponse.Row
-	6,  // 9: tendril.agent.v1.Proof.verdict:type_name -> tendril.agent.v1.Judgement
-	14, // 10: tendril.agent.v1.Proof.steps:type_name -> tendril.agent.v1.Step
-	15, // 11: tendril.agent.v1.ExplainResponse.proofs:type_name -> tendril.agent.v1.Proof
-	47, // 12: tendril.agent.v1.ListTemplatesResponse.templates:type_name -> tendril.agent.v1.ListTemplatesResponse.Template
-	20, // 13: tendril.agent.v1.ListMappingsResponse.mappings:type_name -> tendril.agent.v1.Mapping
-	7,  // 14: tendril.agent.v1.FlowEntry.flow:type_name -> tendril.agent.v1.Flow
-	25, // 15: tendril.agent.v1.ListFlowsResponse.flows:type_name -> tendril.agent.v1.FlowEntry
-	48, // 16: tendril.agent.v1.ListAddressesResponse.addresses:type_name -> tendril.agent.v1.ListAddressesResponse.Address
-	32, // 17: tendril.agent.v1.ListEndpointsResponse.endpoints:type_name -> tendril.agent.v1.Endpoint
-	35, // 18: tendril.agent.v1.ListServicesResponse.services:type_name -> tendril.agent.v1.Service
-	38, // 19: tendril.agent.v1.ListPoliciesResponse.policies:type_name -> tendril.agent.v1.Policy
-	49, // 20: tendril.agent.v1.CountersResponse.counters:type_name -> tendril.agent.v1.CountersResponse.Counter
-	50, // 21: tendril.agent.v1.CountersResponse.tallies:type_name -> tendril.agent.v1.CountersResponse.TalliesEntry
-	46, // 22: tendril.agent.v1.ListTemplatesResponse.Template.instances:type_name -> tendril.agent.v1.ListTemplatesResponse.Instance
-	0,  // 23: tendril.agent.v1.Agent.Status:input_type -> tendril.agent.v1.StatusRequest
-	8,  // 24: tendril.agent.v1.Agent.Observe:input_type -> tendril.agent.v1.ObserveRequest
-	9,  // 25: tendril.agent.v1.Agent.ListTables:input_type -> tendril.agent.v1.ListTablesRequest
-	11, // 26: tendril.agent.v1.Agent.ShowTable:input_type -> tendril.agent.v1.ShowTableRequest
-	13, // 27: tendril.agent.v1.Agent.Explain:input_type -> tendril.agent.v1.ExplainRequest
-	17, // 28: tendril.agent.v1.Agent.ListTemplates:input_type -> tendril.agent.v1.ListTemplatesRequest
-	19, // 29: tendril.agent.v1.Agent.ListMappings:input_type -> tendril.agent.v1.ListMappingsRequest
-	22, // 30: tendril.agent.v1.Agent.FlushMappings:input_type -> tendril.agent.v1.FlushMappingsRequest
-	24, // 31: tendril.agent.v1.Agent.ListFlows:input_type -> tendril.agent.v1.ListFlowsRequest
-	27, // 32: tendril.agent.v1.Agent.FlushFlows:input_type -> tendril.agent.v1.FlushFlowsRequest
-	29, // 33: tendril.agent.v1.Agent.ListAddresses:input_type -> tendril.agent.v1.ListAddressesRequest
-	31, // 34: tendril.agent.v1.Agent.ListEndpoints:input_type -> tendril.agent.v1.ListEndpointsRequest
-	34, // 35: tendril.agent.v1.Agent.ListServices:input_type -> tendril.agent.v1.ListServicesRequest
-	37, // 36: tendril.agent.v1.Agent.ListPolicies:input_type -> tendril.agent.v1.ListPoliciesRequest
-	40, // 37: tendril.agent.v1.Agent.Reload:input_type -> tendril.agent.v1.ReloadRequest
-	42, // 38: tendril.agent.v1.Agent.Counters:input_type -> tendril.agent.v1.CountersRequest
-	1,  // 39: tendril.agent.v1.Agent.Status:output_type -> tendril.agent.v1.StatusResponse
-	7,  // 40: tendril.agent.v1.Agent.Observe:output_type -> tendril.agent.v1.Flow
-	10, // 41: tendril.agent.v1.Agent.ListTables:output_type -> tendril.agent.v1.ListTablesResponse
-	12, // 42: tendril.agent.v1.Agent.ShowTable:output_type -> tendril.agent.v1.ShowTableResponse
-	16, // 43: tendril.agent.v1.Agent.Explain:output_type -> tendril.agent.v1.ExplainResponse
-	18, // 44: tendril.agent.v1.Agent.ListTemplates:output_type -> tendril.agent.v1.ListTemplatesResponse
-	21, // 45: tendril.agent.v1.Agent.ListMappings:output_type -> tendril.agent.v1.ListMappingsResponse
-	23, // 46: tendril.agent.v1.Agent.FlushMappings:output_type -> tendril.agent.v1.FlushMappingsResponse
-	26, // 47: tendril.agent.v1.Agent.ListFlows:output_type -> tendril.agent.v1.ListFlowsResponse
-	28, // 48: tendril.agent.v1.Agent.FlushFlows:output_type -> tendril.agent.v1.FlushFlowsResponse
-	30, // 49: tendril.agent.v1.Agent.ListAddresses:output_type -> tendril.agent.v1.ListAddressesResponse
-	33, // 50: tendril.agent.v1.Agent.ListEndpoints:output_type -> tendril.agent.v1.ListEndpointsResponse
-	36, // 51: tendril.agent.v1.Agent.ListServices:output_type -> tendril.agent.v1.ListServicesResponse
-	39, // 52: tendril.agent.v1.Agent.ListPolicies:output_type -> tendril.agent.v1.ListPoliciesResponse
-	41, // 53: tendril.agent.v1.Agent.Reload:output_type -> tendril.agent.v1.ReloadResponse
-	43, // 54: tendril.agent.v1.Agent.Counters:output_type -> tendril.agent.v1.CountersResponse
-	39, // [39:55] is the sub-list for method output_type
-	23, // [23:39] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	6,  // 7: tendril.agent.v1.Flow.staged_egress:type_name -> tendril.agent.v1.Judgement
+	6,  // 8: tendril.agent.v1.Flow.staged_ingress:type_name -> tendril.agent.v1.Judgement
+	44, // 9: tendril.agent.v1.ListTablesResponse.tables:type_name -> tendril.agent.v1.ListTablesResponse.Table
+	45, // 10: tendril.agent.v1.ShowTableResponse.rows:type_name -> tendril.agent.v1.ShowTableResponse.Row
+	6,  // 11: tendril.agent.v1.Proof.verdict:type_name -> tendril.agent.v1.Judgement
+	14, // 12: tendril.agent.v1.Proof.steps:type_name -> tendril.agent.v1.Step
+	15, // 13: tendril.agent.v1.ExplainResponse.proofs:type_name -> tendril.agent.v1.Proof
+	47, // 14: tendril.agent.v1.ListTemplatesResponse.templates:type_name -> tendril.agent.v1.ListTemplatesResponse.Template
+	20, // 15: tendril.agent.v1.ListMappingsResponse.mappings:type_name -> tendril.agent.v1.Mapping
+	7,  // 16: tendril.agent.v1.FlowEntry.flow:type_name -> tendril.agent.v1.Flow
+	25, // 17: tendril.agent.v1.ListFlowsResponse.flows:type_name -> tendril.agent.v1.FlowEntry
+	48, // 18: tendril.agent.v1.ListAddressesResponse.addresses:type_name -> tendril.agent.v1.ListAddressesResponse.Address
+	32, // 19: tendril.agent.v1.ListEndpointsResponse.endpoints:type_name -> tendril.agent.v1.Endpoint
+	35, // 20: tendril.agent.v1.ListServicesResponse.services:type_name -> tendril.agent.v1.Service
+	38, // 21: tendril.agent.v1.ListPoliciesResponse.policies:type_name -> tendril.agent.v1.Policy
+	49, // 22: tendril.agent.v1.CountersResponse.counters:type_name -> tendril.agent.v1.CountersResponse.Counter
+	50, // 23: tendril.agent.v1.CountersResponse.tallies:type_name -> tendril.agent.v1.CountersResponse.TalliesEntry
+	46, // 24: tendril.agent.v1.ListTemplatesResponse.Template.instances:type_name -> tendril.agent.v1.ListTemplatesResponse.Instance
+	0,  // 25: tendril.agent.v1.Agent.Status:input_type -> tendril.agent.v1.StatusRequest
+	8,  // 26: tendril.agent.v1.Agent.Observe:input_type -> tendril.agent.v1.ObserveRequest
+	9,  // 27: tendril.agent.v1.Agent.ListTables:input_type -> tendril.agent.v1.ListTablesRequest
+	11, // 28: tendril.agent.v1.Agent.ShowTable:input_type -> tendril.agent.v1.ShowTableRequest
+	13, // 29: tendril.agent.v1.Agent.Explain:input_type -> tendril.agent.v1.ExplainRequest
+	17, // 30: tendril.agent.v1.Agent.ListTemplates:input_type -> tendril.agent.v1.ListTemplatesRequest
+	19, // 31: tendril.agent.v1.Agent.ListMappings:input_type -> tendril.agent.v1.ListMappingsRequest
+	22, // 32: tendril.agent.v1.Agent.FlushMappings:input_type -> tendril.agent.v1.FlushMappingsRequest
+	24, // 33: tendril.agent.v1.Agent.ListFlows:input_type -> tendril.agent.v1.ListFlowsRequest
+	27, // 34: tendril.agent.v1.Agent.FlushFlows:input_type -> tendril.agent.v1.FlushFlowsRequest
+	29, // 35: tendril.agent.v1.Agent.ListAddresses:input_type -> tendril.agent.v1.ListAddressesRequest
+	31, // 36: tendril.agent.v1.Agent.ListEndpoints:input_type -> tendril.agent.v1.ListEndpointsRequest
+	34, // 37: tendril.agent.v1.Agent.ListServices:input_type -> tendril.agent.v1.ListServicesRequest
+	37, // 38: tendril.agent.v1.Agent.ListPolicies:input_type -> tendril.agent.v1.ListPoliciesRequest
+	40, // 39: tendril.agent.v1.Agent.Reload:input_type -> tendril.agent.v1.ReloadRequest
+	42, // 40: tendril.agent.v1.Agent.Counters:input_type -> tendril.agent.v1.CountersRequest
+	1,  // 41: tendril.agent.v1.Agent.Status:output_type -> tendril.agent.v1.StatusResponse
+	7,  // 42: tendril.agent.v1.Agent.Observe:output_type -> tendril.agent.v1.Flow
+	10, // 43: tendril.agent.v1.Agent.ListTables:output_type -> tendril.agent.v1.ListTablesResponse
+	12, // 44: tendril.agent.v1.Agent.ShowTable:output_type -> tendril.agent.v1.ShowTableResponse
+	16, // 45: tendril.agent.v1.Agent.Explain:output_type -> tendril.agent.v1.ExplainResponse
+	18, // 46: tendril.agent.v1.Agent.ListTemplates:output_type -> tendril.agent.v1.ListTemplatesResponse
+	21, // 47: tendril.agent.v1.Agent.ListMappings:output_type -> tendril.agent.v1.ListMappingsResponse
+	23, // 48: tendril.agent.v1.Agent.FlushMappings:output_type -> tendril.agent.v1.FlushMappingsResponse
+	26, // 49: tendril.agent.v1.Agent.ListFlows:output_type -> tendril.agent.v1.ListFlowsResponse
+	28, // 50: tendril.agent.v1.Agent.FlushFlows:output_type -> tendril.agent.v1.FlushFlowsResponse
+	30, // 51: tendril.agent.v1.Agent.ListAddresses:output_type -> tendril.agent.v1.ListAddressesResponse
+	33, // 52: tendril.agent.v1.Agent.ListEndpoints:output_type -> tendril.agent.v1.ListEndpointsResponse
+	36, // 53: tendril.agent.v1.Agent.ListServices:output_type -> tendril.agent.v1.ListServicesResponse
+	39, // 54: tendril.agent.v1.Agent.ListPolicies:output_type -> tendril.agent.v1.ListPoliciesResponse
+	41, // 55: tendril.agent.v1.Agent.Reload:output_type -> tendril.agent.v1.ReloadResponse
+	43, // 56: tendril.agent.v1.Agent.Counters:output_type -> tendril.agent.v1.CountersResponse
+	41, // [41:57] is the sub-list for method output_type
+	25, // [25:41] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }

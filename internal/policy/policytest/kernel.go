@@ -215,7 +215,7 @@ func (k *Kernel) run(descriptor uint64, class []uint64, protocol uint8, port uin
 		case !found:
 			return bpf.Verdict{Rule: h.DefaultRule, Action: h.DefaultAction}, nil
 		case best.Action != bpf.ActionPass:
-			return bpf.Verdict{Rule: best.Rule, Action: best.Action, Argument: best.Argument}, nil
+			return bpf.Verdict{Rule: best.Rule, Action: best.Action, Argument: uint16(best.Argument)}, nil
 		case best.Argument <= best.Rank:
 			return bpf.Verdict{}, fmt.Errorf("pass at rank %d goes back to %d", best.Rank, best.Argument)
 		}
