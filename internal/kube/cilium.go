@@ -240,7 +240,7 @@ func (r *ciliumRule) refusals() field.ErrorList {
 			"a deny rule has no requirements; write the labels into its "+r.side()+"Endpoints"))
 	}
 	for _, list := range r.lists {
-		if list.used && list.at.String() == r.at.Child("toFQDNs").String() {
+		if list.used && list.name() == "toFQDNs" {
 			errs = append(errs, field.Forbidden(list.at, "names are for allow rules; to deny a name, allow the others"))
 		}
 	}
@@ -261,21 +261,21 @@ func (r *ciliumRule) refusals() field.ErrorList {
 //
 // NetworkPolicy reads the first and the third as anyone.
 func (r *ciliumRule) peers() ([]policy.Peer, field.ErrorList) {
-	var used []peerList
 	var names []string
+	var peers []policy.Peer
+	var errs field.ErrorList
 	for _, list := range r.lists {
 		if list.used {
-			used, names = append(used, list), append(names, list.name())
+			more, wrong := list.translate()
+			names, peers, errs = append(names, list.name()), append(peers, more...), append(errs, wrong...)
 		}
 	}
 	switch {
 	// Cilium's validation refuses pairs too: whether the lists add up or narrow each other cannot be read off them.
-	case len(used) > 1:
-		return nil, field.ErrorList{field.Forbidden(r.at, strings.Join(names, " and ")+" cannot be combined in one rule; write a rule for each")}
-	case len(used) == 1:
-		return used[0].translate()
-	case len(r.ports)+len(r.icmps) > 0 && !r.required:
-		return []policy.Peer{{Any: true}}, nil
+	case len(names) > 1:
+		errs = append(errs, field.Forbidden(r.at, strings.Join(names, " and ")+" cannot be combined in one rule; write a rule for each"))
+	case len(names) == 0 && len(r.ports)+len(r.icmps) > 0 && !r.required:
+		peers = []policy.Peer{{Any: true}}
 	}
-	return nil, nil
+	return peers, errs
 }

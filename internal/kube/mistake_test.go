@@ -390,7 +390,7 @@ specs:
 - endpointSelector: {matchLabels: {"k8s:io.kubernetes.pod.namespace": other}}
   ingress:
   - fromEndpoints: [{}]
-    fromCIDR: [10.0.0.0/8]
+    fromCIDR: [10.0.0]
   - fromEntities: [wurld]
   - fromCIDR: [10.0.0]
   - fromEndpoints: [{matchLabels: {"reserved:moon": ""}}, {matchLabels: {"reserved:host": "yes"}}]
@@ -411,6 +411,7 @@ specs:
 x.yaml document 1, CiliumNetworkPolicy shop/web: specs[0].endpointSelector: Required value: say which endpoints the rule is for; {} selects all
 x.yaml document 1, CiliumNetworkPolicy shop/web: specs[0]: Required value: a rule without ingress, ingressDeny, egress and egressDeny does nothing; to isolate the endpoints write ingress: [{}]
 x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].endpointSelector: Invalid value: "other": the policy is of namespace shop and selects there only; move it or use a CiliumClusterwideNetworkPolicy
+x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[0].fromCIDR[0]: Invalid value: "10.0.0": not an address range; write one like 10.1.0.0/16 or fd00:1::/32
 x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[0]: Forbidden: fromEndpoints and fromCIDR cannot be combined in one rule; write a rule for each
 x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[1].fromEntities[0]: Unsupported value: "wurld": supported values: "all", "cluster", "health", "host", "ingress", "init", "kube-apiserver", "none", "remote-node", "unmanaged", "world", "world-ipv4", "world-ipv6"
 x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[2].fromCIDR[0]: Invalid value: "10.0.0": not an address range; write one like 10.1.0.0/16 or fd00:1::/32
