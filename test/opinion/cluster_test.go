@@ -15,7 +15,8 @@ import (
 // place is where a cluster's objects take effect: the compiled tables, or a lab.
 type place interface {
 	apply(manifest []byte) error
-	setPod(pod *corev1.Pod) ([2]netip.Addr, error) // makes it, or changes its labels
+	// setPod makes a pod, or changes its labels. The labels of its namespace come along.
+	setPod(pod *corev1.Pod, namespace map[string]string) ([2]netip.Addr, error)
 	removePod(namespace, name string) error
 	removeNamespace(name string) error
 	removePolicy(kind, namespace, name string) error
@@ -43,12 +44,17 @@ func (c *cluster) CreateNamespace(n *corev1.Namespace) (*corev1.Namespace, error
 	return c.SetNamespaceLabels(n.Name, n.Labels)
 }
 
-func (c *cluster) GetNamespace(name string) (*corev1.Namespace, error) { return find(c.namespaces, name) }
+func (c *cluster) GetNamespace(name string) (*corev1.Namespace, error) {
+	return find(c.namespaces, name)
+}
 
 // SetNamespaceLabels replaces a namespace's labels, but for the one that the API server keeps there itself.
 func (c *cluster) SetNamespaceLabels(name string, labels map[string]string) (*corev1.Namespace, error) {
 	labels = maps.Clone(labels)
 	labels[kube.DefaultNamespaceLabel] = name
+	if old, ok := c.namespaces[name]; ok && maps.Equal(old.Labels, labels) {
+		return old, nil // as no API server tells anybody about what is no change
+	}
 	n := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
 	manifest, err := manifestOf("v1", "Namespace", n)
 	if err != nil {
@@ -126,7 +132,7 @@ func (c *cluster) DeleteService(namespace, name string) error {
 func (c *cluster) CreatePod(pod *corev1.Pod) (*corev1.Pod, error) {
 	pod = pod.DeepCopy()
 	pod.Spec.NodeName = "node1"
-	addrs, err := c.place.setPod(pod)
+	addrs, err := c.setPod(pod)
 	if err != nil {
 		return nil, err
 	}
@@ -150,9 +156,20 @@ func (c *cluster) SetPodLabels(namespace, name string, labels map[string]string)
 	if err != nil {
 		return nil, err
 	}
+	if maps.Equal(pod.Labels, labels) {
+		return pod, nil
+	}
 	pod.Labels = maps.Clone(labels)
-	_, err = c.place.setPod(pod)
+	_, err = c.setPod(pod)
 	return pod, err
+}
+
+func (c *cluster) setPod(pod *corev1.Pod) ([2]netip.Addr, error) {
+	namespace, err := c.GetNamespace(pod.Namespace)
+	if err != nil {
+		return [2]netip.Addr{}, err
+	}
+	return c.place.setPod(pod, namespace.Labels)
 }
 
 func (c *cluster) GetPodsInNamespace(namespace string) ([]corev1.Pod, error) {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
-	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -115,6 +114,10 @@ func (w *world) podRecord(object *kube.Object, record *storev1.Pod, set *storev1
 		p.addrs[1] = netip.AddrFrom16([16]byte{0xfd, 0x42, 13: byte(w.made % 2), 15: byte(7 * w.made)})
 		w.pods[name] = p
 	}
+	if record.HostNetwork {
+		w.setNode(p)
+		return nil
+	}
 	workload := policy.Workload{
 		Cluster: set.Cluster, Namespace: set.Namespace, ServiceAccount: set.ServiceAccount, Labels: label.SetOf(set.Labels),
 	}
@@ -132,8 +135,18 @@ func (w *world) podRecord(object *kube.Object, record *storev1.Pod, set *storev1
 	return nil
 }
 
-// setPod makes a pod, or gives it other labels.
-func (w *world) setPod(pod *corev1.Pod) ([2]netip.Addr, error) {
+// setNode makes a pod one that stands on the network of another node: policies see the node, by the node's labels.
+func (w *world) setNode(p *worldPod) {
+	node := policy.Workload{Reserved: identity.RemoteNode, Labels: label.SetOf(map[string]string{"kubernetes.io/os": "linux"})}
+	for _, addr := range p.addrs {
+		w.engine.SetAddress(netip.PrefixFrom(addr, addr.BitLen()), policy.AddressFact{
+			Workload: &node, Flags: uint32(bpf.AddressFlagRemoteNode | bpf.AddressFlagCluster),
+		})
+	}
+}
+
+// setPod makes a pod, or gives it other labels. Those of its namespace are known already.
+func (w *world) setPod(pod *corev1.Pod, _ map[string]string) ([2]netip.Addr, error) {
 	manifest, err := manifestOf("v1", "Pod", pod)
 	if err == nil {
 		err = w.apply(manifest)
@@ -211,11 +224,10 @@ func (w *world) allows(endpoint uint32, direction policy.Direction, peer netip.A
 }
 
 // protocolNumber is that of a name as Kubernetes or agnhost spell it.
-func protocolNumber(t *testing.T, name string) uint8 {
-	t.Helper()
+func protocolNumber(name string) (uint8, error) {
 	number, known := map[string]uint8{"TCP": ipproto.TCP, "UDP": ipproto.UDP, "SCTP": ipproto.SCTP}[strings.ToUpper(name)]
 	if !known {
-		t.Fatalf("protocol %q is none that the cases use", name)
+		return 0, fmt.Errorf("protocol %q: is none that the cases use", name)
 	}
-	return number
+	return number, nil
 }
