@@ -71,6 +71,7 @@ step vet go vet ./...
 step lint go test -count=1 ./test/lint
 step generated generated
 step tests go test -timeout 10m $(others)
+step opinion env TENDRIL_BIN="$PWD/bin" go -C test/opinion test -count=1 -timeout 10m ./...
 step kernels env TENDRIL_KERNELS="$kernels" go test -count=1 -timeout 10m ./test/kernels
 step lab env TENDRIL_BIN="$PWD/bin" go test -count=1 -p 1 -timeout 15m ./internal/lab ./test/lab
 finish

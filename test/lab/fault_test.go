@@ -147,6 +147,33 @@ func TestACutNodeIsBackWhenItsCableIs(t *testing.T) {
 	c.answers(t, "client", "web-2")
 }
 
+// An agent that has not heard of a policy does not miss it: only the store can say whether everybody enforces it.
+func TestANodeThatHasNotHeardOfAPolicyIsNotConverged(t *testing.T) {
+	c := small(t)
+	before, err := c.Status(t.Context(), "node2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Cut("node2"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.CLI(t.Context(), "apply", "-f", example("web-guard.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.WaitConverged(t.Context(), 300*time.Millisecond); err == nil {
+		t.Error("all are said to enforce a policy that node2 cannot have heard of")
+	}
+	if err := c.Restore("node2"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.WaitConverged(t.Context(), 20*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := c.Status(t.Context(), "node2"); err != nil || after.PolicyRevision <= before.PolicyRevision {
+		t.Errorf("node2 when its cable is back: %v, revision %d, want more than %d", err, after.GetPolicyRevision(), before.PolicyRevision)
+	}
+}
+
 func TestPodsComeAndGoWhileTheirAgentIsAway(t *testing.T) {
 	c := small(t)
 	gone := c.add(t, "node1", "gone", "client")
