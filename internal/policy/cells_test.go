@@ -164,7 +164,7 @@ func TestNeedIsExact(t *testing.T) {
 				cells += len(list) + (len(list)+7)/8 // the selectors stand eight a cell
 			}
 		}
-		n := rapid.IntRange(1, 500).Draw(t, "entries")
+		n := rapid.IntRange(1, 350).Draw(t, "entries")
 		step := rapid.IntRange(1, 3).Draw(t, "step")
 		for i := range n {
 			b.add(bpf.PolicyEntry{}, TierNormal, []portRange{{6, uint16(i), uint16(2000 - i*step)}})
