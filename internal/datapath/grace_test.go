@@ -112,7 +112,7 @@ func countAt(t *testing.T, counts *ebpf.Map, i uint32) (n uint64) {
 func flip(d *Datapath, i int) error {
 	name := func(i int) policy.Digest { return policy.Digest{byte(i), byte(i >> 8), byte(i >> 16), 1} }
 	first, err := d.numbers.Assign(policy.KindCells, name(i), hammerCells)
-	var room *RoomError
+	var room *policy.Shortage
 	if errors.As(err, &room) {
 		return nil // all of it waits for a grace period
 	}

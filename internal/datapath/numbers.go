@@ -14,7 +14,6 @@ import (
 // kindInfo says where the numbers of a kind point to.
 type kindInfo struct {
 	kind     policy.Kind
-	name     string      // as errors call it
 	mapName  string      // map whose size bounds it; empty: bounded by limit
 	limit    uint32      // capacity where no map bounds it
 	reserved uint32      // numbers below have fixed meanings
@@ -33,36 +32,28 @@ const (
 // kinds lists every kind. Index 0 of a table always means "none", so it is never given out.
 func kinds(classWords uint32) []kindInfo {
 	return []kindInfo{
-		{policy.KindPeer, "peer", "peer_class", 0, uint32(bpf.PeerFirstFree), publicationPolicy},
-		{policy.KindClass, "class", "class_bits", 0, 1, publicationPolicy},
-		{policy.KindSelector, "selector", "", classWords * 64, 0, publicationPolicy},
-		{policy.KindProgram, "program", "policy_programs", 0, 1, publicationPolicy},
-		{policy.KindCells, "policy cell", "policy_cells", 0, 1, publicationPolicy},
-		{policy.KindRule, "rule", "", 1 << 24, uint32(bpf.RuleFirstFree), publicationPolicy},
-		{policy.KindNode, "node", "nodes", 0, 1, publicationPolicy},
-		{policy.KindEndpoint, "endpoint", "endpoints", 0, 1, publicationPolicy},
-		{policy.KindService, "service", "", 1 << 24, 1, publicationServices},
-		{policy.KindBackend, "backend", "backends", 0, 1, publicationServices},
-		{policy.KindSlots, "slot", "slots", 0, 0, publicationServices},
+		{policy.KindPeer, "peer_class", 0, uint32(bpf.PeerFirstFree), publicationPolicy},
+		{policy.KindClass, "class_bits", 0, 1, publicationPolicy},
+		{policy.KindSelector, "", classWords * 64, 0, publicationPolicy},
+		{policy.KindProgram, "policy_programs", 0, 1, publicationPolicy},
+		{policy.KindCells, "policy_cells", 0, 1, publicationPolicy},
+		{policy.KindRule, "", 1 << 24, uint32(bpf.RuleFirstFree), publicationPolicy},
+		{policy.KindNode, "nodes", 0, 1, publicationPolicy},
+		{policy.KindEndpoint, "endpoints", 0, 1, publicationPolicy},
+		{policy.KindService, "", 1 << 24, 1, publicationServices},
+		{policy.KindBackend, "backends", 0, 1, publicationServices},
+		{policy.KindSlots, "slots", 0, 0, publicationServices},
 	}
 }
 
-// RoomError says that a kind of number has run out. Nothing was changed.
-type RoomError struct {
-	Kind    string // what is counted
-	Need    uint32 // consecutive numbers asked for
-	Room    uint32 // numbers free
-	Largest uint32 // of them, consecutive
-	Map     string // map to enlarge; empty: a fixed limit
-}
-
-// Error names kind, need, room and remedy.
-func (e *RoomError) Error() string {
+// shortage says that there is no room for count numbers in a row.
+func (i kindInfo) shortage(s *space, count uint32) *policy.Shortage {
 	remedy := "use fewer"
-	if e.Map != "" {
-		remedy = "enlarge map " + e.Map
+	if i.mapName != "" {
+		remedy = "enlarge map " + i.mapName
 	}
-	return fmt.Sprintf("assign %s numbers: need %d in a row, %d free, at most %d in a row: %s", e.Kind, e.Need, e.Room, e.Largest, remedy)
+	_, largest := s.room()
+	return &policy.Shortage{Kind: i.kind, Has: s.capacity - min(i.reserved, s.capacity), Asked: count, Largest: largest, Remedy: remedy}
 }
 
 // ledger keeps assignments where a restart finds them.
@@ -142,7 +133,7 @@ func (n *Numbers) adopt(before map[bpf.AssignmentKey]bpf.Assignment) error {
 		}
 		if err := s.claim(value.First, value.Count); err != nil {
 			return fmt.Errorf("adopt assignment %x of kind %s: %w: remove the pinned maps with `tendril cleanup`",
-				key.Digest, n.infos[policy.Kind(key.Kind)].name, err)
+				key.Digest, policy.Kind(key.Kind), err)
 		}
 		n.held[key] = holding{first: value.First, count: value.Count, state: holdingAdopted}
 	}
@@ -156,7 +147,7 @@ func (n *Numbers) adopt(before map[bpf.AssignmentKey]bpf.Assignment) error {
 // retired may make some, it waits for that, about 10 ms: refusing a policy for want of patience would be worse.
 func (n *Numbers) Assign(kind policy.Kind, digest policy.Digest, count uint32) (uint32, error) {
 	first, err := n.assign(kind, digest, count)
-	if _, short := errors.AsType[*RoomError](err); !short || n.reclaim == nil {
+	if _, short := errors.AsType[*policy.Shortage](err); !short || n.reclaim == nil {
 		return first, err
 	}
 	if failed := n.reclaim(); failed != nil {
@@ -178,13 +169,12 @@ func (n *Numbers) assign(kind policy.Kind, digest policy.Digest, count uint32) (
 	}
 	first, ok := s.take(count)
 	if !ok {
-		total, largest := s.room()
-		return 0, &RoomError{Kind: n.infos[kind].name, Need: count, Room: total, Largest: largest, Map: n.infos[kind].mapName}
+		return 0, n.infos[kind].shortage(s, count)
 	}
 	// Before the caller learns of it: an agent that dies now finds it again and does not give the number to another.
 	if err := n.ledger.put(key, bpf.Assignment{First: first, Count: count}); err != nil {
 		s.give(first, count)
-		return 0, fmt.Errorf("assign %s numbers: %w", n.infos[kind].name, err)
+		return 0, fmt.Errorf("assign %s numbers: %w", kind, err)
 	}
 	n.held[key] = holding{first: first, count: count}
 	return first, nil
@@ -194,7 +184,7 @@ func (n *Numbers) assign(kind policy.Kind, digest policy.Digest, count uint32) (
 func (n *Numbers) again(key bpf.AssignmentKey, h holding, count uint32) (uint32, error) {
 	if h.count != count {
 		return 0, fmt.Errorf("assign %s numbers: digest %x has %d, asked for %d: one digest, one count",
-			n.infos[policy.Kind(key.Kind)].name, key.Digest, h.count, count)
+			policy.Kind(key.Kind), key.Digest, h.count, count)
 	}
 	// Released or retiring: its publication may have cleared what the number meant. Who asks again writes that again.
 	if h.state == holdingQuarantined {
@@ -357,7 +347,7 @@ func (n *Numbers) Use() []NumberUse {
 	for kind := policy.KindPeer; kind <= policy.KindEndpoint; kind++ {
 		s := n.spaces[kind]
 		free, _ := s.room()
-		out = append(out, NumberUse{n.infos[kind].name, s.capacity - min(n.infos[kind].reserved, s.capacity) - free, s.capacity})
+		out = append(out, NumberUse{kind.String(), s.capacity - min(n.infos[kind].reserved, s.capacity) - free, s.capacity})
 	}
 	return out
 }

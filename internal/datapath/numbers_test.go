@@ -96,15 +96,15 @@ func TestNoRoomNamesKindNeedAndRoomAndChangesNothing(t *testing.T) {
 	must(n.Assign(policy.KindCells, digest(1), 20))
 	before := maps.Clone(l.rows)
 	_, err := n.Assign(policy.KindCells, digest(2), 12)
-	var room *RoomError
+	var room *policy.Shortage
 	if !errors.As(err, &room) {
-		t.Fatalf("got %v, want a RoomError", err)
+		t.Fatalf("got %v, want a Shortage", err)
 	}
-	want := &RoomError{Kind: "policy cell", Need: 12, Room: 11, Largest: 11, Map: "policy_cells"}
+	want := &policy.Shortage{Kind: policy.KindCells, Has: 31, Asked: 12, Largest: 11, Remedy: "enlarge map policy_cells"}
 	if diff := cmp.Diff(want, room); diff != "" {
 		t.Errorf("error (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff("assign policy cell numbers: need 12 in a row, 11 free, at most 11 in a row: enlarge map policy_cells", err.Error()); diff != "" {
+	if diff := cmp.Diff("assign policy cell numbers: need 12 in a row, at most 11 in a row are free of 31: enlarge map policy_cells", err.Error()); diff != "" {
 		t.Errorf("message (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff(before, l.rows); diff != "" {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
-	"fmt"
 	"math"
 	"slices"
 
@@ -64,32 +63,32 @@ type builder struct {
 	header  bpf.PolicyHeader
 	entries []bpf.PolicyEntry // the index is the rank
 	tiers   []Tier            // of each entry
-	any     []int             // entries for any protocol
+	any     []int32           // entries for any protocol
 	ports   [256]*protocolPorts
 }
 
 // protocolPorts are the entries that name one protocol.
 type protocolPorts struct {
-	any    []int      // at any port
+	any    []int32    // at any port
 	ranges []portSpan // at some
 }
 
 // portSpan says that an entry speaks of a run of ports.
 type portSpan struct {
 	first, last uint16
-	entry       int
+	entry       int32
 }
 
-// segment is a run of ports with the entries that speak of all of it.
+// segment is a run of ports with the list of entries that speak of all of it.
 type segment struct {
 	protocol    uint8
 	first, last uint16
-	entries     []int
+	list        int
 }
 
 // add appends an entry, whose ranges must be merged.
 func (b *builder) add(entry bpf.PolicyEntry, tier Tier, ranges []portRange) {
-	at := len(b.entries)
+	at := int32(len(b.entries))
 	entry.Rank = uint32(at)
 	b.entries = append(b.entries, entry)
 	b.tiers = append(b.tiers, tier)
@@ -113,36 +112,37 @@ func (b *builder) add(entry bpf.PolicyEntry, tier Tier, ranges []portRange) {
 func (b *builder) layout() ([][16]byte, error) {
 	b.aimPasses()
 	var ports, protocols []segment
-	// n ranges that all overlap make 2n segments of up to n entries each: quadratic, and a policy's author chooses n.
-	budget := 16 * maxCells // of list elements, before equal lists are found to be one
+	l := &lists{known: map[uint64][]int{}}
 	for protocol, p := range b.ports {
 		if p == nil {
 			continue
 		}
-		ports = append(ports, segmentsOf(uint8(protocol), p.ranges, &budget)...)
+		ports = append(ports, l.segmentsOf(uint8(protocol), p.ranges)...)
 		if len(p.any) > 0 {
-			protocols = append(protocols, segment{uint8(protocol), 0, math.MaxUint16, p.any})
+			protocols = append(protocols, segment{uint8(protocol), 0, math.MaxUint16, l.of(p.any)})
 		}
 	}
-	l := lister{builder: b, next: 1 + len(ports) + len(protocols), known: map[string]int{}}
-	if budget < 0 || l.next > maxCells {
-		return nil, b.tooLarge()
+	everything := l.of(b.any)
+	segments := slices.Concat(ports, protocols)
+	if needs := 1 + len(segments) + l.cells; needs > maxCells {
+		return nil, &programTooLarge{needs}
 	}
-	cells := make([][16]byte, 1, l.next+len(b.entries))
-	for _, s := range slices.Concat(ports, protocols) {
-		cells = append(cells, segmentCell(s, l.place(s.entries)))
-	}
+	firsts := l.place(1 + len(segments))
 	b.header.Segments, b.header.Protocols = uint16(len(ports)), uint16(len(protocols))
-	b.header.AnyFirst, b.header.AnyCount = uint16(l.place(b.any)), uint16(len(b.any))
-	if l.next > maxCells {
-		return nil, b.tooLarge()
+	b.header.AnyFirst, b.header.AnyCount = uint16(firsts[everything]), uint16(len(b.any))
+	cells := append(make([][16]byte, 0, 1+len(segments)+l.cells), headerCell(b.header))
+	for _, s := range segments {
+		cells = append(cells, segmentCell(s, firsts[s.list], l.all[s.list].count))
 	}
-	cells[0] = headerCell(b.header)
-	return append(cells, l.cells...), nil
-}
-
-func (b *builder) tooLarge() error {
-	return fmt.Errorf("compile program: %d entries need more than %d cells: merge port ranges or peers", len(b.entries), maxCells)
+	for _, list := range l.all {
+		for part := range slices.Chunk(list.entries, int(bpf.SelectorsPerCell)) {
+			cells = append(cells, b.selectorCell(part))
+		}
+		for _, i := range list.entries {
+			cells = append(cells, entryCell(b.entries[i]))
+		}
+	}
+	return cells, nil
 }
 
 // aimPasses points each pass at the first entry of a later tier, or behind the last entry.
@@ -159,83 +159,129 @@ func (b *builder) aimPasses() {
 	}
 }
 
-// lister places lists of entries behind the segments.
-type lister struct {
-	builder *builder
-	next    int
-	known   map[string]int // list -> first cell
-	cells   [][16]byte
+// lists are the distinct lists of entries of a program. n ranges that overlap can make 2n segments of up to n entries
+// each, quadratic in what a policy's author chooses, and the author is owed the number of cells all the same: a list is
+// told by the sum of its entries' hashes, of which each border changes one, compared with the lists of equal sum, and
+// kept only while a program could hold it.
+type lists struct {
+	known map[uint64][]int // by sum
+	all   []list
+	cells int // of all of them
 }
 
-func (l *lister) place(list []int) int {
-	if len(list) == 0 || l.next > maxCells {
-		return 0
+// list is some entries in the order of their ranks. entries is nil where there are more than can be kept.
+type list struct {
+	entries []int32
+	count   int
+}
+
+// find returns the index of a list.
+func (l *lists) find(sum uint64, entries []int32) int {
+	for _, i := range l.known[sum] {
+		if known := &l.all[i]; known.count == len(entries) && (known.entries == nil || slices.Equal(known.entries, entries)) {
+			return i
+		}
 	}
-	key := make([]byte, 0, 4*len(list))
-	for _, i := range list {
-		key = binary.NativeEndian.AppendUint32(key, uint32(i))
+	fresh := list{count: len(entries)}
+	if l.cells += listCells(len(entries)); l.cells <= maxCells {
+		fresh.entries = slices.Clone(entries)
 	}
-	if first, ok := l.known[string(key)]; ok {
-		return first
-	}
-	first := l.next
-	l.known[string(key)] = first
-	for part := range slices.Chunk(list, int(bpf.SelectorsPerCell)) {
-		l.cells = append(l.cells, l.selectorCell(part))
-	}
-	for _, i := range list {
-		l.cells = append(l.cells, entryCell(l.builder.entries[i]))
-	}
-	l.next += listCells(len(list))
-	return first
+	l.all = append(l.all, fresh)
+	l.known[sum] = append(l.known[sum], len(l.all)-1)
+	return len(l.all) - 1
 }
 
 // listCells is how many cells a list of n entries takes: its selectors, and itself.
 func listCells(n int) int { return (n+int(bpf.SelectorsPerCell)-1)/int(bpf.SelectorsPerCell) + n }
 
-// segmentsOf cuts ranges that may overlap into disjoint segments, sorted by port. It takes what it lists from the
-// budget and gives up when that is spent, so that a huge policy costs bounded time and memory.
-func segmentsOf(protocol uint8, spans []portSpan, budget *int) []segment {
-	var cuts []int // first ports of segments, and of the gaps between them
-	for _, s := range spans {
-		cuts = append(cuts, int(s.first), int(s.last)+1)
+// of returns the index of a list whose sum is not at hand.
+func (l *lists) of(entries []int32) int {
+	sum := uint64(0)
+	for _, i := range entries {
+		sum += scatter(i)
 	}
-	slices.Sort(cuts)
-	cuts = slices.Compact(cuts)
-	slices.SortStableFunc(spans, func(a, b portSpan) int { return cmp.Compare(a.first, b.first) })
+	return l.find(sum, entries)
+}
+
+// place returns the first cell of each list, the lists standing one behind the other; 0 for the empty one.
+func (l *lists) place(next int) []int {
+	firsts := make([]int, len(l.all))
+	for i := range l.all {
+		if l.all[i].count > 0 {
+			firsts[i] = next
+			next += listCells(l.all[i].count)
+		}
+	}
+	return firsts
+}
+
+// scatter is a hash of an entry's index: the finalizer of SplitMix64 (Steele, Lea, Flood 2014).
+func scatter(entry int32) uint64 {
+	x := (uint64(entry) + 1) * 0x9e3779b97f4a7c15
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}
+
+// border is a port at which an entry begins to be spoken of, or no longer is.
+type border struct {
+	port   int32
+	entry  int32
+	begins bool
+}
+
+// segmentsOf cuts ranges that may overlap into disjoint segments, sorted by port.
+func (l *lists) segmentsOf(protocol uint8, spans []portSpan) []segment {
+	borders := make([]border, 0, 2*len(spans))
+	for _, s := range spans {
+		borders = append(borders, border{int32(s.first), s.entry, true}, border{int32(s.last) + 1, s.entry, false})
+	}
+	slices.SortFunc(borders, func(a, b border) int {
+		return cmp.Or(cmp.Compare(a.port, b.port), cmp.Compare(a.entry, b.entry), compareBools(a.begins, b.begins))
+	})
 	var out []segment
-	var active []portSpan // by rank
-	next := 0
-	for i := 0; i+1 < len(cuts) && *budget >= 0; i++ {
-		active = slices.DeleteFunc(active, func(s portSpan) bool { return int(s.last) < cuts[i] })
-		for ; next < len(spans) && int(spans[next].first) == cuts[i]; next++ {
-			at, _ := slices.BinarySearchFunc(active, spans[next], func(a, b portSpan) int { return cmp.Compare(a.entry, b.entry) })
-			active = slices.Insert(active, at, spans[next])
+	var active []int32 // by rank
+	sum := uint64(0)
+	for i := 0; i < len(borders); {
+		port := borders[i].port
+		for ; i < len(borders) && borders[i].port == port; i++ {
+			active, sum = borders[i].cross(active, sum)
 		}
-		if len(active) == 0 {
-			continue
+		if len(active) > 0 {
+			out = appendSegment(out, segment{protocol, uint16(port), uint16(borders[i].port - 1), l.find(sum, active)})
 		}
-		*budget -= len(active)
-		out = appendSegment(out, segment{protocol, uint16(cuts[i]), uint16(cuts[i+1] - 1), entriesOf(active)})
 	}
 	return out
+}
+
+// cross adds a border's entry to those that are spoken of, or takes it away. Where an entry ends and begins at one port,
+// it ends first.
+func (b border) cross(active []int32, sum uint64) ([]int32, uint64) {
+	at, _ := slices.BinarySearch(active, b.entry)
+	if b.begins {
+		return slices.Insert(active, at, b.entry), sum + scatter(b.entry)
+	}
+	return slices.Delete(active, at, at+1), sum - scatter(b.entry)
+}
+
+// compareBools orders false before true.
+func compareBools(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
 }
 
 // appendSegment appends a segment, or widens the last one if it says the same of the ports just before.
 func appendSegment(list []segment, s segment) []segment {
-	if n := len(list); n > 0 && int(list[n-1].last)+1 == int(s.first) && slices.Equal(list[n-1].entries, s.entries) {
+	if n := len(list); n > 0 && int(list[n-1].last)+1 == int(s.first) && list[n-1].list == s.list {
 		list[n-1].last = s.last
 		return list
 	}
 	return append(list, s)
-}
-
-func entriesOf(spans []portSpan) []int {
-	out := make([]int, 0, len(spans))
-	for _, s := range spans {
-		out = append(out, s.entry)
-	}
-	return out
 }
 
 func cellAction(a Action) bpf.Action {
@@ -263,19 +309,19 @@ func headerCell(h bpf.PolicyHeader) (cell [16]byte) {
 	return cell
 }
 
-func segmentCell(s segment, first int) (cell [16]byte) {
+func segmentCell(s segment, first, count int) (cell [16]byte) {
 	order := binary.NativeEndian
 	order.PutUint16(cell[0:], s.first)
 	order.PutUint16(cell[2:], s.last)
 	cell[4] = s.protocol
 	order.PutUint16(cell[8:], uint16(first))
-	order.PutUint16(cell[10:], uint16(len(s.entries)))
+	order.PutUint16(cell[10:], uint16(count))
 	return cell
 }
 
-func (l *lister) selectorCell(part []int) (cell [16]byte) {
+func (b *builder) selectorCell(part []int32) (cell [16]byte) {
 	for i, entry := range part {
-		binary.NativeEndian.PutUint16(cell[2*i:], l.builder.entries[entry].Selector)
+		binary.NativeEndian.PutUint16(cell[2*i:], b.entries[entry].Selector)
 	}
 	return cell
 }

@@ -1,37 +1,47 @@
 package policy
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
 
 	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/label"
 )
 
 func TestOverlappingRangesBecomeDisjointSegments(t *testing.T) {
+	type cut struct {
+		first, last uint16
+		entries     []int32
+	}
 	for sentence, test := range map[string]struct {
 		spans []portSpan
-		want  []segment
+		want  []cut
 	}{
 		"nothing gives nothing":          {nil, nil},
-		"one range stays":                {[]portSpan{{80, 90, 0}}, []segment{{6, 80, 90, []int{0}}}},
-		"a gap stays a gap":              {[]portSpan{{1, 2, 0}, {4, 5, 1}}, []segment{{6, 1, 2, []int{0}}, {6, 4, 5, []int{1}}}},
-		"touching ranges of one entry":   {[]portSpan{{1, 2, 0}, {3, 5, 0}}, []segment{{6, 1, 5, []int{0}}}},
-		"touching ranges of two entries": {[]portSpan{{1, 2, 0}, {3, 5, 1}}, []segment{{6, 1, 2, []int{0}}, {6, 3, 5, []int{1}}}},
+		"one range stays":                {[]portSpan{{80, 90, 0}}, []cut{{80, 90, []int32{0}}}},
+		"a gap stays a gap":              {[]portSpan{{1, 2, 0}, {4, 5, 1}}, []cut{{1, 2, []int32{0}}, {4, 5, []int32{1}}}},
+		"touching ranges of one entry":   {[]portSpan{{1, 2, 0}, {3, 5, 0}}, []cut{{1, 5, []int32{0}}}},
+		"touching ranges of two entries": {[]portSpan{{1, 2, 0}, {3, 5, 1}}, []cut{{1, 2, []int32{0}}, {3, 5, []int32{1}}}},
 		"an inner range cuts the outer": {[]portSpan{{1, 9, 1}, {4, 5, 0}},
-			[]segment{{6, 1, 3, []int{1}}, {6, 4, 5, []int{0, 1}}, {6, 6, 9, []int{1}}}},
+			[]cut{{1, 3, []int32{1}}, {4, 5, []int32{0, 1}}, {6, 9, []int32{1}}}},
 		"the last port has no successor": {[]portSpan{{65535, 65535, 0}, {65000, 65535, 1}},
-			[]segment{{6, 65000, 65534, []int{1}}, {6, 65535, 65535, []int{0, 1}}}},
-		"port 0 is a port": {[]portSpan{{0, 0, 0}}, []segment{{6, 0, 0, []int{0}}}},
+			[]cut{{65000, 65534, []int32{1}}, {65535, 65535, []int32{0, 1}}}},
+		"port 0 is a port": {[]portSpan{{0, 0, 0}}, []cut{{0, 0, []int32{0}}}},
 	} {
 		t.Run(sentence, func(t *testing.T) {
-			budget := 1000
-			got := segmentsOf(6, test.spans, &budget)
-			if diff := cmp.Diff(test.want, got, cmp.AllowUnexported(segment{})); diff != "" {
+			l := &lists{known: map[uint64][]int{}}
+			var got []cut
+			for _, s := range l.segmentsOf(6, test.spans) {
+				got = append(got, cut{s.first, s.last, l.all[s.list].entries})
+			}
+			if diff := cmp.Diff(test.want, got, cmp.AllowUnexported(cut{})); diff != "" {
 				t.Errorf("segments (-want +got):\n%s", diff)
 			}
 		})
@@ -140,5 +150,64 @@ func TestSelectorsThatMeanTheSameAreOne(t *testing.T) {
 	}
 	if got := fmt.Sprint(len(selectorsOf([]Peer{{Entity: EntityWorld}, {Any: true}, {Entity: EntityHost}}))); got != "1" {
 		t.Errorf("got %s selectors of a rule that names everybody, want 1", got)
+	}
+}
+
+// A program's need is known exactly, whether it fits or not: a brute count over ports comes to the same.
+func TestNeedIsExact(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b := &builder{}
+		lists, cells := map[string]bool{}, 1
+		count := func(list []int) {
+			if key := fmt.Sprint(list); len(list) > 0 && !lists[key] {
+				lists[key] = true
+				cells += len(list) + (len(list)+7)/8 // the selectors stand eight a cell
+			}
+		}
+		n := rapid.IntRange(1, 350).Draw(t, "entries")
+		step := rapid.IntRange(1, 3).Draw(t, "step")
+		for i := range n {
+			b.add(bpf.PolicyEntry{}, TierNormal, []portRange{{6, uint16(i), uint16(2000 - i*step)}})
+		}
+		var before []int
+		for port := range 2002 {
+			var list []int
+			for i := range n {
+				if i <= port && port <= 2000-i*step {
+					list = append(list, i)
+				}
+			}
+			if !slices.Equal(before, list) && len(list) > 0 {
+				cells++
+			}
+			before = list
+			count(list)
+		}
+		got, err := b.layout()
+		if large, ok := errors.AsType[*programTooLarge](err); ok {
+			if cells <= maxCells || large.needs != cells {
+				t.Fatalf("got a need of %d cells, want %d", large.needs, cells)
+			}
+		} else if err != nil || len(got) != cells {
+			t.Fatalf("got %d cells, %v, want %d", len(got), err, cells)
+		}
+	})
+}
+
+// Ranges that all overlap are counted in the time of their number, not of its square.
+func TestHugeProgramIsCountedQuickly(t *testing.T) {
+	b := &builder{}
+	for i := range 30000 {
+		b.add(bpf.PolicyEntry{}, TierNormal, []portRange{{6, uint16(i + 1), uint16(65534 - i)}})
+	}
+	begun := time.Now()
+	_, err := b.layout()
+	large, ok := errors.AsType[*programTooLarge](err)
+	// Of 59,999 segments the lists grow to 30,000 entries and shrink again; each but the longest stands there twice and is one.
+	if want := 1 + 59999 + 30000*30001/2 + 8*3750*3751/2; !ok || large.needs != want {
+		t.Errorf("got %v, want a need of %d cells", err, want)
+	}
+	if took := time.Since(begun); took > 5*time.Second {
+		t.Errorf("took %v", took)
 	}
 }

@@ -22,6 +22,23 @@ const (
 	KindEndpoint
 )
 
+// String is the name of one number, as people read it.
+func (k Kind) String() string {
+	names := map[Kind]string{
+		KindPeer: "peer", KindClass: "class", KindSelector: "selector", KindProgram: "program", KindCells: "policy cell", KindRule: "rule",
+		KindNode: "node", KindService: "service", KindBackend: "backend", KindSlots: "slot", KindEndpoint: "endpoint",
+	}
+	return names[k]
+}
+
+// plural is the name of several.
+func (k Kind) plural() string {
+	if k == KindClass {
+		return "classes"
+	}
+	return k.String() + "s"
+}
+
 // Digest is what a number stands for: a hash of its meaning.
 type Digest [16]byte
 
@@ -29,7 +46,7 @@ type Digest [16]byte
 // map and reuses a number only after every packet that could have seen it has gone. The brains only ask.
 type Numbers interface {
 	// Assign returns the first of n consecutive numbers for what digest stands for: the same as before if it has
-	// them, new ones otherwise. It fails when the kind has no room, naming the kind, the need and the room.
+	// them, new ones otherwise. It fails with a *Shortage when the kind has no room.
 	Assign(kind Kind, digest Digest, n uint32) (first uint32, err error)
 	// Release gives the numbers back. They become free once the current publication is complete.
 	Release(kind Kind, digest Digest)

@@ -2,7 +2,6 @@ package policy
 
 import (
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -21,8 +20,9 @@ type Engine struct {
 	numbers Numbers
 	staged  staged
 	refused map[Key]refusal
-	retry   []Key // refused policies that may fit the next time
-	plan    *plan // only during Flush
+	retry   []Key           // refused policies that may fit the next time
+	held    map[Kind]uint32 // numbers that are ours
+	plan    *plan           // only during Flush
 
 	// What is in force. Only apply changes it, and only through the plan.
 	started    bool                        // the reserved peers are in force
@@ -46,10 +46,16 @@ type Engine struct {
 	ruleInfos     map[uint32]RuleInfo   // also of rules that are gone, until their id is used again: flows may name them
 }
 
+// policyInput is a policy to be in force.
+type policyInput struct {
+	policy  Policy
+	standIn bool // it is not as it was given, which does not fit or cannot be read
+}
+
 // staged holds inputs until the next successful Flush. Where the value is nil, the thing is gone.
 type staged struct {
 	namespaces map[string]*label.Set
-	policies   map[Key]*Policy
+	policies   map[Key]*policyInput
 	addresses  map[netip.Prefix]*AddressFact
 	subjects   map[uint32]*Workload
 
@@ -58,7 +64,7 @@ type staged struct {
 
 func newStaged() staged {
 	return staged{
-		map[string]*label.Set{}, map[Key]*Policy{}, map[netip.Prefix]*AddressFact{}, map[uint32]*Workload{}, map[groupKey]*Group{},
+		map[string]*label.Set{}, map[Key]*policyInput{}, map[netip.Prefix]*AddressFact{}, map[uint32]*Workload{}, map[groupKey]*Group{},
 	}
 }
 
@@ -66,17 +72,10 @@ func (s staged) empty() bool {
 	return len(s.namespaces)+len(s.policies)+len(s.addresses)+len(s.subjects)+len(s.addressGroups) == 0
 }
 
-// refusal is a policy that is not in force as given.
-type refusal struct {
-	policy  Policy
-	reason  error
-	invalid bool // never to be tried again; otherwise it may fit later
-}
-
 // New returns an engine that knows nothing yet. Its first Flush writes the reserved peers and the world.
 func New(config Config, numbers Numbers) *Engine {
 	return &Engine{
-		config: config, numbers: numbers, staged: newStaged(), refused: map[Key]refusal{},
+		config: config, numbers: numbers, staged: newStaged(), refused: map[Key]refusal{}, held: map[Kind]uint32{},
 		namespaces: map[string]*namespace{},
 		policies:   map[Key]*policyState{},
 		selectors:  newRegistry(),
@@ -114,16 +113,15 @@ func (e *Engine) SetNamespace(name string, labels map[string]string) {
 // DeleteNamespace stages that a namespace has no labels.
 func (e *Engine) DeleteNamespace(name string) { e.staged.namespaces[name] = nil }
 
-// SetPolicy stages a policy. One that is not valid is refused at once, with an error that names object and field;
-// the version in force, if there is one, stays.
+// SetPolicy stages a policy. One that is not valid is refused at once, as by RefusePolicy, with an error that names
+// object and field.
 func (e *Engine) SetPolicy(p Policy) error {
 	if err := p.Validate(); err != nil {
-		e.refused[p.Key] = refusal{policy: p, reason: err, invalid: true}
-		delete(e.staged.policies, p.Key)
+		e.RefusePolicy(p, err)
 		return err
 	}
 	delete(e.refused, p.Key)
-	e.staged.policies[p.Key] = &p
+	e.staged.policies[p.Key] = &policyInput{policy: p}
 	return nil
 }
 
@@ -167,16 +165,6 @@ func (e *Engine) DeleteSubject(endpoint uint32) { e.staged.subjects[endpoint] = 
 // unused. Call it until there is nothing, each time after the last delta is published.
 func (e *Engine) Pending() bool {
 	return !e.started || len(e.retry) > 0 || !e.staged.empty() || len(e.idle)+len(e.emptied)+len(e.ended) > 0
-}
-
-// Refused lists the policies that are not in force as last given, by key.
-func (e *Engine) Refused() []Refusal {
-	var out []Refusal
-	for _, key := range slices.SortedFunc(maps.Keys(e.refused), Key.Compare) {
-		r := e.refused[key]
-		out = append(out, Refusal{Key: key, Revision: r.policy.Revision, Reason: r.reason})
-	}
-	return out
 }
 
 // Rule says what a rule id stands for. It also knows the builtin rules, and rules that are gone until their id is

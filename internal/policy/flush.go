@@ -3,7 +3,6 @@ package policy
 import (
 	"cmp"
 	"errors"
-	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -13,7 +12,7 @@ import (
 )
 
 // Flush takes in what is staged and returns what the kernel must learn. A policy that does not fit is refused (see
-// Refused) and the rest goes on; where the lack of room is nobody's policy, Flush fails, nothing has changed, and the
+// Refused, room.go) and the rest goes on; where the lack of room is nobody's policy, Flush fails, nothing has changed, and the
 // inputs stay staged.
 //
 // The stages of a flush are the methods of this file, in order.
@@ -44,24 +43,6 @@ func (e *Engine) Flush() (Delta, error) {
 	return e.commit(), nil
 }
 
-// refuse takes the policy that does not fit out of what is staged; the version in force stays. A staged policy that is in
-// force goes, too: it must not be in the way of what is enforced. It says whether there was anything to refuse.
-func (e *Engine) refuse(room *RoomError) bool {
-	key := room.Policy
-	if p := e.staged.policies[key]; p != nil {
-		e.refused[key] = refusal{policy: *p, reason: room}
-		delete(e.staged.policies, key)
-		return true
-	}
-	p, gone := e.policies[key], false
-	if _, gone = e.staged.policies[key]; gone || p == nil || !p.policy.Staged {
-		return false
-	}
-	e.refused[key] = refusal{policy: p.policy, reason: room}
-	e.staged.policies[key] = nil
-	return true
-}
-
 // tryAgain stages refused policies once more if something that was changed or let go may have made room.
 func (e *Engine) tryAgain() {
 	moved := len(e.staged.policies)+len(e.idle)+len(e.staged.subjects) > 0
@@ -69,7 +50,7 @@ func (e *Engine) tryAgain() {
 		if _, newer := e.staged.policies[key]; r.invalid || newer || !moved && !slices.Contains(e.retry, key) {
 			continue
 		}
-		e.staged.policies[key] = &r.policy
+		e.staged.policies[key] = &policyInput{policy: r.policy}
 		delete(e.refused, key)
 	}
 }
@@ -87,7 +68,7 @@ func (e *Engine) apply() error {
 	e.applyAddressGroups()
 	e.applyAddresses()
 	if err := e.applySubjects(); err != nil {
-		return e.blame(nil, false, err)
+		return err
 	}
 	for _, g := range ended {
 		e.removeEnded(g)
@@ -112,7 +93,10 @@ func (e *Engine) apply() error {
 		return err
 	}
 	if err := e.settlePeers(); err != nil {
-		return e.blame(nil, false, err)
+		return err
+	}
+	if err := e.room(); err != nil {
+		return err
 	}
 	e.sweepContents()
 	e.sweepNamespaces()
@@ -171,11 +155,11 @@ func (e *Engine) applyPolicies() {
 	}
 }
 
-func newPolicyState(p *Policy) *policyState {
-	if p == nil {
+func newPolicyState(in *policyInput) *policyState {
+	if in == nil {
 		return nil
 	}
-	s := &policyState{policy: *p}
+	s := &policyState{policyInput: *in}
 	for i := range s.policy.Specs {
 		s.specs = append(s.specs, &specState{policy: s, index: i, spec: &s.policy.Specs[i]})
 	}
@@ -310,73 +294,9 @@ func (e *Engine) settle() error {
 			return nil
 		}
 		if err != nil {
-			return e.blame(nil, false, err)
+			return err
 		}
 	}
-}
-
-// blame finds the policy that made room short, while a group was compiled, if there is one: the largest of those that are
-// new in this flush and select the group, or, without one, of all that are new. Staged policies come first, and for the
-// lack of room for a staged program only they are to blame, the old ones if there is no new one.
-func (e *Engine) blame(g *group, staged bool, err error) error {
-	var known *RoomError
-	if errors.As(err, &known) {
-		return err
-	}
-	selects := func(p *Policy) bool {
-		return g != nil && slices.ContainsFunc(g.specs, func(s *specState) bool { return s.policy.policy.Key == p.Key })
-	}
-	isStaged := func(p *Policy) bool { return p.Staged }
-	fresh := maps.Values(e.staged.policies)
-	var culprit Key
-	if staged {
-		old := func(yield func(*Policy) bool) {
-			for _, s := range g.specs {
-				if s.isStaged() && !yield(&s.policy.policy) {
-					return
-				}
-			}
-		}
-		culprit = firstKey(largest(fresh, func(p *Policy) bool { return isStaged(p) && selects(p) }), largest(old, isStaged))
-	} else {
-		culprit = firstKey(largest(fresh, isStaged), largest(fresh, selects), largest(fresh, func(*Policy) bool { return true }))
-	}
-	return &RoomError{Policy: culprit, Err: err}
-}
-
-// firstKey returns the first key that is not zero.
-func firstKey(keys ...Key) Key {
-	for _, k := range keys {
-		if k != (Key{}) {
-			return k
-		}
-	}
-	return Key{}
-}
-
-// largest returns the key of the largest policy that is eligible; of equals, the last.
-func largest(policies iter.Seq[*Policy], eligible func(*Policy) bool) (key Key) {
-	most := -1
-	for p := range policies {
-		if p == nil || !eligible(p) {
-			continue
-		}
-		if size := p.size(); size > most || size == most && p.Key.Compare(key) > 0 {
-			most, key = size, p.Key
-		}
-	}
-	return key
-}
-
-// size is about how many entries a policy needs.
-func (p *Policy) size() int {
-	size := 0
-	for i := range p.Specs {
-		for _, r := range p.Specs[i].Rules {
-			size += len(r.Peers) * max(1, len(r.Ports))
-		}
-	}
-	return size
 }
 
 // sweepNamespaces forgets namespaces without labels that nobody is in.

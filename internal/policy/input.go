@@ -72,7 +72,9 @@ type RuleInfo struct {
 type Refusal struct {
 	Key      Key
 	Revision uint64
-	Reason   error
+	Reason   error // a *RoomError if it does not fit
+	// Isolates: no earlier version is in force, and until this one is, what it selects is closed.
+	Isolates bool
 }
 
 // Party is one side of a flow to explain.

@@ -296,7 +296,7 @@ func (e *Engine) settlePeers() error {
 	for c := range e.plan.classes {
 		if c.refs == 0 && c.number != 0 {
 			drop(e.plan, e.classes, c.bits.key())
-			e.release(KindClass, c.digest)
+			e.release(KindClass, c.digest, 1)
 		}
 	}
 	return nil
@@ -314,7 +314,7 @@ func (e *Engine) removePeer(p *peer) {
 	if p.class != nil {
 		e.releaseClass(p.class)
 	}
-	e.release(KindPeer, p.digest)
+	e.release(KindPeer, p.digest, 1)
 }
 
 // classOf returns the class of a set of selectors, with one more reference.

@@ -1,17 +1,19 @@
 package policy
 
 import (
-	"fmt"
 	"net/netip"
 )
 
 // plan is one attempt to take in what is staged. Every change of the engine's state goes through put, drop, set and
 // the few other methods here, which remember how to undo it, so that an attempt that does not fit leaves no trace.
 type plan struct {
-	delta    Delta
-	undo     []func()
-	assigned []number            // to give back if the attempt fails
-	released map[number]struct{} // to give back if it succeeds
+	delta     Delta
+	undo      []func()
+	assigned  map[number]uint32 // how many, to give back if the attempt fails
+	released  map[number]uint32 // to give back if it succeeds
+	taken     map[Kind]uint32   // how many of a kind it asked for, whether there were any or not
+	short     []shortage        // kinds of which there were none, the first first
+	compiling compiling         // what it is at
 
 	before     map[netip.Prefix]published // rows that the plan changed, as they were
 	after      map[netip.Prefix]published // and as they will be
@@ -38,7 +40,9 @@ type number struct {
 
 func newPlan() *plan {
 	return &plan{
-		released:   map[number]struct{}{},
+		assigned:   map[number]uint32{},
+		released:   map[number]uint32{},
+		taken:      map[Kind]uint32{},
 		before:     map[netip.Prefix]published{},
 		after:      map[netip.Prefix]published{},
 		spaces:     map[string]*namespace{},
@@ -84,33 +88,13 @@ func set[T any](p *plan, where *T, v T) {
 	*where = v
 }
 
-// number asks for n consecutive numbers, to be given back if the plan fails.
-func (e *Engine) number(kind Kind, digest Digest, n uint32) (uint32, error) {
-	first, err := e.numbers.Assign(kind, digest, n)
-	if err != nil {
-		return 0, err
-	}
-	name := number{kind, digest}
-	if _, again := e.plan.released[name]; again {
-		delete(e.plan.released, name) // it was ours all the time
-		return first, nil
-	}
-	e.plan.assigned = append(e.plan.assigned, name)
-	return first, nil
-}
-
-// release gives numbers back once the plan is carried out.
-func (e *Engine) release(kind Kind, digest Digest) {
-	e.plan.released[number{kind, digest}] = struct{}{}
-}
-
 // rollback undoes everything, the last change first.
 func (e *Engine) rollback() {
 	p := e.plan
 	for i := len(p.undo) - 1; i >= 0; i-- {
 		p.undo[i]()
 	}
-	for _, n := range p.assigned {
+	for n := range p.assigned {
 		e.numbers.Release(n.kind, n.digest)
 	}
 	e.plan = nil
@@ -119,27 +103,14 @@ func (e *Engine) rollback() {
 // commit makes the changes final and returns what the kernel must learn.
 func (e *Engine) commit() Delta {
 	p := e.plan
-	for n := range p.released {
-		e.numbers.Release(n.kind, n.digest)
+	for kind, n := range p.taken {
+		e.held[kind] += n
+	}
+	for name, n := range p.released {
+		e.numbers.Release(name.kind, name.digest)
+		e.held[name.kind] -= n
 	}
 	e.plan = nil
 	p.delta.sort()
 	return p.delta
 }
-
-// RoomError says that a policy, or a fact, does not fit. Nothing of it is in force.
-type RoomError struct {
-	Policy Key   // zero: not a policy's doing
-	Err    error // kind, need and room
-}
-
-// Error names the policy and the lack.
-func (r *RoomError) Error() string {
-	if r.Policy == (Key{}) {
-		return fmt.Sprintf("policy engine: %v", r.Err)
-	}
-	return fmt.Sprintf("policy %s: does not fit: %v", r.Policy, r.Err)
-}
-
-// Unwrap returns the lack.
-func (r *RoomError) Unwrap() error { return r.Err }

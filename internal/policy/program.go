@@ -2,6 +2,7 @@ package policy
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -35,8 +36,8 @@ type subject struct {
 
 // policyState is a policy in force.
 type policyState struct {
-	policy Policy
-	specs  []*specState
+	policyInput
+	specs []*specState
 }
 
 // specState is one spec of a policy in force.
@@ -452,9 +453,13 @@ func (e *Engine) settleGroup(g *group, staged bool) error {
 
 // recompile replaces a program of a group.
 func (e *Engine) recompile(g *group, at **program, d Direction, staged bool) error {
+	e.plan.compiling = compiling{g, staged}
 	next, err := e.compile(g, d, staged)
-	if err != nil {
-		return e.blame(g, staged, err)
+	if large, ok := errors.AsType[*programTooLarge](err); ok {
+		err = e.tooLarge(e.plan.compiling, large)
+	}
+	if e.plan.compiling = (compiling{}); err != nil {
+		return err
 	}
 	e.plan.delta.Work.ProgramsCompiled++
 	// After compile: what both use must not drop to no reference in between.
@@ -498,7 +503,7 @@ func (e *Engine) removeEnded(g *group) {
 func (e *Engine) removeProgram(g *group, at **program) {
 	p := *at
 	e.letGo(g, p)
-	e.release(KindProgram, p.digest)
+	e.release(KindProgram, p.digest, 1)
 	e.plan.programs[p.number] = nil
 	set(e.plan, at, nil)
 }
@@ -539,13 +544,13 @@ func (e *Engine) sweepContents() {
 		if c.refs == 0 {
 			drop(e.plan, e.contents, c.digest)
 			delete(e.plan.fresh, c.digest)
-			e.release(KindCells, c.digest)
+			e.release(KindCells, c.digest, uint32(len(c.cells)))
 		}
 	}
 	for r := range e.plan.rules {
 		if r.refs == 0 {
 			drop(e.plan, e.rules, r.digest)
-			e.release(KindRule, r.digest)
+			e.release(KindRule, r.digest, 1)
 		}
 	}
 }

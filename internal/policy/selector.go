@@ -324,8 +324,8 @@ func (e *Engine) intern(s *selector) (*selector, error) {
 	if err != nil {
 		return nil, err
 	}
-	if room := uint32(e.words()) * 64; bit >= room {
-		return nil, fmt.Errorf("assign selector numbers: bit %d, room for %d: enlarge class_words", bit, room)
+	if room := uint32(e.words()) * 64; bit >= room && !e.plan.isShort(KindSelector) {
+		return nil, fmt.Errorf("selector %s: got bit %d, rows of classes have %d: class_words is not that of the kernel", s.text, bit, room)
 	}
 	own := *s // s is a rule's, which other groups and later flushes ask again
 	s = &own
@@ -388,7 +388,7 @@ func (e *Engine) retire(before []*selector) {
 		drop(e.plan, e.idle, s)
 		e.selectors.remove(s)
 		e.plan.undo = append(e.plan.undo, func() { e.selectors.add(s) })
-		e.release(KindSelector, s.digest)
+		e.release(KindSelector, s.digest, 1)
 		if s.isRange() {
 			e.removeRange(s)
 		}

@@ -1,6 +1,8 @@
 package policy_test
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -77,6 +79,25 @@ func TestStagedProgramGoesOneFlushLater(t *testing.T) {
 	n.quiet(t)
 	if n.kernel.Programs[number] != 0 || n.numbers.Held(policy.KindProgram) != 2 {
 		t.Errorf("got descriptor %x, %d programs, want the staged one gone", n.kernel.Programs[number], n.numbers.Held(policy.KindProgram))
+	}
+}
+
+// Where the room does not suffice for both, what is enforced has it, even if the staged policy was there first.
+func TestStagedPolicyGivesWayToWhatIsEnforced(t *testing.T) {
+	n := shop(t)
+	n.numbers.Room[policy.KindCells] = 20
+	mustSet(t, n.engine, staged(wide("staged", 5)))
+	n.quiet(t)
+	if got := n.engine.Refused(); len(got) != 0 {
+		t.Fatalf("got refused %v, want room for a small staged policy", got)
+	}
+	mustSet(t, n.engine, wide("enforced", 4))
+	n.quiet(t)
+	if got := fmt.Sprint(n.engine.Refused()); !strings.Contains(got, "shop/staged: does not fit") || strings.Contains(got, "shop/enforced:") {
+		t.Errorf("got refused %s, want the staged policy", got)
+	}
+	if got := n.kernel.Subjects[1].StagedIngress; got != 0 {
+		t.Errorf("got staged program %d, want none", got)
 	}
 }
 

@@ -64,20 +64,42 @@ func (n *Numbers) Assign(kind policy.Kind, digest policy.Digest, count uint32) (
 	}
 	room, limited := n.Room[kind]
 	if !limited {
-		room = 1 << 20
+		room = plenty(kind)
 	}
 	if n.used[kind] == nil {
 		n.used[kind] = map[uint32]bool{}
 	}
 	at := n.gap(kind, count)
 	if at+count > first(kind)+room {
-		return 0, fmt.Errorf("assign kind %d: need %d, room for %d", kind, count, room)
+		return 0, &policy.Shortage{
+			Kind: kind, Has: room, Asked: count, Largest: n.largest(kind, room), Remedy: "give the test more room",
+		}
 	}
 	for i := range count {
 		n.used[kind][at+i] = true
 	}
 	n.held[key] = span{at, count}
 	return at, nil
+}
+
+// largest is the longest row that is free.
+func (n *Numbers) largest(kind policy.Kind, room uint32) (most uint32) {
+	run := uint32(0)
+	for i := range room {
+		if run++; n.used[kind][first(kind)+i] {
+			run = 0
+		}
+		most = max(most, run)
+	}
+	return most
+}
+
+// plenty is the room where a test sets none.
+func plenty(kind policy.Kind) uint32 {
+	if kind == policy.KindSelector {
+		return uint32(bpf.CapSelectors)
+	}
+	return 1 << 20
 }
 
 // gap finds count free numbers in a row.
