@@ -50,8 +50,9 @@ func TestWhatPruningMustLeaveIsWhatTheNodeHas(t *testing.T) {
 	n := startWeb(t)
 	a := &Agent{tables: n.tables, numbering: &numbering{known: map[string]uint32{"node2": 5}}, uplink: uplink{ifindex: 4}}
 	want := a.wantedRows()
-	if !want.Nodes[5] || !want.Endpoints[1] || !want.Uplinks[4] || len(want.Nodes)+len(want.Endpoints)+len(want.Uplinks) != 3 {
-		t.Errorf("wanted %+v, want node 5, endpoint 1 and device 4", want)
+	if !want.Nodes[5] || !want.Endpoints[1] || !want.Endpoints[uint32(bpf.EndpointHost)] || !want.Uplinks[4] ||
+		len(want.Nodes)+len(want.Endpoints)+len(want.Uplinks) != 4 {
+		t.Errorf("wanted %+v, want node 5, endpoint 1, the node's own endpoint and device 4", want)
 	}
 	if want.Addresses != nil || want.Frontends != nil {
 		t.Errorf("%+v speaks for the loops", want)
