@@ -5,6 +5,7 @@ import (
 	"slices"
 	"testing"
 
+	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/table"
 )
 

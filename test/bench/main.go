@@ -2,7 +2,7 @@
 //
 // Whatever depends on the machine is a ratio: to bare veth pairs that the same kernel routes, with no BPF and no rules,
 // measured right before or after, in turn. A figure is the median of the rounds. What each part measures stands in its
-// file: traffic.go, pods.go, change.go, verdict.go.
+// file: verdict.go, policy.go, traffic.go, pods.go, change.go.
 //
 // The bench and all that it starts, agents and floor included, run at the highest priority: what else the machine does
 // then disturbs the figures less, and favours none of them.
@@ -46,7 +46,7 @@ func main() {
 	flag.StringVar(&b.bin, "bin", "bin", "folder of the project's binaries")
 	flag.IntVar(&b.rounds, "rounds", 9, "how often each figure is taken")
 	flag.DurationVar(&b.time, "time", time.Second, "how long each load runs")
-	flag.StringVar(&b.only, "only", "", "take only the figures of this part: verdict, traffic, pods or changes; nothing is written")
+	flag.StringVar(&b.only, "only", "", "take only the figures of this part: verdict, policies, traffic, pods or changes; nothing is written")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -100,7 +100,7 @@ func (b *bench) parts(ctx context.Context) error {
 	parts := []struct {
 		name string
 		run  func(context.Context) error
-	}{{"verdict", b.verdict}, {"traffic", b.traffic}, {"pods", b.pods}, {"changes", b.changes}}
+	}{{"verdict", b.verdict}, {"policies", b.policies}, {"traffic", b.traffic}, {"pods", b.pods}, {"changes", b.changes}}
 	var errs []error
 	known := b.only == ""
 	for _, part := range parts {
@@ -114,7 +114,7 @@ func (b *bench) parts(ctx context.Context) error {
 		}
 	}
 	if !known {
-		return fmt.Errorf("-only %q: there are the parts verdict, traffic, pods and changes", b.only)
+		return fmt.Errorf("-only %q: there are the parts verdict, policies, traffic, pods and changes", b.only)
 	}
 	return errors.Join(errs...)
 }
@@ -151,6 +151,8 @@ func want() map[string]float64 {
 		"verdict_ns_1rule_cold": 0, "verdict_ns_16rules_cold": 0,
 		"stub_load_ms_p50": -1, "cni_add_ms_p50": -30, "cni_add_ms_p99": 0, "cni_add_30_parallel_s": -0.6,
 		"cni_add_100_parallel_s": -2, "cold_start_to_first_pod_s": -1,
+		"policy_rule_change_ms_p50": -5, "policy_10k_rules_load_s": 0, "policy_bytes_per_identity": 0,
+		"identity_add_us_p50": 0, "identity_add_kernel_writes": -6,
 		"policy_apply_to_enforced_ms_p50": -20, "service_apply_to_answer_ms_p50": -20,
 		"agent_rss_mib_idle": -60, "bpf_maps_mib_default": -48,
 	}

@@ -15,6 +15,14 @@ import (
 	"tendril.io/tendril/bpf"
 )
 
+// everything is a node with every feature: what is off, the verifier does not look at.
+func everything() bpf.NodeConfig {
+	return bpf.NodeConfig{
+		Features:   bpf.FeatureTunnel | bpf.FeatureMasquerade | bpf.FeatureServices | bpf.FeatureFlowRecords | bpf.FeatureIPv4 | bpf.FeatureIPv6,
+		ClassWords: uint32(bpf.CapSelectors) / 64, NATPortMin: 32768, NATPortMax: 60999, PodMTU: 1500, TunnelMTU: 1450, HalfOpenLimit: 100,
+	}
+}
+
 // TestEveryProgramLoads gives each program of each object to the kernel's verifier, with its maps at their real sizes.
 func TestEveryProgramLoads(t *testing.T) {
 	if os.Geteuid() != 0 {
@@ -30,6 +38,11 @@ func TestEveryProgramLoads(t *testing.T) {
 			spec, err := bpf.Load(name)
 			if err != nil {
 				t.Fatal(err)
+			}
+			if config := spec.Variables["config"]; config != nil {
+				if err := config.Set(everything()); err != nil {
+					t.Fatal(err)
+				}
 			}
 			for _, m := range spec.Maps {
 				m.Pinning = ebpf.PinNone
