@@ -56,6 +56,20 @@ type PairChange struct {
 	Now, Then [2]Judgement // egress of From, ingress of To
 }
 
+// Count is how many pairs of members that is, at some port.
+func (c *PairChange) Count() uint64 {
+	from, to := uint64(len(c.From.Members)), uint64(len(c.To.Members))
+	switch {
+	case c.From.Kind == CrowdWorld:
+		from = 1
+	case c.To.Kind == CrowdWorld:
+		to = 1
+	case c.From == c.To:
+		to--
+	}
+	return from * to
+}
+
 // PortSet is ports of some protocols, or all but those.
 type PortSet struct {
 	AllBut bool

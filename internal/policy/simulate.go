@@ -91,8 +91,10 @@ func (s *Simulation) Judge(from, to Party, protocol uint8, port uint16) (now, th
 	return s.now.Judge(from, to, protocol, port), s.then.Judge(from, to, protocol, port)
 }
 
-// Selected says how many of the subjects a policy would select.
-func (s *Simulation) Selected(key Key) int { return s.then.Selected(key) }
+// Selected says how many of the subjects a policy selects now, and how many it would select.
+func (s *Simulation) Selected(key Key) (now, then int) {
+	return s.now.Selected(key), s.then.Selected(key)
+}
 
 // Decide says what becomes of a packet that both sides judge, egress first, and which side decides: one denial is
 // enough, and the packet meets the source's first; else one redirect is; else all who judge allow it.
