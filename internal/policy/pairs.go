@@ -436,15 +436,3 @@ func (s PortSet) String() string {
 	}
 	return strings.Join(text, ", ")
 }
-
-// rangesAround is there until the engine has it.
-func (e *Engine) rangesAround(prefix netip.Prefix, outside bool) []*selector {
-	var in, out []*selector
-	for p := range e.places.covering(prefix) {
-		in = append(in, p.includes...)
-		out = append(out, p.excepts...)
-	}
-	in = slices.DeleteFunc(in, func(s *selector) bool { return s.cidr.OutsideOnly && !outside || slices.Contains(out, s) })
-	slices.SortFunc(in, func(a, b *selector) int { return compareDigests(a.digest, b.digest) })
-	return slices.Compact(in)
-}

@@ -36,13 +36,16 @@ func (e *Engine) Simulation() *Simulation {
 	return &Simulation{now: e.fork(e.config, subjects, nil), then: e.fork(e.config, subjects, room)}
 }
 
-// fork returns an engine that is about to take in this one's namespaces and policies, but other subjects and no
+// fork returns an engine that is about to take in this one's namespaces, groups of addresses and policies, but other subjects and no
 // addresses: a party that is asked about brings its own.
 func (e *Engine) fork(config Config, subjects map[uint32]Workload, room map[Kind]uint32) *Engine {
 	f := New(config, &throwaway{room: room, next: map[Kind]uint32{}, held: map[throwawayKey]uint32{}})
 	for name, space := range e.namespaces {
 		labels := space.labels
 		f.staged.namespaces[name] = &labels
+	}
+	for key, g := range e.addressGroups {
+		f.staged.addressGroups[key] = g
 	}
 	for key, state := range e.policies {
 		p := state.policy

@@ -243,6 +243,59 @@ func printed(changes []policy.PairChange) string {
 	return b.String()
 }
 
+// What replaces a rule at its own place differs from it in one field.
+func TestPairsChangeWithEveryFieldOfARule(t *testing.T) {
+	base := func() policy.Policy {
+		return allow("web", "web", policy.Rule{Peers: []policy.Peer{pods("client")}, Ports: []policy.Port{{Protocol: tcp, First: 80, Last: 80}}})
+	}
+	var residents []policy.Resident
+	for i, name := range []string{"web", "client", "other"} {
+		residents = append(residents, policy.Resident{
+			Name: name, Workload: app(name), Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), netip.AddrFrom16([16]byte{0xfd, 15: byte(i)})},
+		})
+	}
+	for sentence, test := range map[string]struct {
+		edit func(*policy.Policy)
+		want string
+	}{
+		"nothing":       {func(*policy.Policy) {}, ""},
+		"another file":  {func(p *policy.Policy) { p.Source = "b.yaml"; p.Revision = 7 }, ""},
+		"the port":      {func(p *policy.Policy) { p.Specs[0].Rules[0].Ports[0].Last = 81 }, "[client] -> [web] at 81/TCP: deny -> allow\n"},
+		"the protocol":  {func(p *policy.Policy) { p.Specs[0].Rules[0].Ports[0].Protocol = udp }, "[client] -> [web] at 80/TCP: allow -> deny\n[client] -> [web] at 80/UDP: deny -> allow\n"},
+		"all ports":     {func(p *policy.Policy) { p.Specs[0].Rules[0].Ports = nil }, "[client] -> [web] at any port but 80/TCP: deny -> allow\n"},
+		"the action":    {func(p *policy.Policy) { p.Specs[0].Rules[0].Action = policy.Deny }, "[client] -> [web] at 80/TCP: allow -> deny\n"},
+		"the peers":     {func(p *policy.Policy) { p.Specs[0].Rules[0].Peers = []policy.Peer{pods("other")} }, "[client] -> [web] at 80/TCP: allow -> deny\n[other] -> [web] at 80/TCP: deny -> allow\n"},
+		"the isolation": {func(p *policy.Policy) { p.Specs[0].Isolates = [2]bool{} }, "[client] -> [web] at any port but 80/TCP: deny -> allow\n[other] -> [web] at any port: deny -> allow\n[0.0.0.0/0 ::/0] -> [web] at any port: deny -> allow\n"},
+		"a tier that a pass skips": {func(p *policy.Policy) {
+			p.Specs[0].Tier = policy.TierBaseline
+		}, ""},
+		"a range outside": {func(p *policy.Policy) {
+			p.Specs[0].Rules[0].Peers = append(p.Specs[0].Rules[0].Peers, policy.Peer{CIDR: &policy.CIDR{Prefix: netip.MustParsePrefix("192.0.2.0/24"), Except: []netip.Prefix{netip.MustParsePrefix("192.0.2.8/29")}}})
+		}, "[192.0.2.0/24] -> [web] at 80/TCP: deny -> allow\n"},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			e := policy.New(policy.Config{}, policytest.NewNumbers())
+			mustSet(t, e, base())
+			if _, err := e.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			next := base()
+			test.edit(&next)
+			s := e.ClusterSimulation(residents)
+			if err := s.Run(policy.Change{Set: []policy.Policy{next}}); err != nil {
+				t.Fatal(err)
+			}
+			var all []policy.PairChange
+			for _, c := range s.Crowds() {
+				all = append(all, s.Changes(c, false)...)
+			}
+			if got := printed(all); got != test.want {
+				t.Errorf("got\n%swant\n%s", got, test.want)
+			}
+		})
+	}
+}
+
 func TestAChangeThatWouldBeRefusedIsNotSimulated(t *testing.T) {
 	n := shop(t)
 	for sentence, test := range map[string]struct {
