@@ -96,7 +96,8 @@ func (h *history) add(e *bpf.Event, at int64) {
 	f := into[c]
 	if f == nil {
 		f = &pastFlow{
-			source: c.source.Addr(), destination: c.destination.Addr(), protocol: e.Protocol, port: c.wantedPort(), first: at,
+			source: c.source.Addr(), destination: c.destination.Addr(), protocol: e.Protocol, first: at,
+			port: flow.PolicyPort(e.Protocol, c.destination.Port()),
 		}
 		into[c] = f
 	}
@@ -125,19 +126,6 @@ func isJudged(e *bpf.Event) bool {
 		}
 	}
 	return false
-}
-
-// wantedPort is what policy is asked for. Records of ICMP have no type; all but errors, which follow their flow, are
-// taken for echo.
-func (c connection) wantedPort() uint16 {
-	const echo, echo6 = 8, 128 // RFC 792; RFC 4443, 4.1
-	switch c.protocol {
-	case ipproto.ICMP:
-		return echo
-	case ipproto.ICMPv6:
-		return echo6
-	}
-	return c.destination.Port()
 }
 
 // flows lists what was opened, or was not allowed to be, the latest first. A drop of an answer tells no more than the

@@ -48,8 +48,10 @@ func (s *api) simulatePairs(ctx context.Context, request *agentv1.SimulateReques
 		for _, pair := range simulation.Changes(from, request.GetRules()) {
 			message := pairMessage(pair)
 			message.From, message.To = number[pair.From], number[pair.To]
+			if n := len(reply.GetPairs()); n == 0 || reply.Pairs[n-1].GetFrom() != message.GetFrom() || reply.Pairs[n-1].GetTo() != message.GetTo() {
+				reply.Changed += pair.Count() // once for all its ports
+			}
 			reply.Pairs = append(reply.Pairs, message)
-			reply.Changed += pair.Count()
 		}
 	}
 	return nil
