@@ -97,8 +97,8 @@ func (s *api) simulateFlows(ctx context.Context, request *agentv1.SimulateReques
 	if err := seen.read(ctx, s.a.flows, s.a.decoder().BootUnixNano); err != nil {
 		return err
 	}
-	reply.Records, reply.Lost, reply.OldestUnixNano, reply.Unjudged = seen.records, seen.lost, seen.oldest, seen.unjudged
 	flows := seen.flows()
+	reply.Records, reply.Lost, reply.OldestUnixNano, reply.Unjudged = seen.records, seen.lost, seen.oldest, seen.unjudged
 	ends := make([][2]policy.Party, len(flows))
 	var simulation *policy.Simulation
 	s.a.policies.Read(func(engine *policy.Engine) {
