@@ -79,16 +79,25 @@ func flowHeader() []string {
 	return []string{"FROM", "TO", "PORT", "SEEN", "LAST", "NOW", "BY", "THEN", "BY"}
 }
 
+// flowRows makes a row of flows that read alike: of both families, mostly. The latest comes first.
 func flowRows(v *view, r *agentv1.SimulateResponse) (rows [][]string) {
+	at := map[string]int{}
+	var seen []uint64
 	for _, f := range r.GetFlows() {
 		if !f.GetChanges() {
 			continue
 		}
-		rows = append(rows, []string{
-			endName(f.GetSource()), endName(f.GetDestination()), portName(f), number(f.GetCount()),
-			time.Unix(0, f.GetLastUnixNano()).Format("15:04:05"),
+		row := []string{
+			endName(f.GetSource()), endName(f.GetDestination()), portName(f), "", time.Unix(0, f.GetLastUnixNano()).Format("15:04:05"),
 			v.verdictText(f.GetNow().GetVerdict()), verdictAuthor(f.GetNow()), v.verdictText(f.GetThen().GetVerdict()), verdictAuthor(f.GetThen()),
-		})
+		}
+		key := fmt.Sprint(row[:3], row[5:])
+		if _, known := at[key]; !known {
+			at[key] = len(rows)
+			rows, seen = append(rows, row), append(seen, 0)
+		}
+		seen[at[key]] += f.GetCount()
+		rows[at[key]][3] = number(seen[at[key]])
 	}
 	return rows
 }
