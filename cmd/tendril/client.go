@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -111,16 +115,96 @@ func answer[R proto.Message](a *app, cmd *cobra.Command, question func(context.C
 
 // askAgent puts one question to the agent that the flags mean.
 func askAgent[R any](ctx context.Context, a *app, question func(context.Context, agentv1.AgentClient) (R, error)) (response R, err error) {
-	agent, err := a.connect()
+	path, err := a.socketPath()
+	if err != nil {
+		return response, explainDial(path, err)
+	}
+	// An agent that hangs must not hang the command line too.
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	return askOne(ctx, path, question)
+}
+
+// nodeAnswer is one agent's answer.
+type nodeAnswer[R any] struct {
+	node     string // its name in the lab; empty: the agent of this machine, or the one that the flags name
+	response R
+}
+
+// agentSockets lists whom a question to the whole cluster goes to, by node: the one agent that the flags name, else all of
+// the lab, else the agent of this machine.
+func (a *app) agentSockets() (map[string]string, error) {
+	if a.node == "" && a.socket == "" {
+		sockets, err := a.labSockets()
+		if err == nil {
+			return sockets, nil
+		}
+		if _, missing := a.socketPath(); missing != nil {
+			return nil, errors.Join(err, missing)
+		}
+	}
+	path, err := a.socketPath()
+	return map[string]string{a.node: path}, explainDial(path, err)
+}
+
+// askAll puts one question to all agents at once. One that does not answer keeps nobody else from answering; the error
+// names each. waiting is called every two seconds with the nodes that are still silent; nil: nobody wants to know.
+func askAll[R any](ctx context.Context, sockets map[string]string, limit time.Duration, question func(context.Context, agentv1.AgentClient) (R, error),
+	waiting func(nodes []string, since time.Duration)) ([]nodeAnswer[R], error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	var mu sync.Mutex
+	var answers []nodeAnswer[R]
+	var failures []error
+	silent := maps.Clone(sockets)
+	var asked sync.WaitGroup
+	for node, path := range sockets {
+		asked.Go(func() {
+			response, err := askOne(ctx, path, question)
+			mu.Lock()
+			defer mu.Unlock()
+			delete(silent, node)
+			if err != nil {
+				failures = append(failures, err)
+				return
+			}
+			answers = append(answers, nodeAnswer[R]{node, response})
+		})
+	}
+	done := make(chan struct{})
+	go func() {
+		asked.Wait()
+		close(done)
+	}()
+	ticker := time.NewTicker(patience)
+	defer ticker.Stop()
+	for begun := time.Now(); ; {
+		select {
+		case <-done:
+			slices.SortFunc(answers, func(a, b nodeAnswer[R]) int { return strings.Compare(a.node, b.node) })
+			return answers, errors.Join(failures...)
+		case now := <-ticker.C:
+			mu.Lock()
+			if waiting != nil {
+				waiting(slices.Sorted(maps.Keys(silent)), now.Sub(begun))
+			}
+			mu.Unlock()
+		}
+	}
+}
+
+// patience is how long a question may take before the user is told what it waits for.
+const patience = 2 * time.Second
+
+// askOne puts a question to the agent at a socket.
+func askOne[R any](ctx context.Context, path string, question func(context.Context, agentv1.AgentClient) (R, error)) (response R, err error) {
+	agent, err := dialAgent(path)
 	if err != nil {
 		return response, err
 	}
 	defer agent.Close()
-	// An agent that hangs must not hang the command line too.
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
 	if response, err = question(ctx, agent); err != nil {
-		return response, explainAnswer(agent.path, err)
+		return response, explainAnswer(path, err)
 	}
 	return response, nil
 }

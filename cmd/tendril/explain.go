@@ -4,6 +4,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/charmbracelet/lipgloss"
 	"golang.org/x/sys/unix"
@@ -35,12 +36,34 @@ func columns(out io.Writer) int {
 
 // showProofs prints the verdict, and for each side the rules in the order in which they were looked at.
 func showProofs(v *view, r *agentv1.ExplainResponse) {
+	if record := r.GetRecord(); record != nil {
+		v.showRecord(record, r.GetVerdict())
+	}
 	summary := strings.TrimPrefix(r.GetSummary(), r.GetVerdict()+" ")
 	v.hang(v.verdictText(r.GetVerdict())+"  ", summary, v.strong)
 	for _, p := range r.GetProofs() {
 		v.line("")
 		v.showProof(p)
 	}
+}
+
+// showRecord prints the record that is explained, and whether what it says still holds.
+func (v *view) showRecord(record *agentv1.Flow, now string) {
+	line := flow.Describe(record, time.Local)
+	v.hang(v.dim.Render("recorded "+line.Time)+"  ", strings.TrimSpace(line.Verdict+" "+line.Path+"  "+line.Why), v.plain)
+	then := "allowed"
+	switch {
+	case record.GetEgress().GetAction() == "deny", record.GetIngress().GetAction() == "deny":
+		then = "denied"
+	case record.GetVerdict() == flow.VerdictDropped:
+		v.line("policy did not drop it; what holds now is:")
+		return
+	}
+	if then == now {
+		v.line("the same holds now:")
+		return
+	}
+	v.line("%s", v.odd.Render("policy, or who the ends are, has changed since; now it is:"))
 }
 
 // showProof prints one side's proof: what was asked, the rules, the one that decided, and the one that nearly did.
@@ -72,6 +95,9 @@ func (v *view) showProof(p *agentv1.Proof) {
 // showStep prints one rule: what it does and where it stands, whom and what it is for, and why it does not apply.
 func (v *view) showStep(s *agentv1.Step, preposition string, decides bool) {
 	name := strings.TrimSpace(s.GetRuleName() + " " + s.GetPlace())
+	if s.GetSource() != "" {
+		name += " (" + s.GetSource() + ")"
+	}
 	what := preposition + " " + s.GetSelector()
 	if s.GetPorts() != "" {
 		what += " at " + s.GetPorts()
@@ -96,6 +122,9 @@ func (v *view) showDefault(p *agentv1.Proof) {
 	why := "no policy isolates the pod in this direction"
 	if p.GetVerdict().GetAction() == "deny" {
 		why = "the pod is isolated in this direction, and no rule lets this through"
+		if by := p.GetIsolators(); len(by) > 0 {
+			why = "the pod is isolated in this direction by " + strings.Join(by, ", ") + ", and no rule lets this through"
+		}
 	}
 	v.hang(stepLead, why, v.dim)
 }

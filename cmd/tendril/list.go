@@ -22,9 +22,17 @@ func newEndpointCommand(a *app) *cobra.Command {
 		v.header("ID", "POD", "ADDRESSES", "STATE", "INGRESS", "EGRESS", "IDENTITY", "LABELS", "DEVICE")
 		for _, e := range r.GetEndpoints() {
 			v.row(number(e.GetId()), e.GetNamespace()+"/"+e.GetPod(), strings.Join(e.GetIps(), " "), v.stateText(e.GetState()),
-				e.GetIngress(), e.GetEgress(), shortIdentity(e.GetIdentity()), strings.Join(e.GetLabels(), ","), e.GetDevice())
+				restriction(e.GetIngress(), e.GetIngressIsolators()), restriction(e.GetEgress(), e.GetEgressIsolators()), shortIdentity(e.GetIdentity()), strings.Join(e.GetLabels(), ","), e.GetDevice())
 		}
 	}))
+}
+
+// restriction says whether policy restricts a direction, and which policies isolate the pod in it.
+func restriction(state string, isolators []string) string {
+	if len(isolators) == 0 {
+		return state
+	}
+	return state + " by " + strings.Join(isolators, ", ")
 }
 
 // shortIdentity shortens a label-set hash to what tells sets apart; -o json has it whole.

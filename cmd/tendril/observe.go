@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	agentv1 "tendril.io/tendril/api/agent/v1"
 	"tendril.io/tendril/internal/flow"
@@ -44,6 +45,21 @@ func newObserveCommand(a *app) *cobra.Command {
 	flags, r := cmd.Flags(), &o.request
 	flags.BoolVarP(&r.Follow, "follow", "f", false, "go on with new flows")
 	flags.Uint32Var(&r.Last, "last", 0, "show so many past flows (default: all kept, or none with -f)")
+	o.filters(flags)
+	flags.Uint32Var(&r.Port, "port", 0, "only flows with this port")
+	flags.StringVar(&r.Protocol, "protocol", "", "tcp, udp, sctp, icmp, icmpv6 or a number")
+	flags.BoolVarP(&o.allNodes, "all-nodes", "A", false, "ask all nodes of the lab and merge their flows by time")
+	return cmd
+}
+
+// filterNames are the flags that filters adds.
+func filterNames() []string {
+	return []string{"since", "pod", "from-pod", "to-pod", "namespace", "verdict", "ip", "kind", "staged"}
+}
+
+// filters adds the flags that say which records are meant, apart from port and protocol.
+func (o *observation) filters(flags *pflag.FlagSet) {
+	r := &o.request
 	flags.DurationVar(&o.since, "since", 0, "only flows of the last, as in 30s or 5m")
 	flags.StringVar(&r.Pod, "pod", "", "only flows of this pod (namespace/name), on either side")
 	flags.StringVar(&r.FromPod, "from-pod", "", "only flows that this pod began")
@@ -51,22 +67,25 @@ func newObserveCommand(a *app) *cobra.Command {
 	flags.StringVarP(&r.Namespace, "namespace", "n", "", "only flows with a pod of this namespace")
 	flags.StringVar(&r.Verdict, "verdict", "", "allowed, dropped or redirected")
 	flags.StringVar(&r.Ip, "ip", "", "only flows with an address in this range, as in 10.0.0.1 or fd00::/64")
-	flags.Uint32Var(&r.Port, "port", 0, "only flows with this port")
-	flags.StringVar(&r.Protocol, "protocol", "", "tcp, udp, sctp, icmp, icmpv6 or a number")
 	flags.StringVar(&r.Kind, "kind", "", "new, established, end, verdict or drop")
 	flags.BoolVar(&r.Staged, "staged", false, "only flows that a staged policy would treat otherwise")
-	flags.BoolVarP(&o.allNodes, "all-nodes", "A", false, "ask all nodes of the lab and merge their flows by time")
-	return cmd
 }
 
-// run asks one agent or several.
-func (o *observation) run(cmd *cobra.Command) error {
-	// The agent would refuse a bad filter too, but without one agent being up.
+// check finds what is wrong with the filters. The agent would refuse them too, but without one agent being up.
+func (o *observation) check() error {
 	if _, err := flow.ParseQuery(&o.request); err != nil {
 		return fmt.Errorf("flag --%w", err)
 	}
 	if o.since > 0 {
 		o.request.SinceUnixNano = time.Now().Add(-o.since).UnixNano()
+	}
+	return nil
+}
+
+// run asks one agent or several.
+func (o *observation) run(cmd *cobra.Command) error {
+	if err := o.check(); err != nil {
+		return err
 	}
 	p := &flowPrinter{view: newView(cmd.OutOrStdout()), json: o.app.json(), nodes: o.allNodes}
 	if o.allNodes {

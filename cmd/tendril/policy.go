@@ -1,8 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
 
@@ -14,35 +17,100 @@ import (
 
 // newPolicyCommand explains verdicts and lists policies.
 func newPolicyCommand(a *app) *cobra.Command {
-	return group("policy", "Explain verdicts and list policies",
-		newPolicyExplainCommand(a), newPolicyListCommand(a), newPolicyGetCommand(a))
+	return group("policy", "Explain verdicts, simulate changes and list policies",
+		newPolicyExplainCommand(a), newPolicySimulateCommand(a), newPolicyListCommand(a), newPolicyGetCommand(a))
 }
 
-// newPolicyExplainCommand proves the verdict of a flow that need not have happened.
-func newPolicyExplainCommand(a *app) *cobra.Command {
-	var from, to, port, protocol string
-	var request *agentv1.ExplainRequest
-	cmd := &cobra.Command{
-		Use:   "explain --from PARTY --to PARTY [--port PORT[/PROTOCOL]]",
-		Short: "Prove the verdict of a flow, past or imagined",
-		Long: `Prove the verdict of a flow, past or imagined: every rule that was looked at, in order, and the one that decided.
+// explanation is what the flags of explain say.
+type explanation struct {
+	from, to, port, protocol string
+	last                     bool
+	past                     observation // filters of the record that is meant by last
+}
 
-A party is a pod (namespace/name), an address, or a reserved identity such as reserved:world or reserved:host.`,
+// newPolicyExplainCommand proves the verdict of a flow that need not have happened, or of the last one that did.
+func newPolicyExplainCommand(a *app) *cobra.Command {
+	e := &explanation{past: observation{app: a}}
+	cmd := &cobra.Command{
+		Use:   "explain --from PARTY --to PARTY [--port PORT[/PROTOCOL]] | --last [FILTERS OF OBSERVE]",
+		Short: "Prove the verdict of a flow, past or imagined",
+		Long: `Prove the verdict of a flow, past or imagined: every rule that was looked at, in order, and the one that decided. A rule is
+named by its object and its field there, and by the file that the object was applied from.
+
+A party is a pod (namespace/name), an address, or a reserved identity such as reserved:world or reserved:host.
+
+With --last it is the newest flow record that the filters find, the same as those of ` + "`tendril observe`" + `: what the record said
+then, and what holds now. Records of ICMP do not have its type; echo is assumed.`,
 		Example: `  tendril policy explain --from shop/client --to shop/web --port 80
   tendril policy explain --from shop/client --to 192.0.2.7 --port 53/udp
-  tendril policy explain --from reserved:world --to shop/web --proto icmp`,
-		PreRunE: func(*cobra.Command, []string) (err error) {
-			request, err = explainRequest(from, to, port, protocol)
-			return err
-		},
+  tendril policy explain --from reserved:world --to shop/web --proto icmp
+  tendril policy explain --last --to-pod shop/web --verdict dropped`,
+		PreRunE: func(cmd *cobra.Command, _ []string) error { return e.check(cmd) },
 	}
-	cmd.Flags().StringVar(&from, "from", "", "who speaks first")
-	cmd.Flags().StringVar(&to, "to", "", "who is spoken to")
-	cmd.Flags().StringVar(&port, "port", "", "port of the destination, as in 80 or 53/udp (of ICMP: the type)")
-	cmd.Flags().StringVar(&protocol, "proto", "", "tcp (default), udp, sctp, icmp, icmpv6 or a number")
-	return answer(a, cmd, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ExplainResponse, error) {
+	flags := cmd.Flags()
+	flags.StringVar(&e.from, "from", "", "who speaks first")
+	flags.StringVar(&e.to, "to", "", "who is spoken to")
+	flags.StringVar(&e.port, "port", "", "port of the destination, as in 80 or 53/udp (of ICMP: the type)")
+	flags.StringVar(&e.protocol, "proto", "", "tcp (default), udp, sctp, icmp, icmpv6 or a number")
+	flags.BoolVar(&e.last, "last", false, "explain the newest recorded flow that these filters find:")
+	e.past.filters(flags)
+	return answer(a, cmd, e.ask, showProofs)
+}
+
+// check sees to it that one of the two forms is meant.
+func (e *explanation) check(cmd *cobra.Command) error {
+	if !e.last {
+		for _, name := range filterNames() {
+			if cmd.Flags().Changed(name) {
+				return fmt.Errorf("flag --%s: is for --last", name)
+			}
+		}
+		_, err := explainRequest(e.from, e.to, e.port, e.protocol)
+		return err
+	}
+	if e.from != "" || e.to != "" {
+		return errors.New("flags --from and --to: are not for --last: use --from-pod, --to-pod, --pod or --ip")
+	}
+	imagined, err := explainRequest("any", "any", e.port, e.protocol) // checks port and protocol
+	if err != nil {
+		return err
+	}
+	e.past.request.Port, e.past.request.Last = imagined.GetPort(), 1
+	if _, suffix, both := strings.Cut(e.port, "/"); both || e.protocol != "" {
+		e.past.request.Protocol = cmp.Or(e.protocol, suffix)
+	}
+	return e.past.check()
+}
+
+// ask puts the question, and ahead of it, with --last, the one for the record.
+func (e *explanation) ask(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ExplainResponse, error) {
+	if !e.last {
+		request, err := explainRequest(e.from, e.to, e.port, e.protocol)
+		if err != nil {
+			return nil, err
+		}
 		return agent.Explain(ctx, request)
-	}, showProofs)
+	}
+	records, err := agent.Observe(ctx, &e.past.request)
+	if err != nil {
+		return nil, err
+	}
+	record, err := records.Recv()
+	if errors.Is(err, io.EOF) {
+		return nil, errors.New("no record of such a flow is kept: see `tendril observe`, and ask the agent of the pod's node")
+	}
+	if err != nil {
+		return nil, err
+	}
+	response, err := agent.Explain(ctx, &agentv1.ExplainRequest{
+		From: record.GetSource().GetIp(), To: record.GetDestination().GetIp(), Protocol: record.GetProtocol(),
+		Port: uint32(flow.PolicyPort(uint8(record.GetProtocol()), uint16(record.GetDestination().GetPort()))),
+	})
+	if err != nil {
+		return nil, err
+	}
+	response.Record = record
+	return response, nil
 }
 
 // explainRequest checks the flags of explain.
@@ -88,69 +156,4 @@ func (v *view) verdictText(verdict string) string {
 		return v.right.Render(verdict)
 	}
 	return v.odd.Render(verdict)
-}
-
-// listPolicies is the question of both policy lists.
-func listPolicies(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListPoliciesResponse, error) {
-	return agent.ListPolicies(ctx, &agentv1.ListPoliciesRequest{})
-}
-
-// newPolicyListCommand lists all policies: a refused one is not in force at all, never in part.
-func newPolicyListCommand(a *app) *cobra.Command {
-	return answer(a, &cobra.Command{
-		Use:     "list",
-		Short:   "List the policies in force, and those that were refused",
-		Example: `  tendril policy list`,
-	}, listPolicies, func(v *view, r *agentv1.ListPoliciesResponse) {
-		v.header("KIND", "NAMESPACE", "NAME", "STATE", "REVISION", "PODS HERE", "MESSAGE")
-		for _, p := range r.GetPolicies() {
-			v.row(p.GetKind(), p.GetNamespace(), p.GetName(), v.stateText(p.GetState()), number(p.GetRevision()), number(p.GetEndpoints()), p.GetMessage())
-		}
-	})
-}
-
-// newPolicyGetCommand shows the policies of one name.
-func newPolicyGetCommand(a *app) *cobra.Command {
-	var name string
-	return answer(a, &cobra.Command{
-		Use:   "get [NAMESPACE/]NAME",
-		Short: "Show one policy: whether it is in force, and if not why",
-		Example: `  tendril policy get shop/allow-client
-  tendril policy get cluster-wide-deny`,
-		Args: argument(&name, "policy", false),
-	}, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListPoliciesResponse, error) {
-		all, err := listPolicies(ctx, agent)
-		if err != nil {
-			return nil, err
-		}
-		found := &agentv1.ListPoliciesResponse{}
-		for _, p := range all.GetPolicies() {
-			if strings.TrimPrefix(p.GetNamespace()+"/"+p.GetName(), "/") == name {
-				found.Policies = append(found.Policies, p)
-			}
-		}
-		if len(found.Policies) == 0 {
-			return nil, fmt.Errorf("policy %s: the agent has none of that name: see `tendril policy list`", name)
-		}
-		return found, nil
-	}, func(v *view, r *agentv1.ListPoliciesResponse) {
-		for _, p := range r.GetPolicies() {
-			v.row("policy", p.GetKind()+" "+strings.TrimPrefix(p.GetNamespace()+"/"+p.GetName(), "/"))
-			v.row("state", v.stateText(p.GetState()))
-			v.row("message", p.GetMessage())
-			v.row("revision", number(p.GetRevision()))
-			v.row("pods here", number(p.GetEndpoints()))
-		}
-	})
-}
-
-// stateText colours the state of a policy or a pod.
-func (v *view) stateText(state string) string {
-	switch state {
-	case "in force", "ready":
-		return v.right.Render(state)
-	case "refused":
-		return v.wrong.Render(state)
-	}
-	return v.odd.Render(state)
 }

@@ -27,3 +27,16 @@ func ParseProtocol(text string) (uint8, error) {
 func hasPorts(protocol uint32) bool {
 	return protocol <= math.MaxUint8 && ipproto.HasPorts(uint8(protocol))
 }
+
+// PolicyPort is the port that policy is asked for: of ICMP the type, which records do not have. All ICMP but errors,
+// which follow their flow, is taken for echo (RFC 792; RFC 4443, 4.1).
+func PolicyPort(protocol uint8, port uint16) uint16 {
+	const echo, echo6 = 8, 128
+	switch protocol {
+	case ipproto.ICMP:
+		return echo
+	case ipproto.ICMPv6:
+		return echo6
+	}
+	return port
+}

@@ -55,6 +55,9 @@ func (r *Ring) Store(events []bpf.Event) {
 	}
 }
 
+// Len is how many events the ring can keep.
+func (r *Ring) Len() int { return len(r.slots) }
+
 // Lose notes that the kernel had to drop n events between what was stored and what comes next.
 func (r *Ring) Lose(n uint64) {
 	r.mu.Lock()

@@ -3,8 +3,10 @@ package node
 import (
 	"context"
 	"net"
+	"slices"
 	"time"
 
+	"github.com/cilium/statedb"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -136,20 +138,32 @@ func (s *api) ListPolicies(context.Context, *agentv1.ListPoliciesRequest) (*agen
 	txn := s.a.tables.DB.ReadTxn()
 	s.a.policies.Read(func(engine *policy.Engine) {
 		for row := range s.a.tables.Policies.All(txn) {
-			reply.Policies = append(reply.Policies, policyMessage(row, engine, refused))
+			reply.Policies = append(reply.Policies, s.policyMessage(txn, row, engine, refused))
 		}
 	})
 	return reply, nil
 }
 
-func policyMessage(row *table.Policy, engine *policy.Engine, refused map[policy.Key]refusal) *agentv1.Policy {
+// policyMessage says what became of a policy, and what it, or an earlier version that stays in force, does here.
+func (s *api) policyMessage(txn statedb.ReadTxn, row *table.Policy, engine *policy.Engine, refused map[policy.Key]refusal) *agentv1.Policy {
 	key := policy.Key{Kind: row.Kind, Namespace: row.Namespace, Name: row.Name}
+	use, _ := engine.Use(key)
 	message := &agentv1.Policy{
-		Kind: row.Kind, Namespace: row.Namespace, Name: row.Name, Revision: row.Revision, State: "in force",
-		Endpoints: uint32(engine.Selected(key)),
+		Kind: row.Kind, Namespace: row.Namespace, Name: row.Name, Revision: row.Revision, State: "in force", Source: row.Source,
+		Endpoints: uint32(len(use.Endpoints)), Rules: uint32(use.Rules), Selectors: use.Selectors, Programs: use.Programs,
 	}
-	if r, ok := refused[key]; ok {
+	for _, id := range use.Endpoints {
+		if pod, _, ok := s.a.tables.Endpoints.Get(txn, table.EndpointByID(id)); ok {
+			message.Pods = append(message.Pods, pod.Namespace+"/"+pod.Pod)
+		}
+	}
+	slices.Sort(message.Pods)
+	r, ok := refused[key]
+	switch {
+	case ok:
 		message.State, message.Message = "refused", r.Message
+	case use.Staged:
+		message.State = "staged"
 	}
 	return message
 }

@@ -226,8 +226,9 @@ func (s *api) ListEndpoints(context.Context, *agentv1.ListEndpointsRequest) (*ag
 			Id: row.ID, Namespace: row.Namespace, Pod: row.Pod, Identity: info.Identity, Labels: info.Labels,
 			State: string(row.State), Ifindex: row.IfIndex, Device: row.Device, Peer: row.Peer,
 			IngressProgram: row.Ingress, EgressProgram: row.Egress,
-			Ingress: s.enforced(row.ID, policy.Ingress), Egress: s.enforced(row.ID, policy.Egress),
+			IngressIsolators: s.isolators(row.ID, policy.Ingress), EgressIsolators: s.isolators(row.ID, policy.Egress),
 		}
+		message.Ingress, message.Egress = enforcement(message.GetIngressIsolators()), enforcement(message.GetEgressIsolators())
 		for _, addr := range row.Addrs {
 			message.Ips = append(message.Ips, addr.String())
 		}
@@ -237,13 +238,20 @@ func (s *api) ListEndpoints(context.Context, *agentv1.ListEndpointsRequest) (*ag
 	return reply, nil
 }
 
-// enforced says whether some policy isolates an endpoint in a direction.
-func (s *api) enforced(endpoint uint32, direction policy.Direction) string {
-	state := "open"
+// isolators names the policies that isolate an endpoint in a direction.
+func (s *api) isolators(endpoint uint32, direction policy.Direction) (names []string) {
 	s.a.policies.Read(func(engine *policy.Engine) {
-		if len(engine.Isolators(endpoint, direction)) > 0 {
-			state = "enforced"
+		for _, key := range engine.Isolators(endpoint, direction) {
+			names = append(names, key.String())
 		}
 	})
-	return state
+	return names
+}
+
+// enforcement says whether what no rule allows is denied.
+func enforcement(isolators []string) string {
+	if len(isolators) > 0 {
+		return "enforced"
+	}
+	return "open"
 }

@@ -80,10 +80,16 @@ func (s *api) party(text string) (policy.Party, error) {
 	return party, nil
 }
 
-// partyAt describes the owner of an address.
+// partyAt describes the owner of an address, by the pod's name if there is one.
 func (s *api) partyAt(addr netip.Addr) (party policy.Party) {
 	s.a.policies.Read(func(engine *policy.Engine) { party = engine.Party(addr) })
 	party.Name = addr.String()
+	txn := s.a.tables.DB.ReadTxn()
+	if row, _, ok := s.a.tables.Endpoints.Get(txn, table.EndpointByIP(addr)); ok {
+		party.Name = row.Namespace + "/" + row.Pod
+	} else if row, _, ok := s.a.tables.IPs.Get(txn, table.IPByAddr(addr)); ok {
+		party.Name = row.Namespace + "/" + row.Pod
+	}
 	return party
 }
 
@@ -93,13 +99,15 @@ func proofMessage(proof policy.Proof) *agentv1.Proof {
 		Verdict: &agentv1.Judgement{Action: "none"},
 	}
 	if proof.Judged {
-		message.Verdict = &agentv1.Judgement{
-			Action: proof.Action.String(), Rule: proof.Rule.Rule, RuleName: ruleName(proof.Rule), Place: proof.Rule.Place,
-		}
+		message.Verdict = judgementMessage(policy.Judgement{Judged: true, Action: proof.Action, Rule: proof.Rule})
+		message.Verdict.Rule = proof.Rule.Rule
+	}
+	for _, key := range proof.Isolators {
+		message.Isolators = append(message.Isolators, key.String())
 	}
 	for _, step := range proof.Steps {
 		message.Steps = append(message.Steps, &agentv1.Step{
-			Rank: step.Rank, RuleName: ruleName(step.Rule), Place: step.Rule.Place, Selector: step.Selector,
+			Rank: step.Rank, RuleName: ruleName(step.Rule), Place: step.Rule.Place, Source: step.Rule.Source, Selector: step.Selector,
 			Action: step.Action.String(), Matched: step.Matched, Why: step.Why, Ports: step.Ports,
 		})
 	}

@@ -121,6 +121,16 @@ func compareBools(a, b bool) int {
 	return 1
 }
 
+// ownAddresses lists the addresses of this node's own, without those of its pods and their gateways.
+func (f *facts) ownAddresses() (mine []netip.Addr) {
+	for _, prefix := range f.byNode[f.self] {
+		if at, _ := f.owner(prefix); at == (nodeAddress{f.self, kindAddress}) {
+			mine = append(mine, prefix.Addr())
+		}
+	}
+	return mine
+}
+
 // address says what is known of a prefix; false: nothing.
 func (f *facts) address(txn statedb.ReadTxn, prefix netip.Prefix) (policy.AddressFact, bool) {
 	if prefix.IsSingleIP() {

@@ -43,7 +43,7 @@ func (e *Engine) prove(d Direction, endpoint, other Party, protocol uint8, port 
 	if s == nil {
 		return proof
 	}
-	k := &packet{peer: e.candidate(other), name: other.describe(), protocol: protocol, port: port}
+	k := &packet{peer: e.candidate(other), name: other.describe(), address: other.Address.Unmap(), protocol: protocol, port: port}
 	p := s.group.programs[d]
 	proof.Judged, proof.Isolators = true, p.isolators
 	nearest := maxDistance
@@ -93,6 +93,7 @@ const (
 	distancePort        = 1
 	distanceProtocol    = 2
 	distanceRequirement = 2 // each
+	distanceException   = 4
 	distancePeer        = 8
 	maxDistance         = 1 << 20
 )
@@ -123,9 +124,21 @@ func comparePeer(s *selector, k *packet) miss {
 	case s.isRange() && s.outsideOnly() && !k.peer.outside:
 		return miss{distancePeer, fmt.Sprintf("the peer is inside the cluster, the rule wants %s", s.text)}
 	case s.isRange():
-		return miss{distancePeer, fmt.Sprintf("peer %s is not in %s", k.name, s.text)}
+		return compareRange(s, k)
 	}
 	return miss{distancePeer, fmt.Sprintf("peer %s is not of %s", k.name, s.text)}
+}
+
+// compareRange tells an address that an exception leaves out, which is nearer, from one that is outside altogether.
+func compareRange(s *selector, k *packet) miss {
+	if s.cidr != nil && s.cidr.Prefix.Contains(k.address) {
+		for _, except := range s.cidr.Except {
+			if except.Contains(k.address) {
+				return miss{distanceException, fmt.Sprintf("peer %s is in %s, which the rule excepts from %s", k.name, except, s.cidr.Prefix)}
+			}
+		}
+	}
+	return miss{distancePeer, fmt.Sprintf("peer %s is not in %s", k.name, s.text)}
 }
 
 func compareLabels(s *selector, k *packet) miss {
@@ -133,15 +146,14 @@ func compareLabels(s *selector, k *packet) miss {
 		return miss{distancePeer, fmt.Sprintf("peer %s is not a pod, the rule wants %s", k.name, s.text)}
 	}
 	m := miss{}
+	var why []string
 	for _, r := range s.labels.Requirements() {
-		if r.Matches(k.peer) {
-			continue
-		}
-		m.distance += distanceRequirement
-		if m.why == "" {
-			m.why = differs(r, k.peer)
+		if !r.Matches(k.peer) {
+			m.distance += distanceRequirement
+			why = append(why, differs(r, k.peer))
 		}
 	}
+	m.why = strings.Join(why, "; ")
 	return m
 }
 
@@ -168,13 +180,35 @@ func (g *group) comparePort(r *Rule, k *packet) miss {
 	if g.speaksOf(r, k) {
 		return miss{}
 	}
-	for i := range r.Ports {
-		p := r.Ports[i]
+	if why := g.lacksName(r, k); why != "" {
+		return miss{distancePort, why}
+	}
+	wants := ", the rule wants " + describePorts(r.Ports)
+	other := *k
+	for _, p := range r.Ports {
 		if p.Protocol == k.protocol || p.Protocol == 0 && slices.Contains(portProtocols(), k.protocol) {
-			return miss{distancePort, fmt.Sprintf("the port is %d, the rule wants %s", k.port, describePorts(r.Ports))}
+			return miss{distancePort, fmt.Sprintf("the port is %d", k.port) + wants}
+		}
+		other.protocol = p.Protocol
+		if g.speaksOf(r, &other) {
+			return miss{distanceProtocol, "the protocol is " + protocolName(k.protocol) + wants}
 		}
 	}
-	return miss{distanceProtocol, fmt.Sprintf("protocol %s port %d, the rule wants %s", protocolName(k.protocol), k.port, describePorts(r.Ports))}
+	return miss{distanceProtocol + distancePort, fmt.Sprintf("protocol %s port %d", protocolName(k.protocol), k.port) + wants}
+}
+
+// lacksName says which port name the destination does not have, if names are all that a rule gives and it has none.
+func (g *group) lacksName(r *Rule, k *packet) string {
+	destination, who := g.workload.NamedPorts, "the pod"
+	if r.Direction == Egress {
+		destination, who = k.peer.ports, "the peer"
+	}
+	for _, p := range r.Ports {
+		if p.Name == "" || slices.ContainsFunc(destination, func(n NamedPort) bool { return n.Name == p.Name }) {
+			return ""
+		}
+	}
+	return fmt.Sprintf("%s has no port of that name, the rule wants %s", who, describePorts(r.Ports))
 }
 
 // candidate is a peer for one question: it is not interned, and ranges are asked for its address.

@@ -55,7 +55,7 @@ func TestProofNamesTheOneFieldThatDiffers(t *testing.T) {
 		want     string
 	}{
 		"another port":              {"10.0.0.2", tcp, 80, "from-web: the port is 80, the rule wants 5432/TCP"},
-		"another protocol":          {"10.0.0.2", udp, 5432, "from-web: protocol UDP port 5432, the rule wants 5432/TCP"},
+		"another protocol":          {"10.0.0.2", udp, 5432, "from-web: the protocol is UDP, the rule wants 5432/TCP"},
 		"another label":             {"10.0.0.3", tcp, 5432, `from-web: the peer's label app is "batch", the rule wants app=web`},
 		"a peer that is not a pod":  {"8.8.8.8", tcp, 5432, "from-web: peer 8.8.8.8 is not a pod, the rule wants pods app=web,@namespace=shop"},
 		"an address that is nobody": {"10.0.0.9", tcp, 5432, "from-web: no pod owns the peer's address"},
@@ -189,5 +189,54 @@ func TestSelectorsMeanPodsUnlessTheyAskForReservedIdentities(t *testing.T) {
 	n.flush(t, nil)
 	if got := n.judge(t, policytest.Packet{Endpoint: 1, Peer: netip.MustParseAddr("10.0.0.3"), Protocol: tcp, Port: 1}).Action; got != "deny" {
 		t.Errorf("pod under a selector of the host: got %s, want deny", got)
+	}
+}
+
+// The nearest miss names the field that differs, and no other.
+func TestNearestMissNamesTheFieldThatDiffers(t *testing.T) {
+	office := policy.Peer{CIDR: &policy.CIDR{Prefix: netip.MustParsePrefix("192.0.2.0/24"), Except: []netip.Prefix{netip.MustParsePrefix("192.0.2.8/29")}}}
+	in := func(namespace, tier string) policy.Workload {
+		return policy.Workload{Cluster: "lab", Namespace: namespace, Labels: label.SetOf(map[string]string{"app": "web", "tier": tier})}
+	}
+	front := label.MustSelector(label.Equals("app", "web"), label.Equals("tier", "front"), label.FactIs(label.FactNamespace, "shop"))
+	for sentence, test := range map[string]struct {
+		rule     policy.Rule
+		from     string
+		protocol uint8
+		port     uint16
+		want     string
+	}{
+		"the label":     {policy.Rule{Peers: []policy.Peer{{Selector: &front}}}, "10.0.0.2", tcp, 80, `: the peer's label tier is "back", the rule wants tier=front`},
+		"the namespace": {policy.Rule{Peers: []policy.Peer{{Selector: &front}}}, "10.0.0.3", tcp, 80, `: the peer's namespace is "bank", the rule wants @namespace=shop`},
+		"two fields": {policy.Rule{Peers: []policy.Peer{{Selector: &front}}}, "10.0.0.4", tcp, 80,
+			`: the peer's label tier is "back", the rule wants tier=front; the peer's namespace is "bank", the rule wants @namespace=shop`},
+		"the port": {policy.Rule{Peers: []policy.Peer{{Any: true}}, Ports: []policy.Port{{Protocol: tcp, First: 80, Last: 80}}}, "10.0.0.2", tcp, 81,
+			": the port is 81, the rule wants 80/TCP"},
+		"the protocol": {policy.Rule{Peers: []policy.Peer{{Any: true}}, Ports: []policy.Port{{Protocol: tcp, First: 80, Last: 80}}}, "10.0.0.2", udp, 80,
+			": the protocol is UDP, the rule wants 80/TCP"},
+		"a range that it is not in":  {policy.Rule{Peers: []policy.Peer{office}}, "198.51.100.1", tcp, 80, ": peer 198.51.100.1 is not in 192.0.2.0/24 except 192.0.2.8/29"},
+		"an exception that it is in": {policy.Rule{Peers: []policy.Peer{office}}, "192.0.2.9", tcp, 80, ": peer 192.0.2.9 is in 192.0.2.8/29, which the rule excepts from 192.0.2.0/24"},
+		"a port name that nobody has": {policy.Rule{Peers: []policy.Peer{{Any: true}}, Ports: []policy.Port{{Protocol: tcp, Name: "http"}}}, "10.0.0.2", tcp, 80,
+			": the pod has no port of that name, the rule wants http/TCP"},
+		"the number of a port name": {policy.Rule{Peers: []policy.Peer{{Any: true}}, Ports: []policy.Port{{Protocol: tcp, Name: "sql"}}}, "10.0.0.2", tcp, 80,
+			": the port is 80, the rule wants sql/TCP"},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			n := newNode()
+			db := app("db")
+			db.NamedPorts = []policy.NamedPort{{Name: "sql", Protocol: tcp, Port: 5432}}
+			n.told.Subjects[1] = db
+			n.engine.SetSubject(1, db)
+			n.engine.SetAddress(netip.MustParsePrefix("10.0.0.1/32"), policy.AddressFact{Workload: &db, Endpoint: 1, Flags: 9})
+			address(n.engine, "10.0.0.2/32", in("shop", "back"))
+			address(n.engine, "10.0.0.3/32", in("bank", "front"))
+			address(n.engine, "10.0.0.4/32", in("bank", "back"))
+			mustSet(t, n.engine, allow("db", "db", test.rule))
+			n.flush(t, nil)
+			p := n.ingressProof(test.from, test.protocol, test.port)
+			if want := "NetworkPolicy/shop/db spec.ingress[0]" + test.want; p.Action != policy.Deny || p.Nearest != want {
+				t.Errorf("got %v, nearest\n%q, want\n%q", p.Action, p.Nearest, want)
+			}
+		})
 	}
 }

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"net/netip"
 	"slices"
 
 	"tendril.io/tendril/bpf"
@@ -36,7 +37,8 @@ func (e *Engine) judge(d Direction, endpoint, other Party, protocol uint8, port 
 // packet is what a rule is compared with.
 type packet struct {
 	peer     *peer
-	name     string // of the peer, for people
+	name     string     // of the peer, for people
+	address  netip.Addr // of the peer, to explain with; may be invalid
 	protocol uint8
 	port     uint16
 }

@@ -568,6 +568,7 @@ type Judgement struct {
 	Rule          uint32                 `protobuf:"varint,2,opt,name=rule,proto3" json:"rule,omitempty"`
 	RuleName      string                 `protobuf:"bytes,3,opt,name=rule_name,json=ruleName,proto3" json:"rule_name,omitempty"` // kind/namespace/name and rule, or a builtin
 	Place         string                 `protobuf:"bytes,4,opt,name=place,proto3" json:"place,omitempty"`                       // field path inside the object, e.g. spec.ingress[0]
+	Source        string                 `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"`                     // file that the object was applied from; not in flow records
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -626,6 +627,13 @@ func (x *Judgement) GetRuleName() string {
 func (x *Judgement) GetPlace() string {
 	if x != nil {
 		return x.Place
+	}
+	return ""
+}
+
+func (x *Judgement) GetSource() string {
+	if x != nil {
+		return x.Source
 	}
 	return ""
 }
@@ -1244,8 +1252,9 @@ type Step struct {
 	Selector      string                 `protobuf:"bytes,4,opt,name=selector,proto3" json:"selector,omitempty"`
 	Action        string                 `protobuf:"bytes,5,opt,name=action,proto3" json:"action,omitempty"`
 	Matched       bool                   `protobuf:"varint,6,opt,name=matched,proto3" json:"matched,omitempty"`
-	Why           string                 `protobuf:"bytes,7,opt,name=why,proto3" json:"why,omitempty"`     // why not, in one line
-	Ports         string                 `protobuf:"bytes,8,opt,name=ports,proto3" json:"ports,omitempty"` // that the rule names, as in 80/TCP, or any port
+	Why           string                 `protobuf:"bytes,7,opt,name=why,proto3" json:"why,omitempty"`       // why not, in one line
+	Ports         string                 `protobuf:"bytes,8,opt,name=ports,proto3" json:"ports,omitempty"`   // that the rule names, as in 80/TCP, or any port
+	Source        string                 `protobuf:"bytes,9,opt,name=source,proto3" json:"source,omitempty"` // file that the rule's object was applied from
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1336,6 +1345,13 @@ func (x *Step) GetPorts() string {
 	return ""
 }
 
+func (x *Step) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
 type Proof struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Direction     string                 `protobuf:"bytes,1,opt,name=direction,proto3" json:"direction,omitempty"` // egress of the source, ingress of the destination
@@ -1343,7 +1359,8 @@ type Proof struct {
 	Peer          string                 `protobuf:"bytes,3,opt,name=peer,proto3" json:"peer,omitempty"`
 	Verdict       *Judgement             `protobuf:"bytes,4,opt,name=verdict,proto3" json:"verdict,omitempty"`
 	Steps         []*Step                `protobuf:"bytes,5,rep,name=steps,proto3" json:"steps,omitempty"`
-	Nearest       string                 `protobuf:"bytes,6,opt,name=nearest,proto3" json:"nearest,omitempty"` // the rule that came nearest, and the field that differs
+	Nearest       string                 `protobuf:"bytes,6,opt,name=nearest,proto3" json:"nearest,omitempty"`     // the rule that came nearest, and the field that differs
+	Isolators     []string               `protobuf:"bytes,7,rep,name=isolators,proto3" json:"isolators,omitempty"` // policies that make the default a deny in this direction
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1420,11 +1437,19 @@ func (x *Proof) GetNearest() string {
 	return ""
 }
 
+func (x *Proof) GetIsolators() []string {
+	if x != nil {
+		return x.Isolators
+	}
+	return nil
+}
+
 type ExplainResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Verdict       string                 `protobuf:"bytes,1,opt,name=verdict,proto3" json:"verdict,omitempty"` // allowed or denied
 	Proofs        []*Proof               `protobuf:"bytes,2,rep,name=proofs,proto3" json:"proofs,omitempty"`   // egress first; a side that is not a pod of this node is named, not guessed
 	Summary       string                 `protobuf:"bytes,3,opt,name=summary,proto3" json:"summary,omitempty"`
+	Record        *Flow                  `protobuf:"bytes,4,opt,name=record,proto3" json:"record,omitempty"` // that the question was about; the command line puts it here
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1480,6 +1505,799 @@ func (x *ExplainResponse) GetSummary() string {
 	return ""
 }
 
+func (x *ExplainResponse) GetRecord() *Flow {
+	if x != nil {
+		return x.Record
+	}
+	return nil
+}
+
+// PolicyChange is one policy that a simulation puts in place, or takes away.
+type PolicyChange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Namespace     string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"` // empty for cluster-wide kinds
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Object        []byte                 `protobuf:"bytes,4,opt,name=object,proto3" json:"object,omitempty"` // as JSON; empty: the policy goes
+	Source        string                 `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"` // file it comes from
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyChange) Reset() {
+	*x = PolicyChange{}
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyChange) ProtoMessage() {}
+
+func (x *PolicyChange) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyChange.ProtoReflect.Descriptor instead.
+func (*PolicyChange) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *PolicyChange) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *PolicyChange) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *PolicyChange) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PolicyChange) GetObject() []byte {
+	if x != nil {
+		return x.Object
+	}
+	return nil
+}
+
+func (x *PolicyChange) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+type SimulateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Changes       []*PolicyChange        `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
+	SinceUnixNano int64                  `protobuf:"varint,2,opt,name=since_unix_nano,json=sinceUnixNano,proto3" json:"since_unix_nano,omitempty"` // only records since then; 0: all that are kept
+	AllPairs      bool                   `protobuf:"varint,3,opt,name=all_pairs,json=allPairs,proto3" json:"all_pairs,omitempty"`                  // pairs of the cluster's pods instead of recorded flows
+	Unchanged     bool                   `protobuf:"varint,4,opt,name=unchanged,proto3" json:"unchanged,omitempty"`                                // return the flows that stay as they are as well
+	Rules         bool                   `protobuf:"varint,5,opt,name=rules,proto3" json:"rules,omitempty"`                                        // a flow that another rule would decide is a change, too
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SimulateRequest) Reset() {
+	*x = SimulateRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SimulateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SimulateRequest) ProtoMessage() {}
+
+func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SimulateRequest.ProtoReflect.Descriptor instead.
+func (*SimulateRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *SimulateRequest) GetChanges() []*PolicyChange {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *SimulateRequest) GetSinceUnixNano() int64 {
+	if x != nil {
+		return x.SinceUnixNano
+	}
+	return 0
+}
+
+func (x *SimulateRequest) GetAllPairs() bool {
+	if x != nil {
+		return x.AllPairs
+	}
+	return false
+}
+
+func (x *SimulateRequest) GetUnchanged() bool {
+	if x != nil {
+		return x.Unchanged
+	}
+	return false
+}
+
+func (x *SimulateRequest) GetRules() bool {
+	if x != nil {
+		return x.Rules
+	}
+	return false
+}
+
+// SimulatedVerdict is what becomes of a flow under one state of the policies.
+type SimulatedVerdict struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Verdict       string                 `protobuf:"bytes,1,opt,name=verdict,proto3" json:"verdict,omitempty"` // allowed, denied, redirected
+	Decides       string                 `protobuf:"bytes,2,opt,name=decides,proto3" json:"decides,omitempty"` // the side that decides: egress, ingress, or both, which must allow; none is asked here
+	Egress        *Judgement             `protobuf:"bytes,3,opt,name=egress,proto3" json:"egress,omitempty"`   // action none: the side is not judged by who answers
+	Ingress       *Judgement             `protobuf:"bytes,4,opt,name=ingress,proto3" json:"ingress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SimulatedVerdict) Reset() {
+	*x = SimulatedVerdict{}
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SimulatedVerdict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SimulatedVerdict) ProtoMessage() {}
+
+func (x *SimulatedVerdict) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SimulatedVerdict.ProtoReflect.Descriptor instead.
+func (*SimulatedVerdict) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *SimulatedVerdict) GetVerdict() string {
+	if x != nil {
+		return x.Verdict
+	}
+	return ""
+}
+
+func (x *SimulatedVerdict) GetDecides() string {
+	if x != nil {
+		return x.Decides
+	}
+	return ""
+}
+
+func (x *SimulatedVerdict) GetEgress() *Judgement {
+	if x != nil {
+		return x.Egress
+	}
+	return nil
+}
+
+func (x *SimulatedVerdict) GetIngress() *Judgement {
+	if x != nil {
+		return x.Ingress
+	}
+	return nil
+}
+
+// SimulatedFlow stands for all recorded flows of equal addresses, protocol, and port of the destination.
+type SimulatedFlow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        *Party                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"` // without port
+	Destination   *Party                 `protobuf:"bytes,2,opt,name=destination,proto3" json:"destination,omitempty"`
+	Protocol      uint32                 `protobuf:"varint,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Now           *SimulatedVerdict      `protobuf:"bytes,4,opt,name=now,proto3" json:"now,omitempty"`
+	Then          *SimulatedVerdict      `protobuf:"bytes,5,opt,name=then,proto3" json:"then,omitempty"`
+	Changes       bool                   `protobuf:"varint,6,opt,name=changes,proto3" json:"changes,omitempty"`
+	Count         uint64                 `protobuf:"varint,7,opt,name=count,proto3" json:"count,omitempty"` // connections opened and packets dropped
+	FirstUnixNano int64                  `protobuf:"varint,8,opt,name=first_unix_nano,json=firstUnixNano,proto3" json:"first_unix_nano,omitempty"`
+	LastUnixNano  int64                  `protobuf:"varint,9,opt,name=last_unix_nano,json=lastUnixNano,proto3" json:"last_unix_nano,omitempty"`
+	Nodes         []string               `protobuf:"bytes,10,rep,name=nodes,proto3" json:"nodes,omitempty"` // whose agents recorded it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SimulatedFlow) Reset() {
+	*x = SimulatedFlow{}
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SimulatedFlow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SimulatedFlow) ProtoMessage() {}
+
+func (x *SimulatedFlow) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SimulatedFlow.ProtoReflect.Descriptor instead.
+func (*SimulatedFlow) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *SimulatedFlow) GetSource() *Party {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *SimulatedFlow) GetDestination() *Party {
+	if x != nil {
+		return x.Destination
+	}
+	return nil
+}
+
+func (x *SimulatedFlow) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *SimulatedFlow) GetNow() *SimulatedVerdict {
+	if x != nil {
+		return x.Now
+	}
+	return nil
+}
+
+func (x *SimulatedFlow) GetThen() *SimulatedVerdict {
+	if x != nil {
+		return x.Then
+	}
+	return nil
+}
+
+func (x *SimulatedFlow) GetChanges() bool {
+	if x != nil {
+		return x.Changes
+	}
+	return false
+}
+
+func (x *SimulatedFlow) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *SimulatedFlow) GetFirstUnixNano() int64 {
+	if x != nil {
+		return x.FirstUnixNano
+	}
+	return 0
+}
+
+func (x *SimulatedFlow) GetLastUnixNano() int64 {
+	if x != nil {
+		return x.LastUnixNano
+	}
+	return 0
+}
+
+func (x *SimulatedFlow) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+// SimulatedPolicy is what became of one of the changes.
+type SimulatedPolicy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Namespace     string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Change        string                 `protobuf:"bytes,4,opt,name=change,proto3" json:"change,omitempty"`        // added, replaced, unchanged, deleted
+	Endpoints     uint32                 `protobuf:"varint,5,opt,name=endpoints,proto3" json:"endpoints,omitempty"` // of the node that answers: it selects them, or did
+	Staged        bool                   `protobuf:"varint,6,opt,name=staged,proto3" json:"staged,omitempty"`       // it would be staged, and is simulated as if it were in force
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SimulatedPolicy) Reset() {
+	*x = SimulatedPolicy{}
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SimulatedPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SimulatedPolicy) ProtoMessage() {}
+
+func (x *SimulatedPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SimulatedPolicy.ProtoReflect.Descriptor instead.
+func (*SimulatedPolicy) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *SimulatedPolicy) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *SimulatedPolicy) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *SimulatedPolicy) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SimulatedPolicy) GetChange() string {
+	if x != nil {
+		return x.Change
+	}
+	return ""
+}
+
+func (x *SimulatedPolicy) GetEndpoints() uint32 {
+	if x != nil {
+		return x.Endpoints
+	}
+	return 0
+}
+
+func (x *SimulatedPolicy) GetStaged() bool {
+	if x != nil {
+		return x.Staged
+	}
+	return false
+}
+
+// Crowd is pods, or addresses, that no policy can tell apart.
+type Crowd struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`       // pods, own node, other nodes, world
+	Members       []string               `protobuf:"bytes,2,rep,name=members,proto3" json:"members,omitempty"` // pods, nodes, or prefixes
+	Text          string                 `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`       // what they have in common
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Crowd) Reset() {
+	*x = Crowd{}
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Crowd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Crowd) ProtoMessage() {}
+
+func (x *Crowd) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Crowd.ProtoReflect.Descriptor instead.
+func (*Crowd) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Crowd) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Crowd) GetMembers() []string {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *Crowd) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+type PortSpan struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Protocol      uint32                 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	First         uint32                 `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"`
+	Last          uint32                 `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortSpan) Reset() {
+	*x = PortSpan{}
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortSpan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortSpan) ProtoMessage() {}
+
+func (x *PortSpan) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortSpan.ProtoReflect.Descriptor instead.
+func (*PortSpan) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *PortSpan) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *PortSpan) GetFirst() uint32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *PortSpan) GetLast() uint32 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+// SimulatedPair is ports at which packets from one crowd to another would be treated otherwise.
+type SimulatedPair struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          uint32                 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"` // index into crowds
+	To            uint32                 `protobuf:"varint,2,opt,name=to,proto3" json:"to,omitempty"`
+	Ports         []*PortSpan            `protobuf:"bytes,3,rep,name=ports,proto3" json:"ports,omitempty"`
+	AllBut        bool                   `protobuf:"varint,4,opt,name=all_but,json=allBut,proto3" json:"all_but,omitempty"`         // all protocols and ports but those
+	PortsText     string                 `protobuf:"bytes,5,opt,name=ports_text,json=portsText,proto3" json:"ports_text,omitempty"` // the same for people
+	Serves        []string               `protobuf:"bytes,6,rep,name=serves,proto3" json:"serves,omitempty"`                        // of these ports, where something is known to answer: a name and a port
+	Now           *SimulatedVerdict      `protobuf:"bytes,7,opt,name=now,proto3" json:"now,omitempty"`
+	Then          *SimulatedVerdict      `protobuf:"bytes,8,opt,name=then,proto3" json:"then,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SimulatedPair) Reset() {
+	*x = SimulatedPair{}
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SimulatedPair) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SimulatedPair) ProtoMessage() {}
+
+func (x *SimulatedPair) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SimulatedPair.ProtoReflect.Descriptor instead.
+func (*SimulatedPair) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *SimulatedPair) GetFrom() uint32 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *SimulatedPair) GetTo() uint32 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+func (x *SimulatedPair) GetPorts() []*PortSpan {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *SimulatedPair) GetAllBut() bool {
+	if x != nil {
+		return x.AllBut
+	}
+	return false
+}
+
+func (x *SimulatedPair) GetPortsText() string {
+	if x != nil {
+		return x.PortsText
+	}
+	return ""
+}
+
+func (x *SimulatedPair) GetServes() []string {
+	if x != nil {
+		return x.Serves
+	}
+	return nil
+}
+
+func (x *SimulatedPair) GetNow() *SimulatedVerdict {
+	if x != nil {
+		return x.Now
+	}
+	return nil
+}
+
+func (x *SimulatedPair) GetThen() *SimulatedVerdict {
+	if x != nil {
+		return x.Then
+	}
+	return nil
+}
+
+type SimulateResponse struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Node           string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Policies       []*SimulatedPolicy     `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
+	Flows          []*SimulatedFlow       `protobuf:"bytes,3,rep,name=flows,proto3" json:"flows,omitempty"`                                             // latest first
+	Records        uint64                 `protobuf:"varint,4,opt,name=records,proto3" json:"records,omitempty"`                                        // that were looked at
+	Replayed       uint64                 `protobuf:"varint,5,opt,name=replayed,proto3" json:"replayed,omitempty"`                                      // distinct flows among them that were judged
+	Changed        uint64                 `protobuf:"varint,6,opt,name=changed,proto3" json:"changed,omitempty"`                                        // flows, or pairs of pods at some port
+	Departed       uint64                 `protobuf:"varint,7,opt,name=departed,proto3" json:"departed,omitempty"`                                      // distinct flows that were not judged, since one end's address is no longer its own
+	Unjudged       uint64                 `protobuf:"varint,8,opt,name=unjudged,proto3" json:"unjudged,omitempty"`                                      // records without a verdict of policy, or whose direction is not known
+	Lost           uint64                 `protobuf:"varint,9,opt,name=lost,proto3" json:"lost,omitempty"`                                              // records that nobody has
+	OldestUnixNano int64                  `protobuf:"varint,10,opt,name=oldest_unix_nano,json=oldestUnixNano,proto3" json:"oldest_unix_nano,omitempty"` // time of the first record
+	Crowds         []*Crowd               `protobuf:"bytes,11,rep,name=crowds,proto3" json:"crowds,omitempty"`
+	Pairs          []*SimulatedPair       `protobuf:"bytes,12,rep,name=pairs,proto3" json:"pairs,omitempty"`
+	Pods           uint64                 `protobuf:"varint,13,opt,name=pods,proto3" json:"pods,omitempty"` // that pairs were made of
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *SimulateResponse) Reset() {
+	*x = SimulateResponse{}
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SimulateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SimulateResponse) ProtoMessage() {}
+
+func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SimulateResponse.ProtoReflect.Descriptor instead.
+func (*SimulateResponse) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *SimulateResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *SimulateResponse) GetPolicies() []*SimulatedPolicy {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+func (x *SimulateResponse) GetFlows() []*SimulatedFlow {
+	if x != nil {
+		return x.Flows
+	}
+	return nil
+}
+
+func (x *SimulateResponse) GetRecords() uint64 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+func (x *SimulateResponse) GetReplayed() uint64 {
+	if x != nil {
+		return x.Replayed
+	}
+	return 0
+}
+
+func (x *SimulateResponse) GetChanged() uint64 {
+	if x != nil {
+		return x.Changed
+	}
+	return 0
+}
+
+func (x *SimulateResponse) GetDeparted() uint64 {
+	if x != nil {
+		return x.Departed
+	}
+	return 0
+}
+
+func (x *SimulateResponse) GetUnjudged() uint64 {
+	if x != nil {
+		return x.Unjudged
+	}
+	return 0
+}
+
+func (x *SimulateResponse) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *SimulateResponse) GetOldestUnixNano() int64 {
+	if x != nil {
+		return x.OldestUnixNano
+	}
+	return 0
+}
+
+func (x *SimulateResponse) GetCrowds() []*Crowd {
+	if x != nil {
+		return x.Crowds
+	}
+	return nil
+}
+
+func (x *SimulateResponse) GetPairs() []*SimulatedPair {
+	if x != nil {
+		return x.Pairs
+	}
+	return nil
+}
+
+func (x *SimulateResponse) GetPods() uint64 {
+	if x != nil {
+		return x.Pods
+	}
+	return 0
+}
+
 type ListTemplatesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1488,7 +2306,7 @@ type ListTemplatesRequest struct {
 
 func (x *ListTemplatesRequest) Reset() {
 	*x = ListTemplatesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1500,7 +2318,7 @@ func (x *ListTemplatesRequest) String() string {
 func (*ListTemplatesRequest) ProtoMessage() {}
 
 func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1513,7 +2331,7 @@ func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*ListTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 type ListTemplatesResponse struct {
@@ -1525,7 +2343,7 @@ type ListTemplatesResponse struct {
 
 func (x *ListTemplatesResponse) Reset() {
 	*x = ListTemplatesResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +2355,7 @@ func (x *ListTemplatesResponse) String() string {
 func (*ListTemplatesResponse) ProtoMessage() {}
 
 func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +2368,7 @@ func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListTemplatesResponse) GetTemplates() []*ListTemplatesResponse_Template {
@@ -1568,7 +2386,7 @@ type ListMappingsRequest struct {
 
 func (x *ListMappingsRequest) Reset() {
 	*x = ListMappingsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1580,7 +2398,7 @@ func (x *ListMappingsRequest) String() string {
 func (*ListMappingsRequest) ProtoMessage() {}
 
 func (x *ListMappingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +2411,7 @@ func (x *ListMappingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMappingsRequest.ProtoReflect.Descriptor instead.
 func (*ListMappingsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 type Mapping struct {
@@ -1613,7 +2431,7 @@ type Mapping struct {
 
 func (x *Mapping) Reset() {
 	*x = Mapping{}
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1625,7 +2443,7 @@ func (x *Mapping) String() string {
 func (*Mapping) ProtoMessage() {}
 
 func (x *Mapping) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1638,7 +2456,7 @@ func (x *Mapping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mapping.ProtoReflect.Descriptor instead.
 func (*Mapping) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Mapping) GetProtocol() uint32 {
@@ -1713,7 +2531,7 @@ type ListMappingsResponse struct {
 
 func (x *ListMappingsResponse) Reset() {
 	*x = ListMappingsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1725,7 +2543,7 @@ func (x *ListMappingsResponse) String() string {
 func (*ListMappingsResponse) ProtoMessage() {}
 
 func (x *ListMappingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1738,7 +2556,7 @@ func (x *ListMappingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMappingsResponse.ProtoReflect.Descriptor instead.
 func (*ListMappingsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListMappingsResponse) GetMappings() []*Mapping {
@@ -1757,7 +2575,7 @@ type FlushMappingsRequest struct {
 
 func (x *FlushMappingsRequest) Reset() {
 	*x = FlushMappingsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1769,7 +2587,7 @@ func (x *FlushMappingsRequest) String() string {
 func (*FlushMappingsRequest) ProtoMessage() {}
 
 func (x *FlushMappingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1782,7 +2600,7 @@ func (x *FlushMappingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushMappingsRequest.ProtoReflect.Descriptor instead.
 func (*FlushMappingsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *FlushMappingsRequest) GetPodIp() string {
@@ -1801,7 +2619,7 @@ type FlushMappingsResponse struct {
 
 func (x *FlushMappingsResponse) Reset() {
 	*x = FlushMappingsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1813,7 +2631,7 @@ func (x *FlushMappingsResponse) String() string {
 func (*FlushMappingsResponse) ProtoMessage() {}
 
 func (x *FlushMappingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1826,7 +2644,7 @@ func (x *FlushMappingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushMappingsResponse.ProtoReflect.Descriptor instead.
 func (*FlushMappingsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *FlushMappingsResponse) GetRemoved() uint32 {
@@ -1844,7 +2662,7 @@ type ListFlowsRequest struct {
 
 func (x *ListFlowsRequest) Reset() {
 	*x = ListFlowsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1856,7 +2674,7 @@ func (x *ListFlowsRequest) String() string {
 func (*ListFlowsRequest) ProtoMessage() {}
 
 func (x *ListFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1869,7 +2687,7 @@ func (x *ListFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFlowsRequest.ProtoReflect.Descriptor instead.
 func (*ListFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 type FlowEntry struct {
@@ -1883,7 +2701,7 @@ type FlowEntry struct {
 
 func (x *FlowEntry) Reset() {
 	*x = FlowEntry{}
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1895,7 +2713,7 @@ func (x *FlowEntry) String() string {
 func (*FlowEntry) ProtoMessage() {}
 
 func (x *FlowEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1908,7 +2726,7 @@ func (x *FlowEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowEntry.ProtoReflect.Descriptor instead.
 func (*FlowEntry) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *FlowEntry) GetFlow() *Flow {
@@ -1941,7 +2759,7 @@ type ListFlowsResponse struct {
 
 func (x *ListFlowsResponse) Reset() {
 	*x = ListFlowsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1953,7 +2771,7 @@ func (x *ListFlowsResponse) String() string {
 func (*ListFlowsResponse) ProtoMessage() {}
 
 func (x *ListFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1966,7 +2784,7 @@ func (x *ListFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFlowsResponse.ProtoReflect.Descriptor instead.
 func (*ListFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListFlowsResponse) GetFlows() []*FlowEntry {
@@ -1985,7 +2803,7 @@ type FlushFlowsRequest struct {
 
 func (x *FlushFlowsRequest) Reset() {
 	*x = FlushFlowsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1997,7 +2815,7 @@ func (x *FlushFlowsRequest) String() string {
 func (*FlushFlowsRequest) ProtoMessage() {}
 
 func (x *FlushFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2010,7 +2828,7 @@ func (x *FlushFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushFlowsRequest.ProtoReflect.Descriptor instead.
 func (*FlushFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *FlushFlowsRequest) GetIp() string {
@@ -2029,7 +2847,7 @@ type FlushFlowsResponse struct {
 
 func (x *FlushFlowsResponse) Reset() {
 	*x = FlushFlowsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2041,7 +2859,7 @@ func (x *FlushFlowsResponse) String() string {
 func (*FlushFlowsResponse) ProtoMessage() {}
 
 func (x *FlushFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2054,7 +2872,7 @@ func (x *FlushFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushFlowsResponse.ProtoReflect.Descriptor instead.
 func (*FlushFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *FlushFlowsResponse) GetRemoved() uint32 {
@@ -2072,7 +2890,7 @@ type ListAddressesRequest struct {
 
 func (x *ListAddressesRequest) Reset() {
 	*x = ListAddressesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2084,7 +2902,7 @@ func (x *ListAddressesRequest) String() string {
 func (*ListAddressesRequest) ProtoMessage() {}
 
 func (x *ListAddressesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2097,7 +2915,7 @@ func (x *ListAddressesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAddressesRequest.ProtoReflect.Descriptor instead.
 func (*ListAddressesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 type ListAddressesResponse struct {
@@ -2109,7 +2927,7 @@ type ListAddressesResponse struct {
 
 func (x *ListAddressesResponse) Reset() {
 	*x = ListAddressesResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2121,7 +2939,7 @@ func (x *ListAddressesResponse) String() string {
 func (*ListAddressesResponse) ProtoMessage() {}
 
 func (x *ListAddressesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2134,7 +2952,7 @@ func (x *ListAddressesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAddressesResponse.ProtoReflect.Descriptor instead.
 func (*ListAddressesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListAddressesResponse) GetAddresses() []*ListAddressesResponse_Address {
@@ -2152,7 +2970,7 @@ type ListEndpointsRequest struct {
 
 func (x *ListEndpointsRequest) Reset() {
 	*x = ListEndpointsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2164,7 +2982,7 @@ func (x *ListEndpointsRequest) String() string {
 func (*ListEndpointsRequest) ProtoMessage() {}
 
 func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2177,32 +2995,34 @@ func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListEndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 type Endpoint struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Id             uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	Namespace      string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	Pod            string                 `protobuf:"bytes,3,opt,name=pod,proto3" json:"pod,omitempty"`
-	Ips            []string               `protobuf:"bytes,4,rep,name=ips,proto3" json:"ips,omitempty"`
-	Identity       string                 `protobuf:"bytes,5,opt,name=identity,proto3" json:"identity,omitempty"`
-	Labels         []string               `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty"`
-	State          string                 `protobuf:"bytes,7,opt,name=state,proto3" json:"state,omitempty"` // init, ready, leaving
-	Ifindex        uint32                 `protobuf:"varint,8,opt,name=ifindex,proto3" json:"ifindex,omitempty"`
-	Device         string                 `protobuf:"bytes,9,opt,name=device,proto3" json:"device,omitempty"`
-	Peer           uint32                 `protobuf:"varint,10,opt,name=peer,proto3" json:"peer,omitempty"`
-	Ingress        string                 `protobuf:"bytes,11,opt,name=ingress,proto3" json:"ingress,omitempty"` // enforced, open
-	Egress         string                 `protobuf:"bytes,12,opt,name=egress,proto3" json:"egress,omitempty"`
-	IngressProgram uint32                 `protobuf:"varint,13,opt,name=ingress_program,json=ingressProgram,proto3" json:"ingress_program,omitempty"`
-	EgressProgram  uint32                 `protobuf:"varint,14,opt,name=egress_program,json=egressProgram,proto3" json:"egress_program,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Id               uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Namespace        string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Pod              string                 `protobuf:"bytes,3,opt,name=pod,proto3" json:"pod,omitempty"`
+	Ips              []string               `protobuf:"bytes,4,rep,name=ips,proto3" json:"ips,omitempty"`
+	Identity         string                 `protobuf:"bytes,5,opt,name=identity,proto3" json:"identity,omitempty"`
+	Labels           []string               `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty"`
+	State            string                 `protobuf:"bytes,7,opt,name=state,proto3" json:"state,omitempty"` // init, ready, leaving
+	Ifindex          uint32                 `protobuf:"varint,8,opt,name=ifindex,proto3" json:"ifindex,omitempty"`
+	Device           string                 `protobuf:"bytes,9,opt,name=device,proto3" json:"device,omitempty"`
+	Peer             uint32                 `protobuf:"varint,10,opt,name=peer,proto3" json:"peer,omitempty"`
+	Ingress          string                 `protobuf:"bytes,11,opt,name=ingress,proto3" json:"ingress,omitempty"` // enforced, open
+	Egress           string                 `protobuf:"bytes,12,opt,name=egress,proto3" json:"egress,omitempty"`
+	IngressProgram   uint32                 `protobuf:"varint,13,opt,name=ingress_program,json=ingressProgram,proto3" json:"ingress_program,omitempty"`
+	EgressProgram    uint32                 `protobuf:"varint,14,opt,name=egress_program,json=egressProgram,proto3" json:"egress_program,omitempty"`
+	IngressIsolators []string               `protobuf:"bytes,15,rep,name=ingress_isolators,json=ingressIsolators,proto3" json:"ingress_isolators,omitempty"` // policies that deny what no rule allows
+	EgressIsolators  []string               `protobuf:"bytes,16,rep,name=egress_isolators,json=egressIsolators,proto3" json:"egress_isolators,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2214,7 +3034,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2227,7 +3047,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Endpoint) GetId() uint32 {
@@ -2328,6 +3148,20 @@ func (x *Endpoint) GetEgressProgram() uint32 {
 	return 0
 }
 
+func (x *Endpoint) GetIngressIsolators() []string {
+	if x != nil {
+		return x.IngressIsolators
+	}
+	return nil
+}
+
+func (x *Endpoint) GetEgressIsolators() []string {
+	if x != nil {
+		return x.EgressIsolators
+	}
+	return nil
+}
+
 type ListEndpointsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Endpoints     []*Endpoint            `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
@@ -2337,7 +3171,7 @@ type ListEndpointsResponse struct {
 
 func (x *ListEndpointsResponse) Reset() {
 	*x = ListEndpointsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2349,7 +3183,7 @@ func (x *ListEndpointsResponse) String() string {
 func (*ListEndpointsResponse) ProtoMessage() {}
 
 func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2362,7 +3196,7 @@ func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListEndpointsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListEndpointsResponse) GetEndpoints() []*Endpoint {
@@ -2380,7 +3214,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_agent_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2392,7 +3226,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_agent_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2405,7 +3239,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 type Service struct {
@@ -2422,7 +3256,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_agent_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2434,7 +3268,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_agent_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2447,7 +3281,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Service) GetName() string {
@@ -2501,7 +3335,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_agent_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2513,7 +3347,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_agent_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2526,7 +3360,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListServicesResponse) GetServices() []*Service {
@@ -2544,7 +3378,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_agent_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2556,7 +3390,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_agent_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2569,25 +3403,32 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 type Policy struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	Namespace     string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	Revision      uint64                 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
-	State         string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"` // in force, refused
-	Message       string                 `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
-	Endpoints     uint32                 `protobuf:"varint,7,opt,name=endpoints,proto3" json:"endpoints,omitempty"` // local endpoints that it selects
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Kind      string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Namespace string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Revision  uint64                 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	State     string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"` // in force, staged, refused
+	Message   string                 `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
+	Endpoints uint32                 `protobuf:"varint,7,opt,name=endpoints,proto3" json:"endpoints,omitempty"` // local endpoints that it selects
+	Source    string                 `protobuf:"bytes,8,opt,name=source,proto3" json:"source,omitempty"`        // file it was applied from
+	Rules     uint32                 `protobuf:"varint,9,opt,name=rules,proto3" json:"rules,omitempty"`
+	Pods      []string               `protobuf:"bytes,10,rep,name=pods,proto3" json:"pods,omitempty"`                 // namespace/name of the endpoints that it selects
+	Selectors []string               `protobuf:"bytes,11,rep,name=selectors,proto3" json:"selectors,omitempty"`       // of peers, that its rules name
+	Programs  []uint32               `protobuf:"varint,12,rep,packed,name=programs,proto3" json:"programs,omitempty"` // that hold its rules
+	// What -o json of a merged list says: nodes by the state that the policy has there.
+	Nodes         map[string]uint32 `protobuf:"bytes,13,rep,name=nodes,proto3" json:"nodes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2599,7 +3440,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2612,7 +3453,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Policy) GetKind() string {
@@ -2664,6 +3505,48 @@ func (x *Policy) GetEndpoints() uint32 {
 	return 0
 }
 
+func (x *Policy) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Policy) GetRules() uint32 {
+	if x != nil {
+		return x.Rules
+	}
+	return 0
+}
+
+func (x *Policy) GetPods() []string {
+	if x != nil {
+		return x.Pods
+	}
+	return nil
+}
+
+func (x *Policy) GetSelectors() []string {
+	if x != nil {
+		return x.Selectors
+	}
+	return nil
+}
+
+func (x *Policy) GetPrograms() []uint32 {
+	if x != nil {
+		return x.Programs
+	}
+	return nil
+}
+
+func (x *Policy) GetNodes() map[string]uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
 type ListPoliciesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Policies      []*Policy              `protobuf:"bytes,1,rep,name=policies,proto3" json:"policies,omitempty"`
@@ -2673,7 +3556,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2685,7 +3568,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2698,7 +3581,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*Policy {
@@ -2716,7 +3599,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_agent_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2728,7 +3611,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_agent_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2741,7 +3624,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 type ReloadResponse struct {
@@ -2754,7 +3637,7 @@ type ReloadResponse struct {
 
 func (x *ReloadResponse) Reset() {
 	*x = ReloadResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_agent_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2766,7 +3649,7 @@ func (x *ReloadResponse) String() string {
 func (*ReloadResponse) ProtoMessage() {}
 
 func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_agent_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2779,7 +3662,7 @@ func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadResponse.ProtoReflect.Descriptor instead.
 func (*ReloadResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ReloadResponse) GetDatapathVersion() uint32 {
@@ -2804,7 +3687,7 @@ type CountersRequest struct {
 
 func (x *CountersRequest) Reset() {
 	*x = CountersRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_agent_v1_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2816,7 +3699,7 @@ func (x *CountersRequest) String() string {
 func (*CountersRequest) ProtoMessage() {}
 
 func (x *CountersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_agent_v1_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2829,7 +3712,7 @@ func (x *CountersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersRequest.ProtoReflect.Descriptor instead.
 func (*CountersRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{51}
 }
 
 type CountersResponse struct {
@@ -2842,7 +3725,7 @@ type CountersResponse struct {
 
 func (x *CountersResponse) Reset() {
 	*x = CountersResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_agent_v1_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2854,7 +3737,7 @@ func (x *CountersResponse) String() string {
 func (*CountersResponse) ProtoMessage() {}
 
 func (x *CountersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_agent_v1_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2867,7 +3750,7 @@ func (x *CountersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersResponse.ProtoReflect.Descriptor instead.
 func (*CountersResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CountersResponse) GetCounters() []*CountersResponse_Counter {
@@ -2896,7 +3779,7 @@ type ListTablesResponse_Table struct {
 
 func (x *ListTablesResponse_Table) Reset() {
 	*x = ListTablesResponse_Table{}
-	mi := &file_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_agent_v1_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2908,7 +3791,7 @@ func (x *ListTablesResponse_Table) String() string {
 func (*ListTablesResponse_Table) ProtoMessage() {}
 
 func (x *ListTablesResponse_Table) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_agent_v1_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2961,7 +3844,7 @@ type ShowTableResponse_Row struct {
 
 func (x *ShowTableResponse_Row) Reset() {
 	*x = ShowTableResponse_Row{}
-	mi := &file_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_agent_v1_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2973,7 +3856,7 @@ func (x *ShowTableResponse_Row) String() string {
 func (*ShowTableResponse_Row) ProtoMessage() {}
 
 func (x *ShowTableResponse_Row) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_agent_v1_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3008,7 +3891,7 @@ type ListTemplatesResponse_Instance struct {
 
 func (x *ListTemplatesResponse_Instance) Reset() {
 	*x = ListTemplatesResponse_Instance{}
-	mi := &file_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_agent_v1_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3020,7 +3903,7 @@ func (x *ListTemplatesResponse_Instance) String() string {
 func (*ListTemplatesResponse_Instance) ProtoMessage() {}
 
 func (x *ListTemplatesResponse_Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_agent_v1_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3033,7 +3916,7 @@ func (x *ListTemplatesResponse_Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse_Instance.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse_Instance) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27, 0}
 }
 
 func (x *ListTemplatesResponse_Instance) GetEndpoint() uint32 {
@@ -3078,7 +3961,7 @@ type ListTemplatesResponse_Template struct {
 
 func (x *ListTemplatesResponse_Template) Reset() {
 	*x = ListTemplatesResponse_Template{}
-	mi := &file_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_agent_v1_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3090,7 +3973,7 @@ func (x *ListTemplatesResponse_Template) String() string {
 func (*ListTemplatesResponse_Template) ProtoMessage() {}
 
 func (x *ListTemplatesResponse_Template) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_agent_v1_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3103,7 +3986,7 @@ func (x *ListTemplatesResponse_Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse_Template.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse_Template) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18, 1}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27, 1}
 }
 
 func (x *ListTemplatesResponse_Template) GetName() string {
@@ -3160,7 +4043,7 @@ type ListAddressesResponse_Address struct {
 
 func (x *ListAddressesResponse_Address) Reset() {
 	*x = ListAddressesResponse_Address{}
-	mi := &file_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_agent_v1_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3172,7 +4055,7 @@ func (x *ListAddressesResponse_Address) String() string {
 func (*ListAddressesResponse_Address) ProtoMessage() {}
 
 func (x *ListAddressesResponse_Address) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_agent_v1_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3185,7 +4068,7 @@ func (x *ListAddressesResponse_Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAddressesResponse_Address.ProtoReflect.Descriptor instead.
 func (*ListAddressesResponse_Address) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39, 0}
 }
 
 func (x *ListAddressesResponse_Address) GetIp() string {
@@ -3230,7 +4113,7 @@ type CountersResponse_Counter struct {
 
 func (x *CountersResponse_Counter) Reset() {
 	*x = CountersResponse_Counter{}
-	mi := &file_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_agent_v1_agent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3242,7 +4125,7 @@ func (x *CountersResponse_Counter) String() string {
 func (*CountersResponse_Counter) ProtoMessage() {}
 
 func (x *CountersResponse_Counter) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_agent_v1_agent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3255,7 +4138,7 @@ func (x *CountersResponse_Counter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersResponse_Counter.ProtoReflect.Descriptor instead.
 func (*CountersResponse_Counter) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{43, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{52, 0}
 }
 
 func (x *CountersResponse_Counter) GetReason() string {
@@ -3354,12 +4237,13 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x04peer\x18\b \x01(\rR\x04peer\x12\x1a\n" +
 	"\bendpoint\x18\t \x01(\rR\bendpoint\x12\x18\n" +
 	"\aservice\x18\n" +
-	" \x01(\tR\aservice\"j\n" +
+	" \x01(\tR\aservice\"\x82\x01\n" +
 	"\tJudgement\x12\x16\n" +
 	"\x06action\x18\x01 \x01(\tR\x06action\x12\x12\n" +
 	"\x04rule\x18\x02 \x01(\rR\x04rule\x12\x1b\n" +
 	"\trule_name\x18\x03 \x01(\tR\bruleName\x12\x14\n" +
-	"\x05place\x18\x04 \x01(\tR\x05place\"\xdf\x06\n" +
+	"\x05place\x18\x04 \x01(\tR\x05place\x12\x16\n" +
+	"\x06source\x18\x05 \x01(\tR\x06source\"\xdf\x06\n" +
 	"\x04Flow\x12$\n" +
 	"\x0etime_unix_nano\x18\x01 \x01(\x03R\ftimeUnixNano\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
@@ -3421,7 +4305,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x1a\n" +
-	"\bprotocol\x18\x04 \x01(\rR\bprotocol\"\xc3\x01\n" +
+	"\bprotocol\x18\x04 \x01(\rR\bprotocol\"\xdb\x01\n" +
 	"\x04Step\x12\x12\n" +
 	"\x04rank\x18\x01 \x01(\rR\x04rank\x12\x1b\n" +
 	"\trule_name\x18\x02 \x01(\tR\bruleName\x12\x14\n" +
@@ -3430,18 +4314,90 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x06action\x18\x05 \x01(\tR\x06action\x12\x18\n" +
 	"\amatched\x18\x06 \x01(\bR\amatched\x12\x10\n" +
 	"\x03why\x18\a \x01(\tR\x03why\x12\x14\n" +
-	"\x05ports\x18\b \x01(\tR\x05ports\"\xd4\x01\n" +
+	"\x05ports\x18\b \x01(\tR\x05ports\x12\x16\n" +
+	"\x06source\x18\t \x01(\tR\x06source\"\xf2\x01\n" +
 	"\x05Proof\x12\x1c\n" +
 	"\tdirection\x18\x01 \x01(\tR\tdirection\x12\x1a\n" +
 	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x12\n" +
 	"\x04peer\x18\x03 \x01(\tR\x04peer\x125\n" +
 	"\averdict\x18\x04 \x01(\v2\x1b.tendril.agent.v1.JudgementR\averdict\x12,\n" +
 	"\x05steps\x18\x05 \x03(\v2\x16.tendril.agent.v1.StepR\x05steps\x12\x18\n" +
-	"\anearest\x18\x06 \x01(\tR\anearest\"v\n" +
+	"\anearest\x18\x06 \x01(\tR\anearest\x12\x1c\n" +
+	"\tisolators\x18\a \x03(\tR\tisolators\"\xa6\x01\n" +
 	"\x0fExplainResponse\x12\x18\n" +
 	"\averdict\x18\x01 \x01(\tR\averdict\x12/\n" +
 	"\x06proofs\x18\x02 \x03(\v2\x17.tendril.agent.v1.ProofR\x06proofs\x12\x18\n" +
-	"\asummary\x18\x03 \x01(\tR\asummary\"\x16\n" +
+	"\asummary\x18\x03 \x01(\tR\asummary\x12.\n" +
+	"\x06record\x18\x04 \x01(\v2\x16.tendril.agent.v1.FlowR\x06record\"\x84\x01\n" +
+	"\fPolicyChange\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
+	"\x06object\x18\x04 \x01(\fR\x06object\x12\x16\n" +
+	"\x06source\x18\x05 \x01(\tR\x06source\"\xc4\x01\n" +
+	"\x0fSimulateRequest\x128\n" +
+	"\achanges\x18\x01 \x03(\v2\x1e.tendril.agent.v1.PolicyChangeR\achanges\x12&\n" +
+	"\x0fsince_unix_nano\x18\x02 \x01(\x03R\rsinceUnixNano\x12\x1b\n" +
+	"\tall_pairs\x18\x03 \x01(\bR\ballPairs\x12\x1c\n" +
+	"\tunchanged\x18\x04 \x01(\bR\tunchanged\x12\x14\n" +
+	"\x05rules\x18\x05 \x01(\bR\x05rules\"\xb2\x01\n" +
+	"\x10SimulatedVerdict\x12\x18\n" +
+	"\averdict\x18\x01 \x01(\tR\averdict\x12\x18\n" +
+	"\adecides\x18\x02 \x01(\tR\adecides\x123\n" +
+	"\x06egress\x18\x03 \x01(\v2\x1b.tendril.agent.v1.JudgementR\x06egress\x125\n" +
+	"\aingress\x18\x04 \x01(\v2\x1b.tendril.agent.v1.JudgementR\aingress\"\x99\x03\n" +
+	"\rSimulatedFlow\x12/\n" +
+	"\x06source\x18\x01 \x01(\v2\x17.tendril.agent.v1.PartyR\x06source\x129\n" +
+	"\vdestination\x18\x02 \x01(\v2\x17.tendril.agent.v1.PartyR\vdestination\x12\x1a\n" +
+	"\bprotocol\x18\x03 \x01(\rR\bprotocol\x124\n" +
+	"\x03now\x18\x04 \x01(\v2\".tendril.agent.v1.SimulatedVerdictR\x03now\x126\n" +
+	"\x04then\x18\x05 \x01(\v2\".tendril.agent.v1.SimulatedVerdictR\x04then\x12\x18\n" +
+	"\achanges\x18\x06 \x01(\bR\achanges\x12\x14\n" +
+	"\x05count\x18\a \x01(\x04R\x05count\x12&\n" +
+	"\x0ffirst_unix_nano\x18\b \x01(\x03R\rfirstUnixNano\x12$\n" +
+	"\x0elast_unix_nano\x18\t \x01(\x03R\flastUnixNano\x12\x14\n" +
+	"\x05nodes\x18\n" +
+	" \x03(\tR\x05nodes\"\xa5\x01\n" +
+	"\x0fSimulatedPolicy\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
+	"\x06change\x18\x04 \x01(\tR\x06change\x12\x1c\n" +
+	"\tendpoints\x18\x05 \x01(\rR\tendpoints\x12\x16\n" +
+	"\x06staged\x18\x06 \x01(\bR\x06staged\"I\n" +
+	"\x05Crowd\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
+	"\amembers\x18\x02 \x03(\tR\amembers\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\"P\n" +
+	"\bPortSpan\x12\x1a\n" +
+	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x14\n" +
+	"\x05first\x18\x02 \x01(\rR\x05first\x12\x12\n" +
+	"\x04last\x18\x03 \x01(\rR\x04last\"\xa3\x02\n" +
+	"\rSimulatedPair\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\rR\x04from\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\rR\x02to\x120\n" +
+	"\x05ports\x18\x03 \x03(\v2\x1a.tendril.agent.v1.PortSpanR\x05ports\x12\x17\n" +
+	"\aall_but\x18\x04 \x01(\bR\x06allBut\x12\x1d\n" +
+	"\n" +
+	"ports_text\x18\x05 \x01(\tR\tportsText\x12\x16\n" +
+	"\x06serves\x18\x06 \x03(\tR\x06serves\x124\n" +
+	"\x03now\x18\a \x01(\v2\".tendril.agent.v1.SimulatedVerdictR\x03now\x126\n" +
+	"\x04then\x18\b \x01(\v2\".tendril.agent.v1.SimulatedVerdictR\x04then\"\xde\x03\n" +
+	"\x10SimulateResponse\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12=\n" +
+	"\bpolicies\x18\x02 \x03(\v2!.tendril.agent.v1.SimulatedPolicyR\bpolicies\x125\n" +
+	"\x05flows\x18\x03 \x03(\v2\x1f.tendril.agent.v1.SimulatedFlowR\x05flows\x12\x18\n" +
+	"\arecords\x18\x04 \x01(\x04R\arecords\x12\x1a\n" +
+	"\breplayed\x18\x05 \x01(\x04R\breplayed\x12\x18\n" +
+	"\achanged\x18\x06 \x01(\x04R\achanged\x12\x1a\n" +
+	"\bdeparted\x18\a \x01(\x04R\bdeparted\x12\x1a\n" +
+	"\bunjudged\x18\b \x01(\x04R\bunjudged\x12\x12\n" +
+	"\x04lost\x18\t \x01(\x04R\x04lost\x12(\n" +
+	"\x10oldest_unix_nano\x18\n" +
+	" \x01(\x03R\x0eoldestUnixNano\x12/\n" +
+	"\x06crowds\x18\v \x03(\v2\x17.tendril.agent.v1.CrowdR\x06crowds\x125\n" +
+	"\x05pairs\x18\f \x03(\v2\x1f.tendril.agent.v1.SimulatedPairR\x05pairs\x12\x12\n" +
+	"\x04pods\x18\r \x01(\x04R\x04pods\"\x16\n" +
 	"\x14ListTemplatesRequest\"\xbc\x03\n" +
 	"\x15ListTemplatesResponse\x12N\n" +
 	"\ttemplates\x18\x01 \x03(\v20.tendril.agent.v1.ListTemplatesResponse.TemplateR\ttemplates\x1ar\n" +
@@ -3496,7 +4452,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x14\n" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x12\x12\n" +
 	"\x04pool\x18\x04 \x01(\tR\x04pool\"\x16\n" +
-	"\x14ListEndpointsRequest\"\xee\x02\n" +
+	"\x14ListEndpointsRequest\"\xc6\x03\n" +
 	"\bEndpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x10\n" +
@@ -3512,7 +4468,9 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\aingress\x18\v \x01(\tR\aingress\x12\x16\n" +
 	"\x06egress\x18\f \x01(\tR\x06egress\x12'\n" +
 	"\x0fingress_program\x18\r \x01(\rR\x0eingressProgram\x12%\n" +
-	"\x0eegress_program\x18\x0e \x01(\rR\regressProgram\"Q\n" +
+	"\x0eegress_program\x18\x0e \x01(\rR\regressProgram\x12+\n" +
+	"\x11ingress_isolators\x18\x0f \x03(\tR\x10ingressIsolators\x12)\n" +
+	"\x10egress_isolators\x18\x10 \x03(\tR\x0fegressIsolators\"Q\n" +
 	"\x15ListEndpointsResponse\x128\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x1a.tendril.agent.v1.EndpointR\tendpoints\"\x15\n" +
 	"\x13ListServicesRequest\"\x9f\x01\n" +
@@ -3525,7 +4483,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\aproblem\x18\x06 \x01(\tR\aproblem\"M\n" +
 	"\x14ListServicesResponse\x125\n" +
 	"\bservices\x18\x01 \x03(\v2\x19.tendril.agent.v1.ServiceR\bservices\"\x15\n" +
-	"\x13ListPoliciesRequest\"\xb8\x01\n" +
+	"\x13ListPoliciesRequest\"\xa9\x03\n" +
 	"\x06Policy\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -3533,7 +4491,18 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\brevision\x18\x04 \x01(\x04R\brevision\x12\x14\n" +
 	"\x05state\x18\x05 \x01(\tR\x05state\x12\x18\n" +
 	"\amessage\x18\x06 \x01(\tR\amessage\x12\x1c\n" +
-	"\tendpoints\x18\a \x01(\rR\tendpoints\"L\n" +
+	"\tendpoints\x18\a \x01(\rR\tendpoints\x12\x16\n" +
+	"\x06source\x18\b \x01(\tR\x06source\x12\x14\n" +
+	"\x05rules\x18\t \x01(\rR\x05rules\x12\x12\n" +
+	"\x04pods\x18\n" +
+	" \x03(\tR\x04pods\x12\x1c\n" +
+	"\tselectors\x18\v \x03(\tR\tselectors\x12\x1a\n" +
+	"\bprograms\x18\f \x03(\rR\bprograms\x129\n" +
+	"\x05nodes\x18\r \x03(\v2#.tendril.agent.v1.Policy.NodesEntryR\x05nodes\x1a8\n" +
+	"\n" +
+	"NodesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"L\n" +
 	"\x14ListPoliciesResponse\x124\n" +
 	"\bpolicies\x18\x01 \x03(\v2\x18.tendril.agent.v1.PolicyR\bpolicies\"\x0f\n" +
 	"\rReloadRequest\"T\n" +
@@ -3553,14 +4522,15 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x05about\x18\x06 \x01(\tR\x05about\x1a:\n" +
 	"\fTalliesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x012\x8e\v\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x012\xe1\v\n" +
 	"\x05Agent\x12K\n" +
 	"\x06Status\x12\x1f.tendril.agent.v1.StatusRequest\x1a .tendril.agent.v1.StatusResponse\x12E\n" +
 	"\aObserve\x12 .tendril.agent.v1.ObserveRequest\x1a\x16.tendril.agent.v1.Flow0\x01\x12W\n" +
 	"\n" +
 	"ListTables\x12#.tendril.agent.v1.ListTablesRequest\x1a$.tendril.agent.v1.ListTablesResponse\x12T\n" +
 	"\tShowTable\x12\".tendril.agent.v1.ShowTableRequest\x1a#.tendril.agent.v1.ShowTableResponse\x12N\n" +
-	"\aExplain\x12 .tendril.agent.v1.ExplainRequest\x1a!.tendril.agent.v1.ExplainResponse\x12`\n" +
+	"\aExplain\x12 .tendril.agent.v1.ExplainRequest\x1a!.tendril.agent.v1.ExplainResponse\x12Q\n" +
+	"\bSimulate\x12!.tendril.agent.v1.SimulateRequest\x1a\".tendril.agent.v1.SimulateResponse\x12`\n" +
 	"\rListTemplates\x12&.tendril.agent.v1.ListTemplatesRequest\x1a'.tendril.agent.v1.ListTemplatesResponse\x12]\n" +
 	"\fListMappings\x12%.tendril.agent.v1.ListMappingsRequest\x1a&.tendril.agent.v1.ListMappingsResponse\x12`\n" +
 	"\rFlushMappings\x12&.tendril.agent.v1.FlushMappingsRequest\x1a'.tendril.agent.v1.FlushMappingsResponse\x12T\n" +
@@ -3586,7 +4556,7 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_agent_v1_agent_proto_rawDescData
 }
 
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(*StatusRequest)(nil),                  // 0: tendril.agent.v1.StatusRequest
 	(*StatusResponse)(nil),                 // 1: tendril.agent.v1.StatusResponse
@@ -3605,40 +4575,50 @@ var file_agent_v1_agent_proto_goTypes = []any{
 	(*Step)(nil),                           // 14: tendril.agent.v1.Step
 	(*Proof)(nil),                          // 15: tendril.agent.v1.Proof
 	(*ExplainResponse)(nil),                // 16: tendril.agent.v1.ExplainResponse
-	(*ListTemplatesRequest)(nil),           // 17: tendril.agent.v1.ListTemplatesRequest
-	(*ListTemplatesResponse)(nil),          // 18: tendril.agent.v1.ListTemplatesResponse
-	(*ListMappingsRequest)(nil),            // 19: tendril.agent.v1.ListMappingsRequest
-	(*Mapping)(nil),                        // 20: tendril.agent.v1.Mapping
-	(*ListMappingsResponse)(nil),           // 21: tendril.agent.v1.ListMappingsResponse
-	(*FlushMappingsRequest)(nil),           // 22: tendril.agent.v1.FlushMappingsRequest
-	(*FlushMappingsResponse)(nil),          // 23: tendril.agent.v1.FlushMappingsResponse
-	(*ListFlowsRequest)(nil),               // 24: tendril.agent.v1.ListFlowsRequest
-	(*FlowEntry)(nil),                      // 25: tendril.agent.v1.FlowEntry
-	(*ListFlowsResponse)(nil),              // 26: tendril.agent.v1.ListFlowsResponse
-	(*FlushFlowsRequest)(nil),              // 27: tendril.agent.v1.FlushFlowsRequest
-	(*FlushFlowsResponse)(nil),             // 28: tendril.agent.v1.FlushFlowsResponse
-	(*ListAddressesRequest)(nil),           // 29: tendril.agent.v1.ListAddressesRequest
-	(*ListAddressesResponse)(nil),          // 30: tendril.agent.v1.ListAddressesResponse
-	(*ListEndpointsRequest)(nil),           // 31: tendril.agent.v1.ListEndpointsRequest
-	(*Endpoint)(nil),                       // 32: tendril.agent.v1.Endpoint
-	(*ListEndpointsResponse)(nil),          // 33: tendril.agent.v1.ListEndpointsResponse
-	(*ListServicesRequest)(nil),            // 34: tendril.agent.v1.ListServicesRequest
-	(*Service)(nil),                        // 35: tendril.agent.v1.Service
-	(*ListServicesResponse)(nil),           // 36: tendril.agent.v1.ListServicesResponse
-	(*ListPoliciesRequest)(nil),            // 37: tendril.agent.v1.ListPoliciesRequest
-	(*Policy)(nil),                         // 38: tendril.agent.v1.Policy
-	(*ListPoliciesResponse)(nil),           // 39: tendril.agent.v1.ListPoliciesResponse
-	(*ReloadRequest)(nil),                  // 40: tendril.agent.v1.ReloadRequest
-	(*ReloadResponse)(nil),                 // 41: tendril.agent.v1.ReloadResponse
-	(*CountersRequest)(nil),                // 42: tendril.agent.v1.CountersRequest
-	(*CountersResponse)(nil),               // 43: tendril.agent.v1.CountersResponse
-	(*ListTablesResponse_Table)(nil),       // 44: tendril.agent.v1.ListTablesResponse.Table
-	(*ShowTableResponse_Row)(nil),          // 45: tendril.agent.v1.ShowTableResponse.Row
-	(*ListTemplatesResponse_Instance)(nil), // 46: tendril.agent.v1.ListTemplatesResponse.Instance
-	(*ListTemplatesResponse_Template)(nil), // 47: tendril.agent.v1.ListTemplatesResponse.Template
-	(*ListAddressesResponse_Address)(nil),  // 48: tendril.agent.v1.ListAddressesResponse.Address
-	(*CountersResponse_Counter)(nil),       // 49: tendril.agent.v1.CountersResponse.Counter
-	nil,                                    // 50: tendril.agent.v1.CountersResponse.TalliesEntry
+	(*PolicyChange)(nil),                   // 17: tendril.agent.v1.PolicyChange
+	(*SimulateRequest)(nil),                // 18: tendril.agent.v1.SimulateRequest
+	(*SimulatedVerdict)(nil),               // 19: tendril.agent.v1.SimulatedVerdict
+	(*SimulatedFlow)(nil),                  // 20: tendril.agent.v1.SimulatedFlow
+	(*SimulatedPolicy)(nil),                // 21: tendril.agent.v1.SimulatedPolicy
+	(*Crowd)(nil),                          // 22: tendril.agent.v1.Crowd
+	(*PortSpan)(nil),                       // 23: tendril.agent.v1.PortSpan
+	(*SimulatedPair)(nil),                  // 24: tendril.agent.v1.SimulatedPair
+	(*SimulateResponse)(nil),               // 25: tendril.agent.v1.SimulateResponse
+	(*ListTemplatesRequest)(nil),           // 26: tendril.agent.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),          // 27: tendril.agent.v1.ListTemplatesResponse
+	(*ListMappingsRequest)(nil),            // 28: tendril.agent.v1.ListMappingsRequest
+	(*Mapping)(nil),                        // 29: tendril.agent.v1.Mapping
+	(*ListMappingsResponse)(nil),           // 30: tendril.agent.v1.ListMappingsResponse
+	(*FlushMappingsRequest)(nil),           // 31: tendril.agent.v1.FlushMappingsRequest
+	(*FlushMappingsResponse)(nil),          // 32: tendril.agent.v1.FlushMappingsResponse
+	(*ListFlowsRequest)(nil),               // 33: tendril.agent.v1.ListFlowsRequest
+	(*FlowEntry)(nil),                      // 34: tendril.agent.v1.FlowEntry
+	(*ListFlowsResponse)(nil),              // 35: tendril.agent.v1.ListFlowsResponse
+	(*FlushFlowsRequest)(nil),              // 36: tendril.agent.v1.FlushFlowsRequest
+	(*FlushFlowsResponse)(nil),             // 37: tendril.agent.v1.FlushFlowsResponse
+	(*ListAddressesRequest)(nil),           // 38: tendril.agent.v1.ListAddressesRequest
+	(*ListAddressesResponse)(nil),          // 39: tendril.agent.v1.ListAddressesResponse
+	(*ListEndpointsRequest)(nil),           // 40: tendril.agent.v1.ListEndpointsRequest
+	(*Endpoint)(nil),                       // 41: tendril.agent.v1.Endpoint
+	(*ListEndpointsResponse)(nil),          // 42: tendril.agent.v1.ListEndpointsResponse
+	(*ListServicesRequest)(nil),            // 43: tendril.agent.v1.ListServicesRequest
+	(*Service)(nil),                        // 44: tendril.agent.v1.Service
+	(*ListServicesResponse)(nil),           // 45: tendril.agent.v1.ListServicesResponse
+	(*ListPoliciesRequest)(nil),            // 46: tendril.agent.v1.ListPoliciesRequest
+	(*Policy)(nil),                         // 47: tendril.agent.v1.Policy
+	(*ListPoliciesResponse)(nil),           // 48: tendril.agent.v1.ListPoliciesResponse
+	(*ReloadRequest)(nil),                  // 49: tendril.agent.v1.ReloadRequest
+	(*ReloadResponse)(nil),                 // 50: tendril.agent.v1.ReloadResponse
+	(*CountersRequest)(nil),                // 51: tendril.agent.v1.CountersRequest
+	(*CountersResponse)(nil),               // 52: tendril.agent.v1.CountersResponse
+	(*ListTablesResponse_Table)(nil),       // 53: tendril.agent.v1.ListTablesResponse.Table
+	(*ShowTableResponse_Row)(nil),          // 54: tendril.agent.v1.ShowTableResponse.Row
+	(*ListTemplatesResponse_Instance)(nil), // 55: tendril.agent.v1.ListTemplatesResponse.Instance
+	(*ListTemplatesResponse_Template)(nil), // 56: tendril.agent.v1.ListTemplatesResponse.Template
+	(*ListAddressesResponse_Address)(nil),  // 57: tendril.agent.v1.ListAddressesResponse.Address
+	nil,                                    // 58: tendril.agent.v1.Policy.NodesEntry
+	(*CountersResponse_Counter)(nil),       // 59: tendril.agent.v1.CountersResponse.Counter
+	nil,                                    // 60: tendril.agent.v1.CountersResponse.TalliesEntry
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	2,  // 0: tendril.agent.v1.StatusResponse.maps:type_name -> tendril.agent.v1.MapUse
@@ -3650,59 +4630,77 @@ var file_agent_v1_agent_proto_depIdxs = []int32{
 	6,  // 6: tendril.agent.v1.Flow.ingress:type_name -> tendril.agent.v1.Judgement
 	6,  // 7: tendril.agent.v1.Flow.staged_egress:type_name -> tendril.agent.v1.Judgement
 	6,  // 8: tendril.agent.v1.Flow.staged_ingress:type_name -> tendril.agent.v1.Judgement
-	44, // 9: tendril.agent.v1.ListTablesResponse.tables:type_name -> tendril.agent.v1.ListTablesResponse.Table
-	45, // 10: tendril.agent.v1.ShowTableResponse.rows:type_name -> tendril.agent.v1.ShowTableResponse.Row
+	53, // 9: tendril.agent.v1.ListTablesResponse.tables:type_name -> tendril.agent.v1.ListTablesResponse.Table
+	54, // 10: tendril.agent.v1.ShowTableResponse.rows:type_name -> tendril.agent.v1.ShowTableResponse.Row
 	6,  // 11: tendril.agent.v1.Proof.verdict:type_name -> tendril.agent.v1.Judgement
 	14, // 12: tendril.agent.v1.Proof.steps:type_name -> tendril.agent.v1.Step
 	15, // 13: tendril.agent.v1.ExplainResponse.proofs:type_name -> tendril.agent.v1.Proof
-	47, // 14: tendril.agent.v1.ListTemplatesResponse.templates:type_name -> tendril.agent.v1.ListTemplatesResponse.Template
-	20, // 15: tendril.agent.v1.ListMappingsResponse.mappings:type_name -> tendril.agent.v1.Mapping
-	7,  // 16: tendril.agent.v1.FlowEntry.flow:type_name -> tendril.agent.v1.Flow
-	25, // 17: tendril.agent.v1.ListFlowsResponse.flows:type_name -> tendril.agent.v1.FlowEntry
-	48, // 18: tendril.agent.v1.ListAddressesResponse.addresses:type_name -> tendril.agent.v1.ListAddressesResponse.Address
-	32, // 19: tendril.agent.v1.ListEndpointsResponse.endpoints:type_name -> tendril.agent.v1.Endpoint
-	35, // 20: tendril.agent.v1.ListServicesResponse.services:type_name -> tendril.agent.v1.Service
-	38, // 21: tendril.agent.v1.ListPoliciesResponse.policies:type_name -> tendril.agent.v1.Policy
-	49, // 22: tendril.agent.v1.CountersResponse.counters:type_name -> tendril.agent.v1.CountersResponse.Counter
-	50, // 23: tendril.agent.v1.CountersResponse.tallies:type_name -> tendril.agent.v1.CountersResponse.TalliesEntry
-	46, // 24: tendril.agent.v1.ListTemplatesResponse.Template.instances:type_name -> tendril.agent.v1.ListTemplatesResponse.Instance
-	0,  // 25: tendril.agent.v1.Agent.Status:input_type -> tendril.agent.v1.StatusRequest
-	8,  // 26: tendril.agent.v1.Agent.Observe:input_type -> tendril.agent.v1.ObserveRequest
-	9,  // 27: tendril.agent.v1.Agent.ListTables:input_type -> tendril.agent.v1.ListTablesRequest
-	11, // 28: tendril.agent.v1.Agent.ShowTable:input_type -> tendril.agent.v1.ShowTableRequest
-	13, // 29: tendril.agent.v1.Agent.Explain:input_type -> tendril.agent.v1.ExplainRequest
-	17, // 30: tendril.agent.v1.Agent.ListTemplates:input_type -> tendril.agent.v1.ListTemplatesRequest
-	19, // 31: tendril.agent.v1.Agent.ListMappings:input_type -> tendril.agent.v1.ListMappingsRequest
-	22, // 32: tendril.agent.v1.Agent.FlushMappings:input_type -> tendril.agent.v1.FlushMappingsRequest
-	24, // 33: tendril.agent.v1.Agent.ListFlows:input_type -> tendril.agent.v1.ListFlowsRequest
-	27, // 34: tendril.agent.v1.Agent.FlushFlows:input_type -> tendril.agent.v1.FlushFlowsRequest
-	29, // 35: tendril.agent.v1.Agent.ListAddresses:input_type -> tendril.agent.v1.ListAddressesRequest
-	31, // 36: tendril.agent.v1.Agent.ListEndpoints:input_type -> tendril.agent.v1.ListEndpointsRequest
-	34, // 37: tendril.agent.v1.Agent.ListServices:input_type -> tendril.agent.v1.ListServicesRequest
-	37, // 38: tendril.agent.v1.Agent.ListPolicies:input_type -> tendril.agent.v1.ListPoliciesRequest
-	40, // 39: tendril.agent.v1.Agent.Reload:input_type -> tendril.agent.v1.ReloadRequest
-	42, // 40: tendril.agent.v1.Agent.Counters:input_type -> tendril.agent.v1.CountersRequest
-	1,  // 41: tendril.agent.v1.Agent.Status:output_type -> tendril.agent.v1.StatusResponse
-	7,  // 42: tendril.agent.v1.Agent.Observe:output_type -> tendril.agent.v1.Flow
-	10, // 43: tendril.agent.v1.Agent.ListTables:output_type -> tendril.agent.v1.ListTablesResponse
-	12, // 44: tendril.agent.v1.Agent.ShowTable:output_type -> tendril.agent.v1.ShowTableResponse
-	16, // 45: tendril.agent.v1.Agent.Explain:output_type -> tendril.agent.v1.ExplainResponse
-	18, // 46: tendril.agent.v1.Agent.ListTemplates:output_type -> tendril.agent.v1.ListTemplatesResponse
-	21, // 47: tendril.agent.v1.Agent.ListMappings:output_type -> tendril.agent.v1.ListMappingsResponse
-	23, // 48: tendril.agent.v1.Agent.FlushMappings:output_type -> tendril.agent.v1.FlushMappingsResponse
-	26, // 49: tendril.agent.v1.Agent.ListFlows:output_type -> tendril.agent.v1.ListFlowsResponse
-	28, // 50: tendril.agent.v1.Agent.FlushFlows:output_type -> tendril.agent.v1.FlushFlowsResponse
-	30, // 51: tendril.agent.v1.Agent.ListAddresses:output_type -> tendril.agent.v1.ListAddressesResponse
-	33, // 52: tendril.agent.v1.Agent.ListEndpoints:output_type -> tendril.agent.v1.ListEndpointsResponse
-	36, // 53: tendril.agent.v1.Agent.ListServices:output_type -> tendril.agent.v1.ListServicesResponse
-	39, // 54: tendril.agent.v1.Agent.ListPolicies:output_type -> tendril.agent.v1.ListPoliciesResponse
-	41, // 55: tendril.agent.v1.Agent.Reload:output_type -> tendril.agent.v1.ReloadResponse
-	43, // 56: tendril.agent.v1.Agent.Counters:output_type -> tendril.agent.v1.CountersResponse
-	41, // [41:57] is the sub-list for method output_type
-	25, // [25:41] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	7,  // 14: tendril.agent.v1.ExplainResponse.record:type_name -> tendril.agent.v1.Flow
+	17, // 15: tendril.agent.v1.SimulateRequest.changes:type_name -> tendril.agent.v1.PolicyChange
+	6,  // 16: tendril.agent.v1.SimulatedVerdict.egress:type_name -> tendril.agent.v1.Judgement
+	6,  // 17: tendril.agent.v1.SimulatedVerdict.ingress:type_name -> tendril.agent.v1.Judgement
+	5,  // 18: tendril.agent.v1.SimulatedFlow.source:type_name -> tendril.agent.v1.Party
+	5,  // 19: tendril.agent.v1.SimulatedFlow.destination:type_name -> tendril.agent.v1.Party
+	19, // 20: tendril.agent.v1.SimulatedFlow.now:type_name -> tendril.agent.v1.SimulatedVerdict
+	19, // 21: tendril.agent.v1.SimulatedFlow.then:type_name -> tendril.agent.v1.SimulatedVerdict
+	23, // 22: tendril.agent.v1.SimulatedPair.ports:type_name -> tendril.agent.v1.PortSpan
+	19, // 23: tendril.agent.v1.SimulatedPair.now:type_name -> tendril.agent.v1.SimulatedVerdict
+	19, // 24: tendril.agent.v1.SimulatedPair.then:type_name -> tendril.agent.v1.SimulatedVerdict
+	21, // 25: tendril.agent.v1.SimulateResponse.policies:type_name -> tendril.agent.v1.SimulatedPolicy
+	20, // 26: tendril.agent.v1.SimulateResponse.flows:type_name -> tendril.agent.v1.SimulatedFlow
+	22, // 27: tendril.agent.v1.SimulateResponse.crowds:type_name -> tendril.agent.v1.Crowd
+	24, // 28: tendril.agent.v1.SimulateResponse.pairs:type_name -> tendril.agent.v1.SimulatedPair
+	56, // 29: tendril.agent.v1.ListTemplatesResponse.templates:type_name -> tendril.agent.v1.ListTemplatesResponse.Template
+	29, // 30: tendril.agent.v1.ListMappingsResponse.mappings:type_name -> tendril.agent.v1.Mapping
+	7,  // 31: tendril.agent.v1.FlowEntry.flow:type_name -> tendril.agent.v1.Flow
+	34, // 32: tendril.agent.v1.ListFlowsResponse.flows:type_name -> tendril.agent.v1.FlowEntry
+	57, // 33: tendril.agent.v1.ListAddressesResponse.addresses:type_name -> tendril.agent.v1.ListAddressesResponse.Address
+	41, // 34: tendril.agent.v1.ListEndpointsResponse.endpoints:type_name -> tendril.agent.v1.Endpoint
+	44, // 35: tendril.agent.v1.ListServicesResponse.services:type_name -> tendril.agent.v1.Service
+	58, // 36: tendril.agent.v1.Policy.nodes:type_name -> tendril.agent.v1.Policy.NodesEntry
+	47, // 37: tendril.agent.v1.ListPoliciesResponse.policies:type_name -> tendril.agent.v1.Policy
+	59, // 38: tendril.agent.v1.CountersResponse.counters:type_name -> tendril.agent.v1.CountersResponse.Counter
+	60, // 39: tendril.agent.v1.CountersResponse.tallies:type_name -> tendril.agent.v1.CountersResponse.TalliesEntry
+	55, // 40: tendril.agent.v1.ListTemplatesResponse.Template.instances:type_name -> tendril.agent.v1.ListTemplatesResponse.Instance
+	0,  // 41: tendril.agent.v1.Agent.Status:input_type -> tendril.agent.v1.StatusRequest
+	8,  // 42: tendril.agent.v1.Agent.Observe:input_type -> tendril.agent.v1.ObserveRequest
+	9,  // 43: tendril.agent.v1.Agent.ListTables:input_type -> tendril.agent.v1.ListTablesRequest
+	11, // 44: tendril.agent.v1.Agent.ShowTable:input_type -> tendril.agent.v1.ShowTableRequest
+	13, // 45: tendril.agent.v1.Agent.Explain:input_type -> tendril.agent.v1.ExplainRequest
+	18, // 46: tendril.agent.v1.Agent.Simulate:input_type -> tendril.agent.v1.SimulateRequest
+	26, // 47: tendril.agent.v1.Agent.ListTemplates:input_type -> tendril.agent.v1.ListTemplatesRequest
+	28, // 48: tendril.agent.v1.Agent.ListMappings:input_type -> tendril.agent.v1.ListMappingsRequest
+	31, // 49: tendril.agent.v1.Agent.FlushMappings:input_type -> tendril.agent.v1.FlushMappingsRequest
+	33, // 50: tendril.agent.v1.Agent.ListFlows:input_type -> tendril.agent.v1.ListFlowsRequest
+	36, // 51: tendril.agent.v1.Agent.FlushFlows:input_type -> tendril.agent.v1.FlushFlowsRequest
+	38, // 52: tendril.agent.v1.Agent.ListAddresses:input_type -> tendril.agent.v1.ListAddressesRequest
+	40, // 53: tendril.agent.v1.Agent.ListEndpoints:input_type -> tendril.agent.v1.ListEndpointsRequest
+	43, // 54: tendril.agent.v1.Agent.ListServices:input_type -> tendril.agent.v1.ListServicesRequest
+	46, // 55: tendril.agent.v1.Agent.ListPolicies:input_type -> tendril.agent.v1.ListPoliciesRequest
+	49, // 56: tendril.agent.v1.Agent.Reload:input_type -> tendril.agent.v1.ReloadRequest
+	51, // 57: tendril.agent.v1.Agent.Counters:input_type -> tendril.agent.v1.CountersRequest
+	1,  // 58: tendril.agent.v1.Agent.Status:output_type -> tendril.agent.v1.StatusResponse
+	7,  // 59: tendril.agent.v1.Agent.Observe:output_type -> tendril.agent.v1.Flow
+	10, // 60: tendril.agent.v1.Agent.ListTables:output_type -> tendril.agent.v1.ListTablesResponse
+	12, // 61: tendril.agent.v1.Agent.ShowTable:output_type -> tendril.agent.v1.ShowTableResponse
+	16, // 62: tendril.agent.v1.Agent.Explain:output_type -> tendril.agent.v1.ExplainResponse
+	25, // 63: tendril.agent.v1.Agent.Simulate:output_type -> tendril.agent.v1.SimulateResponse
+	27, // 64: tendril.agent.v1.Agent.ListTemplates:output_type -> tendril.agent.v1.ListTemplatesResponse
+	30, // 65: tendril.agent.v1.Agent.ListMappings:output_type -> tendril.agent.v1.ListMappingsResponse
+	32, // 66: tendril.agent.v1.Agent.FlushMappings:output_type -> tendril.agent.v1.FlushMappingsResponse
+	35, // 67: tendril.agent.v1.Agent.ListFlows:output_type -> tendril.agent.v1.ListFlowsResponse
+	37, // 68: tendril.agent.v1.Agent.FlushFlows:output_type -> tendril.agent.v1.FlushFlowsResponse
+	39, // 69: tendril.agent.v1.Agent.ListAddresses:output_type -> tendril.agent.v1.ListAddressesResponse
+	42, // 70: tendril.agent.v1.Agent.ListEndpoints:output_type -> tendril.agent.v1.ListEndpointsResponse
+	45, // 71: tendril.agent.v1.Agent.ListServices:output_type -> tendril.agent.v1.ListServicesResponse
+	48, // 72: tendril.agent.v1.Agent.ListPolicies:output_type -> tendril.agent.v1.ListPoliciesResponse
+	50, // 73: tendril.agent.v1.Agent.Reload:output_type -> tendril.agent.v1.ReloadResponse
+	52, // 74: tendril.agent.v1.Agent.Counters:output_type -> tendril.agent.v1.CountersResponse
+	58, // [58:75] is the sub-list for method output_type
+	41, // [41:58] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -3716,7 +4714,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   51,
+			NumMessages:   61,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -26,6 +26,7 @@ const (
 	Agent_ListTables_FullMethodName    = "/tendril.agent.v1.Agent/ListTables"
 	Agent_ShowTable_FullMethodName     = "/tendril.agent.v1.Agent/ShowTable"
 	Agent_Explain_FullMethodName       = "/tendril.agent.v1.Agent/Explain"
+	Agent_Simulate_FullMethodName      = "/tendril.agent.v1.Agent/Simulate"
 	Agent_ListTemplates_FullMethodName = "/tendril.agent.v1.Agent/ListTemplates"
 	Agent_ListMappings_FullMethodName  = "/tendril.agent.v1.Agent/ListMappings"
 	Agent_FlushMappings_FullMethodName = "/tendril.agent.v1.Agent/FlushMappings"
@@ -52,6 +53,9 @@ type AgentClient interface {
 	ShowTable(ctx context.Context, in *ShowTableRequest, opts ...grpc.CallOption) (*ShowTableResponse, error)
 	// Explain proves the verdict of a flow, past or imagined.
 	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
+	// Simulate says which recorded flows, or which pairs of the cluster's pods, a change of policies would treat
+	// otherwise. It changes nothing.
+	Simulate(ctx context.Context, in *SimulateRequest, opts ...grpc.CallOption) (*SimulateResponse, error)
 	// ListTemplates names the program templates and their instances.
 	ListTemplates(ctx context.Context, in *ListTemplatesRequest, opts ...grpc.CallOption) (*ListTemplatesResponse, error)
 	// ListMappings lists SNAT mappings; ListFlows lists conntrack entries.
@@ -134,6 +138,16 @@ func (c *agentClient) Explain(ctx context.Context, in *ExplainRequest, opts ...g
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ExplainResponse)
 	err := c.cc.Invoke(ctx, Agent_Explain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *agentClient) Simulate(ctx context.Context, in *SimulateRequest, opts ...grpc.CallOption) (*SimulateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SimulateResponse)
+	err := c.cc.Invoke(ctx, Agent_Simulate_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -263,6 +277,9 @@ type AgentServer interface {
 	ShowTable(context.Context, *ShowTableRequest) (*ShowTableResponse, error)
 	// Explain proves the verdict of a flow, past or imagined.
 	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
+	// Simulate says which recorded flows, or which pairs of the cluster's pods, a change of policies would treat
+	// otherwise. It changes nothing.
+	Simulate(context.Context, *SimulateRequest) (*SimulateResponse, error)
 	// ListTemplates names the program templates and their instances.
 	ListTemplates(context.Context, *ListTemplatesRequest) (*ListTemplatesResponse, error)
 	// ListMappings lists SNAT mappings; ListFlows lists conntrack entries.
@@ -306,6 +323,9 @@ func (UnimplementedAgentServer) ShowTable(context.Context, *ShowTableRequest) (*
 }
 func (UnimplementedAgentServer) Explain(context.Context, *ExplainRequest) (*ExplainResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Explain not implemented")
+}
+func (UnimplementedAgentServer) Simulate(context.Context, *SimulateRequest) (*SimulateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Simulate not implemented")
 }
 func (UnimplementedAgentServer) ListTemplates(context.Context, *ListTemplatesRequest) (*ListTemplatesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListTemplates not implemented")
@@ -440,6 +460,24 @@ func _Agent_Explain_Handler(srv interface{}, ctx context.Context, dec func(inter
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AgentServer).Explain(ctx, req.(*ExplainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Agent_Simulate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SimulateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).Simulate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_Simulate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).Simulate(ctx, req.(*SimulateRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -664,6 +702,10 @@ var Agent_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Explain",
 			Handler:    _Agent_Explain_Handler,
+		},
+		{
+			MethodName: "Simulate",
+			Handler:    _Agent_Simulate_Handler,
 		},
 		{
 			MethodName: "ListTemplates",
