@@ -48,8 +48,8 @@ func (e *Engine) fork(config Config, subjects map[uint32]Workload, room map[Kind
 		f.staged.addressGroups[key] = g
 	}
 	for key, state := range e.policies {
-		p := state.policy
-		f.staged.policies[key] = &p
+		in := state.policyInput
+		f.staged.policies[key] = &in
 	}
 	for endpoint, w := range subjects {
 		f.SetSubject(endpoint, w)
