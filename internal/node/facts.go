@@ -27,6 +27,8 @@ type facts struct {
 	byNode map[string][]netip.Prefix      // prefixes that a node's row contributes
 	claims map[netip.Prefix][]nodeAddress // and the other way round; the first counts (see claim)
 	number func(node string) uint32
+
+	apiServers map[netip.Addr]bool // addresses at which the cluster's API servers answer
 }
 
 func newFacts(tables *table.Tables, config Config, number func(node string) uint32) *facts {
@@ -133,19 +135,65 @@ func (f *facts) ownAddresses() (mine []netip.Addr) {
 
 // address says what is known of a prefix; false: nothing.
 func (f *facts) address(txn statedb.ReadTxn, prefix netip.Prefix) (policy.AddressFact, bool) {
+	fact, ok := f.ownerFact(txn, prefix)
+	if !prefix.IsSingleIP() || !f.apiServers[prefix.Addr()] {
+		return fact, ok
+	}
+	if !ok {
+		fact, ok = f.outside(prefix.Addr())
+	}
+	fact.APIServer = ok
+	return fact, ok
+}
+
+// ownerFact says who owns a prefix.
+func (f *facts) ownerFact(txn statedb.ReadTxn, prefix netip.Prefix) (policy.AddressFact, bool) {
 	if prefix.IsSingleIP() {
 		if fact, ok := f.pod(txn, prefix.Addr()); ok {
 			return fact, true
 		}
 	}
 	if at, ok := f.owner(prefix); ok {
-		return f.nodeFact(at), true
+		return f.nodeFact(txn, at), true
 	}
 	fact, ok := f.fixed[prefix]
 	return fact, ok
 }
 
-func (f *facts) nodeFact(at nodeAddress) policy.AddressFact {
+// outside is the fact of an address outside the cluster; false: it is inside, and nobody's.
+func (f *facts) outside(addr netip.Addr) (policy.AddressFact, bool) {
+	for prefix := range f.claims {
+		if prefix.Contains(addr) {
+			return policy.AddressFact{}, false
+		}
+	}
+	fact, longest := policy.AddressFact{Reserved: identity.World}, -1
+	for prefix, fixed := range f.fixed {
+		if prefix.Contains(addr) && prefix.Bits() > longest {
+			fact, longest = fixed, prefix.Bits()
+		}
+	}
+	return fact, true
+}
+
+// setAPIServers notes where API servers answer and returns the addresses whose facts may have changed.
+func (f *facts) setAPIServers(addrs map[netip.Addr]bool) []netip.Prefix {
+	var changed []netip.Prefix
+	for addr := range addrs {
+		if !f.apiServers[addr] {
+			changed = append(changed, exact(addr))
+		}
+	}
+	for addr := range f.apiServers {
+		if !addrs[addr] {
+			changed = append(changed, exact(addr))
+		}
+	}
+	f.apiServers = addrs
+	return changed
+}
+
+func (f *facts) nodeFact(txn statedb.ReadTxn, at nodeAddress) policy.AddressFact {
 	fact := policy.AddressFact{Node: f.number(at.node), Flags: uint32(bpf.AddressFlagCluster)}
 	local := at.node == f.self
 	switch {
@@ -158,6 +206,9 @@ func (f *facts) nodeFact(at nodeAddress) policy.AddressFact {
 	default:
 		fact.Reserved = identity.RemoteNode
 		fact.Flags |= uint32(bpf.AddressFlagRemoteNode)
+	}
+	if row, _, ok := f.tables.NodeLabels.Get(txn, table.NodeLabelsByNode(at.node)); ok && at.kind != kindPodCIDR {
+		fact.Workload = &policy.Workload{Reserved: fact.Reserved, Labels: label.SetOf(row.Labels)}
 	}
 	if f.tunnel && !local { // a node's own address too: the underlay need not know pods' addresses
 		fact.Flags |= uint32(bpf.AddressFlagTunnel)

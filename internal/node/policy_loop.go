@@ -14,7 +14,6 @@ import (
 
 	"tendril.io/tendril/internal/identity"
 	"tendril.io/tendril/internal/kube"
-	"tendril.io/tendril/internal/label"
 	"tendril.io/tendril/internal/policy"
 	"tendril.io/tendril/internal/table"
 )
@@ -34,8 +33,6 @@ type policyLoop struct {
 	prefixes  map[netip.Prefix]struct{} // facts to look up again
 	endpoints map[uint32]struct{}       // subjects to look up again
 	subjects  map[uint32]uint32         // what the engine judges, with the generation of its record
-	refused   map[policy.Key]refusal    // policies that could not even be translated
-	accepted  map[policy.Key]struct{}   // policies of which some version was translated
 	unplaced  map[string]unplaced       // nodes that could not be written, by name
 	unwritten map[uint32]error          // endpoints whose records could not be written
 	trouble   error                     // why the kernel does not agree with the tables; nil: it does, or soon will
@@ -95,7 +92,6 @@ func newPolicyLoop(tables *table.Tables, facts *facts, engine *policy.Engine, pu
 	return &policyLoop{
 		tables: tables, facts: facts, publisher: publisher, nodes: nodes, log: log, engine: engine,
 		prefixes: make(map[netip.Prefix]struct{}), endpoints: make(map[uint32]struct{}), subjects: make(map[uint32]uint32),
-		refused: make(map[policy.Key]refusal), accepted: make(map[policy.Key]struct{}),
 		unplaced: make(map[string]unplaced), unwritten: make(map[uint32]error), written: make(map[netip.Prefix]bool), gone: newDeparted[netip.Addr](), gonePods: newDeparted[string](),
 	}
 }
@@ -150,6 +146,9 @@ func (l *policyLoop) start() error {
 		l.feeds = append(l.feeds, f)
 	}
 	add(watch(t.DB, t.Nodes, l.nodeChanged))
+	add(watch(t.DB, t.NodeLabels, l.nodeLabelsChanged))
+	add(watch(t.DB, t.CIDRGroups, l.cidrGroupChanged))
+	add(watch(t.DB, t.Backends, l.backendsChanged))
 	add(watch(t.DB, t.Namespaces, l.namespaceChanged))
 	add(watch(t.DB, t.Policies, l.policyChanged))
 	add(watch(t.DB, t.LabelSets, l.labelSetChanged))
@@ -241,17 +240,13 @@ func (l *policyLoop) namespaceChanged(row *table.Namespace, deleted bool) {
 	l.engine.SetNamespace(row.Name, row.Labels)
 }
 
-// policyChanged hands a policy to the engine. One that this agent cannot read in full is refused, and the version before
-// it stays in force. Where there is none, as after a restart, nobody can say whom it isolated: leaving it out would open
-// pods that were closed, so that it then isolates its whole namespace until it can be read. What other policies allow
-// goes on, and so do the node's own probes.
+// policyChanged hands a policy to the engine, or tells it of one that this agent cannot read in full (see
+// policy.Engine.RefusePolicy for what then holds).
 func (l *policyLoop) policyChanged(row *table.Policy, deleted bool) {
 	key := policy.Key{Kind: row.Kind, Namespace: row.Namespace, Name: row.Name}
-	delete(l.refused, key)
 	l.wanted = max(l.wanted, row.Revision)
 	l.latest.Store(l.wanted)
 	if deleted {
-		delete(l.accepted, key)
 		l.engine.DeletePolicy(key)
 		return
 	}
@@ -259,36 +254,15 @@ func (l *policyLoop) policyChanged(row *table.Policy, deleted bool) {
 	if err == nil && parsed.Key != key {
 		err = fmt.Errorf("the object calls itself %s: delete it and apply the manifest again", parsed.Key)
 	}
-	if err == nil {
+	if err != nil {
+		l.engine.RefusePolicy(policy.Policy{Key: key, Revision: row.Revision, Source: row.Source}, err)
+	} else {
 		parsed.Revision = row.Revision
 		err = l.engine.SetPolicy(parsed)
 	}
-	if err == nil {
-		l.accepted[key] = struct{}{}
-		return
+	if err != nil {
+		l.log.Error("policy refused; an earlier version stays in force, or what it may select is isolated", "policy", key.String(), "error", err)
 	}
-	l.refused[key] = refusal{key, row.Revision, err.Error()}
-	if _, before := l.accepted[key]; before {
-		l.log.Warn("policy refused; an earlier version stays in force", "policy", key.String(), "error", err)
-		return
-	}
-	l.log.Error("policy refused; it isolates its namespace until it can be read", "policy", key.String(), "error", err)
-	if err := l.engine.SetPolicy(isolation(key, row)); err != nil {
-		l.log.Error("isolate in place of an unreadable policy", "policy", key.String(), "error", err)
-	}
-}
-
-// isolation stands in for a policy that cannot be read: it selects every pod that the policy may have meant, and allows
-// nothing. A key without a namespace may have meant any.
-func isolation(key policy.Key, row *table.Policy) policy.Policy {
-	var subject label.Selector
-	if key.Namespace != "" {
-		// The error is of a namespace that cannot be, where no pod is; the selector of everything is then safe, too.
-		subject, _ = label.NewSelector(label.FactIs(label.FactNamespace, key.Namespace))
-	}
-	return policy.Policy{Key: key, Revision: row.Revision, Source: row.Source, Specs: []policy.Spec{{
-		Place: "unreadable", Tier: policy.TierNormal, Subject: subject, Isolates: [2]bool{true, true},
-	}}}
 }
 
 func (l *policyLoop) labelSetChanged(row *table.LabelSet, _ bool) {
@@ -501,12 +475,12 @@ func (l *policyLoop) Refused() []refusal {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	var all []refusal
-	for _, r := range l.refused {
-		all = append(all, r)
-	}
 	for _, r := range l.engine.Refused() {
-		all = append(all, refusal{r.Key, r.Revision, r.Reason.Error()})
+		message := r.Reason.Error()
+		if r.Isolates {
+			message += "; no earlier version is in force, and what it may select is isolated until it can be"
+		}
+		all = append(all, refusal{r.Key, r.Revision, message})
 	}
-	slices.SortFunc(all, func(a, b refusal) int { return a.Key.Compare(b.Key) })
 	return all
 }

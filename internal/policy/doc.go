@@ -13,7 +13,7 @@
 //     until this delta is in force.
 //
 // Every change goes through a plan (plan.go), which is undone whole when something does not fit; the policy that does
-// not fit is refused and the rest goes on. explain.go walks the same lines for one packet; rows.go prints the tables.
+// not fit is refused and the rest goes on (room.go). judge.go and explain.go walk the same lines for one packet; rows.go prints the tables.
 //
 // It is pure: no I/O, clock, log or goroutine, and not safe for concurrent use. It knows nothing of how dialects spell
 // things (internal/kube) nor of how rows reach the kernel.

@@ -182,11 +182,12 @@ func (s *policyState) selecting(g *group) []*specState {
 
 // replaceSpecs exchanges one policy for another in a group, which is marked if either selects it.
 func (e *Engine) replaceSpecs(g *group, old, next *policyState) {
-	specs := slices.DeleteFunc(slices.Clone(g.specs), func(s *specState) bool { return s.policy == old })
 	fresh := next.selecting(g)
-	if len(specs) == len(g.specs) && len(fresh) == 0 {
+	isOld := func(s *specState) bool { return s.policy == old }
+	if len(fresh) == 0 && (old == nil || !slices.ContainsFunc(g.specs, isOld)) {
 		return
 	}
+	specs := slices.DeleteFunc(slices.Clone(g.specs), isOld)
 	specs = append(specs, fresh...)
 	slices.SortFunc(specs, compareSpecs)
 	set(e.plan, &g.specs, specs)

@@ -366,6 +366,19 @@ func (b bitset) without(bit uint32) bitset {
 	return out
 }
 
+// union allocates only where it must.
+func (b bitset) union(other bitset) bitset {
+	if len(other) == 0 {
+		return b
+	}
+	out := make(bitset, max(len(b), len(other)))
+	copy(out, b)
+	for i, word := range other {
+		out[i] |= word
+	}
+	return out
+}
+
 func (b bitset) equal(other bitset) bool { return slices.Equal(b, other) }
 
 // add is with for a set that nobody else has seen.

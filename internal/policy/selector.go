@@ -282,16 +282,22 @@ func extract[K comparable](sets map[K]map[*selector]struct{}, k K, s *selector) 
 
 // matching returns the bits of all selectors that hold a peer, and how many were tried.
 func (r *registry) matching(p *peer) (found bitset, tried int) {
+	found, tried = r.find(p)
+	for _, s := range p.cidrs {
+		tried++
+		found.add(s.bit)
+	}
+	return found, tried
+}
+
+// find is matching for what is no range.
+func (r *registry) find(p *peer) (found bitset, tried int) {
 	try := func(some map[*selector]struct{}) {
 		for s := range some {
 			if tried++; s.matches(p) {
 				found.add(s.bit)
 			}
 		}
-	}
-	for _, s := range p.cidrs {
-		tried++
-		found.add(s.bit)
 	}
 	try(r.plain)
 	for i := range p.ports {
@@ -352,23 +358,23 @@ func (e *Engine) unref(s *selector) {
 func (e *Engine) evaluateSelectors() {
 	fresh := e.plan.selectors
 	e.plan.selectors = nil
-	var search []*selector
+	search, some := newRegistry(), false
 	for _, s := range fresh {
 		if s.isRange() {
 			e.addRange(s)
 		} else {
-			search = append(search, s)
+			search.add(s)
+			some = true
 		}
 	}
-	if len(search) == 0 {
+	if !some {
 		return
 	}
 	for p := range maps.Values(e.peers) {
-		for _, s := range search {
-			e.plan.delta.Work.SelectorsEvaluated++
-			if s.matches(p) && !p.bits.has(s.bit) {
-				e.setBits(p, p.bits.with(s.bit))
-			}
+		found, tried := search.find(p)
+		e.plan.delta.Work.SelectorsEvaluated += tried
+		if bits := p.bits.union(found); !bits.equal(p.bits) {
+			e.setBits(p, bits)
 		}
 	}
 }
