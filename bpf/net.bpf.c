@@ -27,8 +27,11 @@ static __always_inline int net_in_source(struct packet *p)
 	address_find(&p->source, &p->from);
 	if (p->from.flags & (ADDRESS_LOCAL_POD | ADDRESS_HOST))
 		return DROP_SPOOFED_SOURCE;
-	if (feature_on(FEATURE_TUNNEL) && p->from.flags & ADDRESS_TUNNEL)
+	if (!feature_on(FEATURE_TUNNEL) || !(p->from.flags & ADDRESS_TUNNEL))
+		return GO_ON;
+	if (!p->service_port || !(p->from.flags & ADDRESS_REMOTE_NODE))
 		return DROP_SPOOFED_SOURCE; /* its packets come through the overlay device */
+	p->from.flags &= ~ADDRESS_TUNNEL; /* another node's process asks for a service of this one, and is answered the same way */
 	return GO_ON;
 }
 

@@ -43,7 +43,7 @@ func TestSizeOfAnUnknownMapNamesTheKnownOnes(t *testing.T) {
 	cfg := testConfig(rootFolder(t))
 	cfg.Sizes["adresses"] = 5
 	_, err := Open(t.Context(), cfg)
-	if err == nil || !strings.Contains(err.Error(), "sizes[adresses]: there is no such map; there are addresses, assignments,") {
+	if err == nil || !strings.Contains(err.Error(), "sizes[adresses]: there is no such map; there are addresses, affinities, assignments,") {
 		t.Errorf("got %v", err)
 	}
 }

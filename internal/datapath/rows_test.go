@@ -208,7 +208,7 @@ func TestImpossibleServiceIsRefusedWhole(t *testing.T) {
 		"slots 1023 to 1024: there is room for 1024": func(s *service.Delta) {
 			s.Slots = append(s.Slots, service.SlotRange{First: 1023, Backends: []uint32{1, 2}})
 		},
-		"frontend 10.96.0.1 port 80: slots 4 to 1027: there is room for 1024": func(s *service.Delta) { s.Frontends[0].Count = 1024 },
+		"frontend 10.96.0.1 port 80: slots 4 to 1027: there is room for 1024": func(s *service.Delta) { s.Frontends[0].Inside.Count = 1024 },
 	} {
 		delta := webService()
 		spoil(delta)
@@ -226,7 +226,7 @@ func TestPruneRemovesExactlyWhatNobodyWants(t *testing.T) {
 	publish(t, d, smallDelta())
 	services := webService()
 	other := services.Frontends[0]
-	other.Port, other.Count = 81, 0
+	other.Port, other.Inside.Count = 81, 0
 	services.Frontends = append(services.Frontends, other)
 	if err := d.PublishServices(t.Context(), services); err != nil {
 		t.Fatal(err)

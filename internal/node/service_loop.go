@@ -21,7 +21,8 @@ type serviceLoop struct {
 	mu    sync.RWMutex // guards brain: the loop writes, the API reads
 	brain *service.Brain
 
-	feeds       feeds          // of the tables that services come from
+	feeds       feeds // of the tables that services come from
+	health      healthServers
 	unpublished *service.Delta // computed, not yet in the kernel
 	trouble     error          // why the kernel does not agree with the tables; nil: it does
 }
@@ -50,7 +51,10 @@ func (l *serviceLoop) attempt(ctx context.Context, watches *statedb.WatchSet) (s
 }
 
 // stop implements loop.
-func (l *serviceLoop) stop() { l.feeds.close() }
+func (l *serviceLoop) stop() {
+	l.feeds.close()
+	l.health.close()
+}
 
 // catchUp brings the kernel to where the tables are. The caller holds mu.
 func (l *serviceLoop) catchUp(ctx context.Context) error {
@@ -61,6 +65,7 @@ func (l *serviceLoop) catchUp(ctx context.Context) error {
 // start implements loop.
 func (l *serviceLoop) start() error {
 	t := l.tables
+	l.health.healthy = func() bool { return l.Trouble() == nil }
 	nodes, err1 := watch(t.DB, t.Nodes, func(row *table.Node, deleted bool) {
 		if deleted {
 			l.brain.DeleteNode(row.Name)
@@ -97,6 +102,7 @@ func (l *serviceLoop) step(ctx context.Context) error {
 		if l.unpublished == nil {
 			delta := l.brain.Flush()
 			if delta.Empty() {
+				l.health.set(l.brain.HealthChecks())
 				return nil
 			}
 			l.unpublished = &delta
