@@ -7,8 +7,8 @@ import "testing"
 func sizeLimits() map[string]int {
 	return map[string]int{
 		"from_pod": 6900, "to_pod": 3600, "net_in": 6500, "net_out": 3300, "tunnel_in": 6500, "tunnel_out": 700,
-		"connect4": 580, "connect6": 630, "sendmsg4": 580, "sendmsg6": 640, "recvmsg4": 70, "recvmsg6": 80,
-		"getpeername4": 70, "getpeername6": 80, "sweep_keys": 2100, "sweep_all": 450,
+		"connect4": 640, "connect6": 690, "sendmsg4": 580, "sendmsg6": 640, "recvmsg4": 70, "recvmsg6": 80,
+		"getpeername4": 70, "getpeername6": 80, "reset_tcp": 80, "reset_udp": 80, "sweep_keys": 2100, "sweep_all": 450,
 	}
 }
 

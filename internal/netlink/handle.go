@@ -110,6 +110,9 @@ func (h *Handle) release(c *conn) {
 	}
 }
 
+// Within runs do on a thread that is inside a network namespace.
+func Within(netns *os.File, do func() error) error { return enter(netns, do) }
+
 // enter runs do on a thread that is inside a network namespace. If the thread cannot be brought back it is given up,
 // never reused.
 func enter(namespace *os.File, do func() error) error {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/cilium/statedb"
 
+	"tendril.io/tendril/internal/datapath"
 	"tendril.io/tendril/internal/service"
 	"tendril.io/tendril/internal/table"
 )
@@ -16,6 +17,7 @@ type serviceLoop struct {
 	tables    *table.Tables
 	publisher servicePublisher
 	number    func(node string) uint32
+	gone      func(backends []uint32) // told of backends that are gone, once the kernel knows
 	log       *slog.Logger
 
 	mu    sync.RWMutex // guards brain: the loop writes, the API reads
@@ -110,6 +112,7 @@ func (l *serviceLoop) step(ctx context.Context) error {
 		if err := l.publisher.PublishServices(ctx, l.unpublished); err != nil {
 			return err
 		}
+		l.gone(datapath.GoneBackends(l.unpublished))
 		l.unpublished = nil
 	}
 }
