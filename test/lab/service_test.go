@@ -1,8 +1,7 @@
 package lab
 
 import (
-	"context"
-	"errors"
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -35,6 +34,7 @@ func testServices(t *testing.T, mode lab.Mode) {
 		{"externalTrafficPolicy Local keeps the client's address", (*cluster).testLocalPolicy},
 		{"a load balancer's address is for its source ranges", (*cluster).testSourceRanges},
 		{"a client keeps its backend", (*cluster).testAffinity},
+		{"clients of a backend that goes are reset", (*cluster).testReset},
 	} {
 		t.Run(step.name, func(t *testing.T) { step.run(c, t) })
 	}
@@ -49,7 +49,11 @@ type served struct {
 	Last     byte // of the cluster addresses
 	Pods     []*lab.Pod
 	Drains   string // name of a pod that terminates
+	Port     uint16 // of the servers; 0: 80
 }
+
+// Target is the servers' port.
+func (s served) Target() uint16 { return cmp.Or(s.Port, 80) }
 
 var servedTemplate = template.Must(template.New("").Parse(`
 apiVersion: v1
@@ -66,7 +70,7 @@ apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {name: {{$.Name}}-{{$i}}, namespace: shop, labels: {kubernetes.io/service-name: {{$.Name}}}}
 addressType: {{if $i}}IPv6{{else}}IPv4{{end}}
-ports: [{name: http, port: 80}]
+ports: [{name: http, port: {{$.Target}}}]
 endpoints:
 {{range $family}}  - {{.}}
 {{else}}  []
@@ -139,9 +143,9 @@ func (c *cluster) testNodePort(t *testing.T) {
 	clients := append(c.hosts(t), c.Outside(), c.pods["client"].Place, c.stray("client"), c.pods["far"].Place, c.stray("far"))
 	for _, place := range clients {
 		for _, addr := range c.nodeAddrs(t, "node1") {
-			counts, err := place.FetchMany(t.Context(), addr, port, 20)
+			counts, err := place.FetchMany(t.Context(), addr, port, 12)
 			if err != nil || len(counts) != 2 {
-				t.Errorf("%s: 20 connections to %s port %d: %v, %v, want both servers", place.Name, addr, port, counts, err)
+				t.Errorf("%s: 12 connections to %s port %d: %v, %v, want both servers", place.Name, addr, port, counts, err)
 			}
 		}
 	}
@@ -246,19 +250,59 @@ func (c *cluster) testAffinity(t *testing.T) {
 	}
 }
 
-// settled waits until a service of a node has no problem.
-func (c *cluster) settled(t *testing.T, node, name string) {
-	t.Helper()
-	eventually(t, node+" to serve "+name, 5*time.Second, func(ctx context.Context) error {
-		status, err := c.Status(ctx, node)
-		if err != nil {
-			return err
+// testReset has kept connections from every place to both servers. One server drains, which disturbs nobody, and then goes:
+// its clients must hear of it at once, the other server's must not.
+func (c *cluster) testReset(t *testing.T) {
+	const port = 30082
+	for _, name := range []string{"web-1", "web-2"} { // servers of no other service: a backend is gone once no service lists it
+		if _, err := c.StartNginx(t.Context(), c.pods[name].Place, name, 81); err != nil {
+			t.Fatal(err)
 		}
-		for _, problem := range status.Problems {
-			if strings.Contains(problem.Object, name) {
-				return errors.New(problem.Message)
+	}
+	service := served{Name: "going", Port: 81, Spec: "type: NodePort", NodePort: port, Last: 5, Pods: []*lab.Pod{c.pods["web-1"], c.pods["web-2"]}}
+	c.offer(t, service)
+	cluster := []netip.Addr{netip.MustParseAddr("10.96.1.5"), netip.MustParseAddr("fd96::1:5")}
+	host := c.hosts(t)[0]
+	var kept []*lab.Process
+	for i := range 4 { // of so many, one server has all once in 32768
+		family := i % 2
+		for place, target := range map[*lab.Place]netip.AddrPort{
+			&host:                       netip.AddrPortFrom(cluster[family], 80),
+			ptr(c.pods["client"].Place): netip.AddrPortFrom(cluster[family], 80),
+			ptr(c.stray("client")):      netip.AddrPortFrom(cluster[family], 80),
+			ptr(c.Outside()):            netip.AddrPortFrom(c.nodeAddrs(t, "node1")[family], port),
+		} {
+			process, err := c.StartProbe(t.Context(), *place, lab.ProbeHTTP, target, 20*time.Millisecond)
+			if err != nil {
+				t.Fatal(err)
 			}
+			kept = append(kept, process)
 		}
-		return nil
-	})
+	}
+	service.Drains = "web-2"
+	c.offer(t, service)
+	time.Sleep(300 * time.Millisecond)
+	service.Drains, service.Pods = "", service.Pods[:1]
+	c.offer(t, service)
+	time.Sleep(500 * time.Millisecond)
+	resets := 0
+	for _, process := range kept {
+		result, err := lab.EndProbe(t.Context(), process)
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case result.By["web-1"] > 0 && !result.Clean():
+			t.Errorf("%s: a connection to the server that stays: %+v", process.Name, result)
+		case result.By["web-2"] > 0 && (result.Reset == 0 || result.By["web-2"] < 10):
+			t.Errorf("%s: a connection to the server that drained and went: %+v, want answers first and then a reset", process.Name, result)
+		case result.By["web-2"] > 0:
+			resets++
+		}
+	}
+	if resets == 0 {
+		t.Errorf("of %d connections none was at the server that went", len(kept))
+	}
 }
+
+func ptr(place lab.Place) *lab.Place { return &place }
