@@ -19,6 +19,7 @@
 #include "lib/neighbour.h"
 #include "lib/packet.h"
 #include "lib/parse.h"
+#include "lib/reset.h"
 
 char module_license[] SEC("license") = "Dual BSD/GPL";
 
@@ -28,8 +29,11 @@ static __always_inline int net_in_source(struct packet *p)
 	address_find(&p->source, &p->from);
 	if (p->from.flags & (ADDRESS_LOCAL_POD | ADDRESS_HOST))
 		return DROP_SPOOFED_SOURCE;
-	if (feature_on(FEATURE_TUNNEL) && p->from.flags & ADDRESS_TUNNEL)
+	if (!feature_on(FEATURE_TUNNEL) || !(p->from.flags & ADDRESS_TUNNEL))
+		return GO_ON;
+	if (!p->service_port || !(p->from.flags & ADDRESS_REMOTE_NODE))
 		return DROP_SPOOFED_SOURCE; /* its packets come through the overlay device */
+	p->from.flags &= ~ADDRESS_TUNNEL; /* another node's process asks for a service of this one, and is answered the same way */
 	return GO_ON;
 }
 
@@ -122,14 +126,17 @@ SEC("tc")
 int net_in(struct __sk_buff *ctx)
 {
 	struct packet *p = packet_begin(HOOK_NET_IN);
-	int reason;
+	int reason, answered = 0;
 
 	if (!p)
 		return TC_ACT_SHOT;
 	reason = packet_parse(ctx, p);
 	if (reason == GO_ON)
 		reason = packet_is_ip(p) ? net_in_ip(ctx, p) : REASON_TO_STACK;
-	return finish(ctx, p, reason);
+	if (reason == DROP_NO_BACKEND)
+		answered = reset_answer(ctx, p, 0);
+	reason = finish(ctx, p, reason);
+	return answered ? TC_ACT_REDIRECT : reason; /* the packet is lost, what it has become goes back */
 }
 
 /* net_out_own tells whether a packet carries the address under which pods are masqueraded on this device. */

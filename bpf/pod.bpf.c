@@ -17,6 +17,7 @@
 #include "lib/neighbour.h"
 #include "lib/packet.h"
 #include "lib/parse.h"
+#include "lib/reset.h"
 #include "lib/service.h"
 
 char module_license[] SEC("license") = "Dual BSD/GPL";
@@ -109,6 +110,8 @@ int from_pod(struct __sk_buff *ctx)
 		reason = p->ethertype == bpf_htons(ETH_P_ARP) ? arp_follow(ctx, endpoint) : DROP_UNSUPPORTED_PROTOCOL;
 	if (reason == DROP_FRAG_NEEDED || reason == DROP_TTL_EXPIRED)
 		answered = icmp_answer(ctx, p, ctx->cb[STUB_ENDPOINT], reason);
+	else if (reason == DROP_NO_BACKEND)
+		answered = reset_answer(ctx, p, ctx->cb[STUB_ENDPOINT]);
 	reason = finish(ctx, p, reason);
 	return answered ? TC_ACT_REDIRECT : reason; /* the packet is lost, what it has become goes back */
 }

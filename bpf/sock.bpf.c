@@ -146,11 +146,13 @@ static __always_inline int target_translate(struct bpf_sock_addr *ctx, struct ta
 	return index;
 }
 
-/* connect_remember keeps what the process asked for with the socket, for getpeername and recvmsg. */
+/* connect_remember keeps what the process asked for with the socket, for getpeername, recvmsg and the backend's end. */
 static __always_inline void connect_remember(struct bpf_sock_addr *ctx, const struct target *asked,
 					     const struct target *given, __u32 index)
 {
+	struct backend_client client = {.namespace = bpf_get_netns_cookie(ctx), .backend = index};
 	struct socket_service *service;
+	__u32 one = 1;
 
 	service = bpf_sk_storage_get(&socket_services, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!service)
@@ -160,6 +162,8 @@ static __always_inline void connect_remember(struct bpf_sock_addr *ctx, const st
 	service->backend = given->address;
 	service->backend_port = given->port;
 	service->backend_index = index;
+	if (!bpf_map_lookup_elem(&backend_clients, &client))
+		bpf_map_update_elem(&backend_clients, &client, &one, BPF_ANY);
 }
 
 /* connect_translate is the step of both families; it returns 0 if the address stays as it is, 1 if not, below 0: refuse. */

@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -145,6 +146,92 @@ func TestADatagramSocketGetsItsAnswerFromTheService(t *testing.T) {
 			t.Errorf("%s: the answer came from %s (%v), want %s", family, sender, err, frontend)
 		}
 	}
+}
+
+// resetClients runs the iterators that end clients of gone backends, on the stage's maps.
+func resetClients(t *testing.T, s *stage) {
+	t.Helper()
+	loaded := loadObject(t, "reset", testConfig(), s.maps)
+	for _, name := range []string{"reset_tcp", "reset_udp"} {
+		attached, err := link.AttachIter(link.IterOptions{Program: loaded.Programs[name]})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer attached.Close()
+		walk, err := attached.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer walk.Close()
+		if _, err := io.Copy(io.Discard, walk); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A backend goes: the sockets that were led to it end at once, a sibling's and one that asked for the address itself do not.
+func TestClientsOfABackendThatGoesAreReset(t *testing.T) {
+	s := socketStage(t)
+	for family, addrs := range socketFamilies() {
+		for _, network := range []string{"tcp", "udp"} {
+			server := listen(t, network, net.JoinHostPort(addrs[1], "0"))
+			port := map[string]string{"tcp": "80", "udp": "53"}[network]
+			frontend := net.JoinHostPort(addrs[0], port)
+			if _, err := s.do(fmt.Sprintf("service %s %s %s", network, frontend, server)); err != nil {
+				t.Fatal(err)
+			}
+			led := dial(t, network, frontend)
+			if _, err := s.do(fmt.Sprintf("service %s %s %s", network, frontend, server)); err != nil { // the same, as another backend
+				t.Fatal(err)
+			}
+			sibling, direct := dial(t, network, frontend), dial(t, network, server)
+			if _, err := s.do(fmt.Sprintf("backend %d gone", s.backends-1)); err != nil {
+				t.Fatal(err)
+			}
+			resetClients(t, s)
+			for name, c := range map[string]struct {
+				conn net.Conn
+				ends bool
+			}{"the backend's client": {led, true}, "a sibling's": {sibling, false}, "one that asked for the address": {direct, false}} {
+				if err := c.conn.SetDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+					t.Fatal(err)
+				}
+				_, err := c.conn.Read(make([]byte, 1))
+				if ended := !errors.Is(err, os.ErrDeadlineExceeded); ended != c.ends {
+					t.Errorf("%s, %s, %s: %v, want its end %v", family, network, name, err, c.ends)
+				}
+			}
+		}
+	}
+}
+
+// listen starts a server that says nothing, and returns its address.
+func listen(t *testing.T, network, address string) string {
+	t.Helper()
+	if network == "udp" {
+		packets, err := net.ListenPacket(network, address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { packets.Close() })
+		return packets.LocalAddr().String()
+	}
+	listener, err := net.Listen(network, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	return listener.Addr().String()
+}
+
+func dial(t *testing.T, network, address string) net.Conn {
+	t.Helper()
+	conn, err := net.DialTimeout(network, address, 2*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
 }
 
 func TestAServiceWithoutBackendRefuses(t *testing.T) {

@@ -11,25 +11,26 @@ type Capacity uint32
 
 // The values of Capacity.
 const (
-	CapPeers       Capacity = 131072  // interned peers: about one per distinct label set
-	CapClasses     Capacity = 8192    // distinct sets of selectors that match some peer
-	CapSelectors   Capacity = 4096    // selector bits; a row of class_bits is CAP_SELECTORS/64 words
-	CapPrograms    Capacity = 8192    // policy programs, two for each distinct local label set
-	CapPolicyCells Capacity = 262144  // 16-byte cells of policy content, 4 MiB
-	CapEndpoints   Capacity = 4096    // pods of one node
-	CapNodes       Capacity = 16384   // nodes of the cluster
-	CapAddresses   Capacity = 262144  // exact addresses
-	CapPrefixes    Capacity = 1048576 // CIDRs
-	CapFlows       Capacity = 524288  // conntrack entries
-	CapMappings    Capacity = 262144  // SNAT mappings
-	CapFragments   Capacity = 8192    // datagrams whose first fragment was seen
-	CapFrontends   Capacity = 131072  // service address, port and protocol
-	CapSlots       Capacity = 262144  // backend references of all frontends
-	CapBackends    Capacity = 131072  // backends
-	CapGuards      Capacity = 65536   // source ranges of services
-	CapAffinities  Capacity = 32768   // clients that have a backend of their own
-	CapUplinks     Capacity = 64      // outward devices
-	CapEventBytes  Capacity = 2097152 // ring buffer
+	CapPeers          Capacity = 131072  // interned peers: about one per distinct label set
+	CapClasses        Capacity = 8192    // distinct sets of selectors that match some peer
+	CapSelectors      Capacity = 4096    // selector bits; a row of class_bits is CAP_SELECTORS/64 words
+	CapPrograms       Capacity = 8192    // policy programs, two for each distinct local label set
+	CapPolicyCells    Capacity = 262144  // 16-byte cells of policy content, 4 MiB
+	CapEndpoints      Capacity = 4096    // pods of one node
+	CapNodes          Capacity = 16384   // nodes of the cluster
+	CapAddresses      Capacity = 262144  // exact addresses
+	CapPrefixes       Capacity = 1048576 // CIDRs
+	CapFlows          Capacity = 524288  // conntrack entries
+	CapMappings       Capacity = 262144  // SNAT mappings
+	CapFragments      Capacity = 8192    // datagrams whose first fragment was seen
+	CapFrontends      Capacity = 131072  // service address, port and protocol
+	CapSlots          Capacity = 262144  // backend references of all frontends
+	CapBackends       Capacity = 131072  // backends
+	CapGuards         Capacity = 65536   // source ranges of services
+	CapAffinities     Capacity = 32768   // clients that have a backend of their own
+	CapBackendClients Capacity = 262144  // pairs of a backend and a namespace with clients of it
+	CapUplinks        Capacity = 64      // outward devices
+	CapEventBytes     Capacity = 2097152 // ring buffer
 )
 
 // Feature is enum feature of the datapath.
@@ -1085,6 +1086,15 @@ type SocketService struct {
 	BackendIndex uint32
 }
 
+// BackendClient mirrors struct backend_client of the datapath.
+//
+// A namespace in which some socket was connected to a backend: where to look for its clients once it is gone.
+type BackendClient struct {
+	Namespace uint64 // cookie
+	Backend   uint32 // index into backends
+	Reserved  uint32
+}
+
 // DatagramKey mirrors struct datagram_key of the datapath.
 //
 // The same for datagrams of unconnected sockets, which talk to many.
@@ -1126,6 +1136,7 @@ const (
 	TallyJudged           Tally = 6 // policy programs evaluated
 	TallySocketTranslated Tally = 7 // connect() and sendmsg() calls sent to a backend
 	TallyNATPortSearches  Tally = 8 // extra ports tried because the wanted one was taken
+	TallyClientsReset     Tally = 9 // sockets ended because their backend is gone
 	TallyCount            Tally = 16
 )
 
@@ -1150,6 +1161,8 @@ func (v Tally) String() string {
 		return "socket-translated"
 	case TallyNATPortSearches:
 		return "nat-port-searches"
+	case TallyClientsReset:
+		return "clients-reset"
 	}
 	return ""
 }
@@ -1166,6 +1179,7 @@ func Tallies() []Tally {
 		TallyJudged,
 		TallySocketTranslated,
 		TallyNATPortSearches,
+		TallyClientsReset,
 	}
 }
 

@@ -8,6 +8,8 @@
  *
  * A backend of this node sees the true client. Any other is reached under the node's address (arrive_source), since its
  * answers have to come back through here. They are renamed twice, from one flow: its key is (client, backend).
+ *
+ * Between nodes' own addresses traffic stays on the wire, also where pods' goes by tunnel.
  */
 #pragma once
 
@@ -31,6 +33,8 @@ static __always_inline int arrive_destination(struct __sk_buff *ctx, struct pack
 	if (reason != GO_ON)
 		return reason == DROP_INVALID_PACKET ? REASON_TO_STACK : reason;
 	address_find(&p->destination, &p->to);
+	if (p->to.flags & ADDRESS_REMOTE_NODE)
+		p->to.flags &= ~ADDRESS_TUNNEL;
 	return GO_ON;
 }
 

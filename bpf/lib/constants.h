@@ -26,6 +26,7 @@ enum capacity {
 	CAP_BACKENDS = 131072,      /* backends */
 	CAP_GUARDS = 65536,         /* source ranges of services */
 	CAP_AFFINITIES = 32768,     /* clients that have a backend of their own */
+	CAP_BACKEND_CLIENTS = 262144, /* pairs of a backend and a namespace with clients of it */
 	CAP_UPLINKS = 64,           /* outward devices */
 	CAP_EVENT_BYTES = 2097152,  /* ring buffer */
 };

@@ -201,6 +201,15 @@ struct {
 	__type(value, struct socket_service);
 } socket_services SEC(".maps");
 
+/* backend and namespace that has clients of it -> 1; written by the socket hooks, removed by the agent with the backend. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, CAP_BACKEND_CLIENTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct backend_client);
+	__type(value, __u32);
+} backend_clients SEC(".maps");
+
 /* socket and backend -> service its datagrams were meant for; written by the socket hooks. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -327,6 +327,13 @@ struct socket_service {
 	__u32 backend_index;
 };
 
+/* A namespace in which some socket was connected to a backend: where to look for its clients once it is gone. */
+struct backend_client {
+	__u64 namespace;            /* cookie */
+	__u32 backend;              /* index into backends */
+	__u32 reserved;
+};
+
 /* The same for datagrams of unconnected sockets, which talk to many. */
 struct datagram_key {
 	__u64 cookie;               /* of the socket */
@@ -358,6 +365,7 @@ enum tally {
 	TALLY_JUDGED = 6,           /* policy programs evaluated */
 	TALLY_SOCKET_TRANSLATED = 7,/* connect() and sendmsg() calls sent to a backend */
 	TALLY_NAT_PORT_SEARCHES = 8,/* extra ports tried because the wanted one was taken */
+	TALLY_CLIENTS_RESET = 9,    /* sockets ended because their backend is gone */
 	TALLY_COUNT = 16,
 };
 

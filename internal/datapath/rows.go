@@ -18,9 +18,12 @@ func (d *Datapath) WriteEndpoint(row *table.Endpoint) error {
 	if err := d.checkEndpoint(row); err != nil {
 		return fmt.Errorf("write endpoint %s/%s: %w", row.Namespace, row.Pod, err)
 	}
-	return d.changeEndpoint(row.ID, func(e *bpf.Endpoint) {
+	var was uint64
+	err := d.changeEndpoint(row.ID, func(e *bpf.Endpoint) {
+		was = e.NetnsCookie
 		next := bpf.Endpoint{
 			PodMAC: row.PodMAC, HostMAC: row.HostMAC, IfIndex: row.IfIndex, Generation: row.Generation, MTU: row.MTU, Flags: e.Flags,
+			NetnsCookie: row.NetnsCookie,
 		}
 		// Generation tells uses of a number apart: the stub on the device carries it, and packets of an older one are stale.
 		if e.IfIndex == 0 || e.Generation == row.Generation {
@@ -36,6 +39,10 @@ func (d *Datapath) WriteEndpoint(row *table.Endpoint) error {
 		}
 		*e = next
 	})
+	if err != nil {
+		return err
+	}
+	return d.nameNamespace(row.ID, was, row.NetnsCookie)
 }
 
 func (d *Datapath) checkEndpoint(row *table.Endpoint) error {
@@ -56,7 +63,11 @@ func (d *Datapath) DeleteEndpoint(id uint32) error {
 		return fmt.Errorf("delete endpoint %d: there is room for 1 to %d", id, d.set.sizes["endpoints"]-1)
 	}
 	d.ForgetStubs(id)
-	return d.changeEndpoint(id, func(e *bpf.Endpoint) { *e = bpf.Endpoint{} })
+	var was uint64
+	if err := d.changeEndpoint(id, func(e *bpf.Endpoint) { was, *e = e.NetnsCookie, bpf.Endpoint{} }); err != nil {
+		return err
+	}
+	return d.nameNamespace(id, was, 0)
 }
 
 // Endpoint returns a record as it is in the kernel.
@@ -81,6 +92,20 @@ func (d *Datapath) changeEndpoint(id uint32, change func(*bpf.Endpoint)) error {
 		return nil
 	}
 	return put(d, writeEndpoint, "endpoints", &id, &after)
+}
+
+// nameNamespace has sockets of a pod's namespace known as the pod's. What another endpoint has taken over since stays.
+func (d *Datapath) nameNamespace(id uint32, before, after uint64) error {
+	var holder uint32
+	if before != 0 && before != after && d.set.maps["namespaces"].Lookup(&before, &holder) == nil && holder == id {
+		if err := deleteRow(d, writeNamespace, "namespaces", &before); err != nil {
+			return err
+		}
+	}
+	if after == 0 {
+		return nil
+	}
+	return putDifferent(d, writeNamespace, "namespaces", &after, &id)
 }
 
 // put writes a row.

@@ -165,12 +165,12 @@ func (d *Datapath) adoptVersion(digest string) (*version, error) {
 	return v, nil
 }
 
-// unslotted lists the programs that no entry slot holds, and that are therefore pinned: socket hooks and sweepers.
+// unslotted lists the programs that no entry slot holds, and that are therefore pinned: socket hooks, sweepers, iterators.
 func unslotted(specs map[string]*ebpf.CollectionSpec) []string {
 	var names []string
 	for _, spec := range specs {
 		for name, program := range spec.Programs {
-			if program.Type == ebpf.Syscall {
+			if program.Type == ebpf.Syscall || program.Type == ebpf.Tracing {
 				names = append(names, name)
 			}
 		}

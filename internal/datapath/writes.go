@@ -23,6 +23,7 @@ const (
 	writeSlots
 	writeFrontend
 	writeGuard
+	writeNamespace
 	writeNode
 	writeUplink
 	writeEntry // an entry slot: a datapath version changes
@@ -31,7 +32,7 @@ const (
 
 func (w write) String() string {
 	return [writeKinds]string{"assignment", "content", "class", "peer", "address", "prefix", "program", "endpoint", "epoch",
-		"backend", "slots", "frontend", "guard", "node", "uplink", "entry"}[w]
+		"backend", "slots", "frontend", "guard", "namespace", "node", "uplink", "entry"}[w]
 }
 
 // writeCounts counts changes by kind. Writes that found the kernel equal already are not changes.

@@ -158,6 +158,10 @@ func (m *Manager) create(e *endpoint, netns *os.File) (err error) {
 		Device: e.device(), IfName: e.Attachment.IfName, Netns: netns, HostMAC: e.hostMAC(), PodMAC: e.podMAC(),
 		Addrs: e.Addrs, Routers: m.routers(), DeviceMTU: e.DeviceMTU, RouteMTU: e.RouteMTU,
 	})
+	if err != nil {
+		return err
+	}
+	e.NetnsCookie, err = m.links.NetnsCookie(netns)
 	return err
 }
 

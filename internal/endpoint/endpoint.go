@@ -88,7 +88,7 @@ func (e *endpoint) row() *table.Endpoint {
 	row := &table.Endpoint{
 		ID: e.ID, Generation: e.Generation, Namespace: e.Namespace, Pod: e.Pod, PodUID: e.PodUID,
 		Sandbox: e.Attachment.ContainerID, IfName: e.Attachment.IfName, Device: e.device(), IfIndex: e.ifindex,
-		PodMAC: e.podMAC(), HostMAC: e.hostMAC(), Addrs: e.Addrs, MTU: e.DeviceMTU, NetnsPath: e.NetnsPath,
+		PodMAC: e.podMAC(), HostMAC: e.hostMAC(), Addrs: e.Addrs, MTU: e.DeviceMTU, NetnsPath: e.NetnsPath, NetnsCookie: e.NetnsCookie,
 		Created: e.Created, State: table.EndpointAttaching, ArgLabels: e.Labels,
 	}
 	for _, port := range e.Ports {

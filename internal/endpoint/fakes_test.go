@@ -89,6 +89,11 @@ func (w *world) CreatePair(p netlink.Pair) (ifindex uint32, err error) {
 	return ifindex, err
 }
 
+func (w *world) NetnsCookie(*os.File) (cookie uint64, err error) {
+	err = w.call("cookie", func() { cookie = 4711 })
+	return cookie, err
+}
+
 func (w *world) device(ifindex uint32) *netlink.PairState {
 	for _, d := range w.devices {
 		if d.IfIndex == ifindex {

@@ -23,21 +23,23 @@ import (
 
 // record is an endpoint as the journal knows it.
 type record struct {
-	Attachment cni.Attachment  `json:"attachment"`
-	Network    string          `json:"network"` // name of the CNI configuration
-	ID         uint32          `json:"id,omitempty"`
-	Generation uint32          `json:"generation"`
-	Namespace  string          `json:"namespace,omitempty"`
-	Pod        string          `json:"pod,omitempty"`
-	PodUID     string          `json:"pod_uid,omitempty"`
-	Addrs      []netip.Addr    `json:"addrs"`
-	NetnsPath  string          `json:"netns_path"`
-	Created    time.Time       `json:"created"`
-	DeviceMTU  uint32          `json:"device_mtu"`
-	RouteMTU   uint32          `json:"route_mtu"`
-	Labels     *table.LabelSet `json:"labels,omitempty"`
-	Ports      []cni.NamedPort `json:"ports,omitempty"`
-	Complete   bool            `json:"complete,omitempty"` // step 9 was reached
+	Attachment cni.Attachment `json:"attachment"`
+	Network    string         `json:"network"` // name of the CNI configuration
+	ID         uint32         `json:"id,omitempty"`
+	Generation uint32         `json:"generation"`
+	Namespace  string         `json:"namespace,omitempty"`
+	Pod        string         `json:"pod,omitempty"`
+	PodUID     string         `json:"pod_uid,omitempty"`
+	Addrs      []netip.Addr   `json:"addrs"`
+	NetnsPath  string         `json:"netns_path"`
+	// NetnsCookie is the kernel's number of the namespace; an earlier release did not write it.
+	NetnsCookie uint64          `json:"netns_cookie,omitempty"`
+	Created     time.Time       `json:"created"`
+	DeviceMTU   uint32          `json:"device_mtu"`
+	RouteMTU    uint32          `json:"route_mtu"`
+	Labels      *table.LabelSet `json:"labels,omitempty"`
+	Ports       []cni.NamedPort `json:"ports,omitempty"`
+	Complete    bool            `json:"complete,omitempty"` // step 9 was reached
 }
 
 // entry is one line of the journal: what changed, all of it or nothing.

@@ -37,6 +37,8 @@ type Publisher interface {
 // Links is what the kernel does for a pod: *netlink.Handle.
 type Links interface {
 	CreatePair(netlink.Pair) (ifindex uint32, err error)
+	// NetnsCookie is the number by which programs know a network namespace.
+	NetnsCookie(netns *os.File) (uint64, error)
 	AttachClassifiers(ifindex uint32, classifiers ...netlink.Classifier) error
 	ConnectPair(ifindex uint32, podMAC [6]byte, addrs []netip.Addr) error
 	RemovePair(device string) error

@@ -44,7 +44,7 @@ func TestAddGoesThroughItsStepsInOrder(t *testing.T) {
 	w := newWorld()
 	a := newAgent(t, w, t.TempDir())
 	add(t, a, "web")
-	want := []string{"assign", "create", "load", "load", "attach", "publish", "publish", "connect"}
+	want := []string{"assign", "create", "cookie", "load", "load", "attach", "publish", "publish", "connect"}
 	if diff := cmp.Diff(want, w.calls); diff != "" {
 		t.Errorf("calls (-want +got):\n%s", diff)
 	}

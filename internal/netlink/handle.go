@@ -110,6 +110,9 @@ func (h *Handle) release(c *conn) {
 	}
 }
 
+// Within runs do on a thread that is inside a network namespace.
+func Within(netns *os.File, do func() error) error { return enter(netns, do) }
+
 // enter runs do on a thread that is inside a network namespace. If the thread cannot be brought back it is given up,
 // never reused.
 func enter(namespace *os.File, do func() error) error {
@@ -208,10 +211,10 @@ func keepAdvertisedRoutes() error {
 	return nil
 }
 
-// NetnsCookie returns the number by which BPF programs know the handle's namespace (SO_NETNS_COOKIE).
-func (h *Handle) NetnsCookie() (uint64, error) {
+// NetnsCookie returns the number by which BPF programs know a network namespace (SO_NETNS_COOKIE).
+func (h *Handle) NetnsCookie(netns *os.File) (uint64, error) {
 	var cookie uint64
-	err := enter(h.namespace, func() error {
+	err := enter(netns, func() error {
 		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err

@@ -253,9 +253,9 @@ func TestPreparedNodeForwardsAndAnswersForNobody(t *testing.T) {
 
 func TestCookieTellsNamespacesApart(t *testing.T) {
 	first, second := newNode(t), newNode(t)
-	a, errA := first.NetnsCookie()
-	again, errAgain := first.NetnsCookie()
-	b, errB := second.NetnsCookie()
+	a, errA := first.NetnsCookie(first.namespace)
+	again, errAgain := first.NetnsCookie(first.namespace)
+	b, errB := second.NetnsCookie(second.namespace)
 	if err := errors.Join(errA, errAgain, errB); err != nil {
 		t.Fatal(err)
 	}

@@ -35,7 +35,7 @@ func (s *api) problems(stored []store.Problem) []*agentv1.Problem {
 			all = append(all, &agentv1.Problem{Object: p.Object, Message: p.Message, Remedy: p.Remedy})
 		}
 	})
-	return all
+	return append(all, s.a.services.health.problems()...)
 }
 
 // policyProblems are those of the policy loop: objects that are refused, nodes and endpoints that found no

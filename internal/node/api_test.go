@@ -25,7 +25,7 @@ func apiOf(t *testing.T, n *node1) *api {
 	}
 	return &api{a: &Agent{
 		config: Config{Node: "node1", Cluster: "default", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}},
-		tables: n.tables, policies: n.loop, services: &serviceLoop{tables: n.tables, brain: brain, log: slog.New(slog.DiscardHandler)},
+		tables: n.tables, policies: n.loop, services: &serviceLoop{tables: n.tables, brain: brain, gone: func([]uint32) {}, log: slog.New(slog.DiscardHandler)},
 	}}
 }
 

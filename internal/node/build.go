@@ -48,6 +48,7 @@ type Agent struct {
 	numbering *numbering
 	policies  *policyLoop
 	services  *serviceLoop
+	resetter  *clientResetter
 	routes    *reconciler[*table.RouteWanted]
 	endpoints *endpoint.Manager
 	addresses *addressPublisher
@@ -328,7 +329,13 @@ func (a *Agent) buildBrains(context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.services = &serviceLoop{tables: a.tables, publisher: a.datapath, number: a.numbering.number, log: a.log, brain: brain}
+	a.resetter = &clientResetter{
+		tables: a.tables, kernel: a.datapath, within: netlink.Within, host: a.datapath.NetnsCookie(), log: a.log,
+		woken: make(chan struct{}, 1),
+	}
+	a.services = &serviceLoop{
+		tables: a.tables, publisher: a.datapath, number: a.numbering.number, gone: a.resetter.note, log: a.log, brain: brain,
+	}
 	a.routes = &reconciler[*table.RouteWanted]{
 		name: "routes", db: a.tables.DB, table: a.tables.RoutesWanted, target: a.links.Routes(), log: a.log,
 		key: func(row *table.RouteWanted) string { return row.Prefix.String() },
@@ -407,6 +414,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	run(a.watchKernel)
 	run(func(ctx context.Context) error { return a.policies.Run(ctx, a.store.Loaded(), settled.policy) })
 	run(func(ctx context.Context) error { return a.services.Run(ctx, a.store.Loaded(), settled.service) })
+	run(a.resetter.Run)
 	run(a.pruner(settled).Run)
 	run(a.routes.Run)
 	run(a.datapath.Run)

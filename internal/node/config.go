@@ -51,6 +51,8 @@ type Config struct {
 	Masquerade bool `json:"masquerade,omitempty"`
 	// NoMasquerade are destinations outside the cluster that keep the pod's address.
 	NoMasquerade []netip.Prefix `json:"no_masquerade,omitempty"`
+	// NodePortAddresses are prefixes of this node's addresses at which node ports answer. Default: all its addresses.
+	NodePortAddresses []netip.Prefix `json:"node_port_addresses,omitempty"`
 	// FlowRecords makes the datapath report connections, not only drops.
 	FlowRecords bool `json:"flow_records,omitempty"`
 	// FlowHistory is how many flow records are kept in memory. Default 16384.
@@ -144,6 +146,11 @@ func (c Config) Validate() error {
 	for i, prefix := range c.NoMasquerade {
 		if err := validatePrefix(prefix); err != nil {
 			bad(fmt.Sprintf("no_masquerade[%d]", i), "%v", err)
+		}
+	}
+	for i, prefix := range c.NodePortAddresses {
+		if err := validatePrefix(prefix); err != nil {
+			bad(fmt.Sprintf("node_port_addresses[%d]", i), "%v", err)
 		}
 	}
 	problems = append(problems, c.validatePodCIDRs()...)

@@ -23,6 +23,8 @@ type facts struct {
 	cluster string
 	tunnel  bool // pods of other nodes are reached through the overlay
 	fixed   map[netip.Prefix]policy.AddressFact
+	// nodePorts are the prefixes of the node's addresses at which node ports answer; none: all of them.
+	nodePorts []netip.Prefix
 
 	byNode map[string][]netip.Prefix      // prefixes that a node's row contributes
 	claims map[netip.Prefix][]nodeAddress // and the other way round; the first counts (see claim)
@@ -34,8 +36,9 @@ type facts struct {
 func newFacts(tables *table.Tables, config Config, number func(node string) uint32) *facts {
 	f := &facts{
 		tables: tables, self: config.Node, cluster: config.Cluster, tunnel: config.Mode == ModeVXLAN, number: number,
-		fixed:  make(map[netip.Prefix]policy.AddressFact),
-		byNode: make(map[string][]netip.Prefix), claims: make(map[netip.Prefix][]nodeAddress),
+		nodePorts: config.NodePortAddresses,
+		fixed:     make(map[netip.Prefix]policy.AddressFact),
+		byNode:    make(map[string][]netip.Prefix), claims: make(map[netip.Prefix][]nodeAddress),
 	}
 	for _, prefix := range config.NoMasquerade {
 		f.fixed[prefix] = policy.AddressFact{Reserved: identity.World, Flags: uint32(bpf.AddressFlagNoMasquerade)}
@@ -154,7 +157,11 @@ func (f *facts) ownerFact(txn statedb.ReadTxn, prefix netip.Prefix) (policy.Addr
 		}
 	}
 	if at, ok := f.owner(prefix); ok {
-		return f.nodeFact(txn, at), true
+		fact := f.nodeFact(txn, at)
+		if fact.Flags&uint32(bpf.AddressFlagHost) != 0 && f.hasNodePorts(prefix.Addr()) {
+			fact.Flags |= uint32(bpf.AddressFlagNodePort)
+		}
+		return fact, true
 	}
 	fact, ok := f.fixed[prefix]
 	return fact, ok
@@ -191,6 +198,11 @@ func (f *facts) setAPIServers(addrs map[netip.Addr]bool) []netip.Prefix {
 	}
 	f.apiServers = addrs
 	return changed
+}
+
+// hasNodePorts says whether node ports answer at an address of this node.
+func (f *facts) hasNodePorts(addr netip.Addr) bool {
+	return len(f.nodePorts) == 0 || slices.ContainsFunc(f.nodePorts, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
 
 func (f *facts) nodeFact(txn statedb.ReadTxn, at nodeAddress) policy.AddressFact {

@@ -35,6 +35,16 @@ func (f *facts) fact(t *testing.T, text string) policy.AddressFact {
 	return fact
 }
 
+func TestNodePortsAreWhereTheyAreWanted(t *testing.T) {
+	f := testFacts(t, Config{NodePortAddresses: []netip.Prefix{netip.MustParsePrefix("172.30.0.0/24")}})
+	f.setNode(&table.Node{Name: "node1", Addresses: addrs("172.30.0.1"), Routers: addrs("10.1.0.1")}, false)
+	for address, want := range map[string]bool{"172.30.0.1": true, "10.1.0.1": false} {
+		if got := f.fact(t, address).Flags&uint32(bpf.AddressFlagNodePort) != 0; got != want {
+			t.Errorf("node ports at %s: %v, want %v", address, got, want)
+		}
+	}
+}
+
 func TestEachAddressOfANodeIsWhatItIsFor(t *testing.T) {
 	for _, test := range []struct {
 		node, address string
@@ -43,8 +53,8 @@ func TestEachAddressOfANodeIsWhatItIsFor(t *testing.T) {
 		flags         bpf.AddressFlag
 		away          bool // reached through the node
 	}{
-		{"node1", "172.30.0.1", ModeNative, identity.Host, bpf.AddressFlagCluster | bpf.AddressFlagHost, false},
-		{"node1", "10.1.0.1", ModeVXLAN, identity.Host, bpf.AddressFlagCluster | bpf.AddressFlagHost, false},
+		{"node1", "172.30.0.1", ModeNative, identity.Host, bpf.AddressFlagCluster | bpf.AddressFlagHost | bpf.AddressFlagNodePort, false},
+		{"node1", "10.1.0.1", ModeVXLAN, identity.Host, bpf.AddressFlagCluster | bpf.AddressFlagHost | bpf.AddressFlagNodePort, false},
 		{"node1", "10.1.0.0/24", ModeVXLAN, identity.Unknown, bpf.AddressFlagCluster | bpf.AddressFlagUnknown, true},
 		{"node2", "172.30.0.1", ModeNative, identity.RemoteNode, bpf.AddressFlagCluster | bpf.AddressFlagRemoteNode, true},
 		{"node2", "10.1.0.2", ModeVXLAN, identity.RemoteNode, bpf.AddressFlagCluster | bpf.AddressFlagRemoteNode | bpf.AddressFlagTunnel, true},

@@ -35,6 +35,7 @@ type pruner struct {
 	kernel   pruneTarget
 	others   func() datapath.Wanted // what neither loop knows of: nodes, endpoints, uplinks
 	release  func() int             // gives back the numbers that nobody has claimed, and counts them
+	gone     func()                 // told that backends may have gone while no agent ran
 	ready    []<-chan struct{}
 	log      *slog.Logger
 }
@@ -50,7 +51,7 @@ type pruneTarget interface {
 func (a *Agent) pruner(done *settled) *pruner {
 	return &pruner{
 		policies: a.policies, services: a.services, kernel: a.datapath, others: a.wantedRows,
-		release: func() int { return a.datapath.Numbers().PruneUnclaimed() },
+		release: func() int { return a.datapath.Numbers().PruneUnclaimed() }, gone: a.resetter.everywhere,
 		ready:   []<-chan struct{}{a.store.Synced(), done.policies, done.services}, log: a.log,
 	}
 }
@@ -101,6 +102,7 @@ func (p *pruner) prune(ctx context.Context) error {
 	if err := errors.Join(p.kernel.Publish(ctx, &policy.Delta{}), p.kernel.PublishServices(ctx, &service.Delta{})); err != nil {
 		return fmt.Errorf("free what nobody claimed: %w", err)
 	}
+	p.gone()
 	p.policies.written = nil // from now on the loop itself removes what goes
 	p.log.Info("kernel holds what the tables say and nothing else", "removed", removed, "numbers_released", released)
 	return nil

@@ -51,7 +51,8 @@ func testPruner(t *testing.T, kernel *fakeKernel) *pruner {
 		t.Fatal(err)
 	}
 	return &pruner{
-		policies: policies, services: &serviceLoop{tables: facts.tables, publisher: kernel, brain: brain, log: log}, kernel: kernel, log: log,
+		policies: policies, kernel: kernel, log: log, gone: func() {},
+		services: &serviceLoop{tables: facts.tables, publisher: kernel, brain: brain, gone: func([]uint32) {}, log: log},
 		others:  func() datapath.Wanted { return datapath.Wanted{Nodes: map[uint32]bool{1: true}} },
 		release: func() int { kernel.log = append(kernel.log, "release"); return 0 },
 	}

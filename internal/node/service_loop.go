@@ -7,6 +7,7 @@ import (
 
 	"github.com/cilium/statedb"
 
+	"tendril.io/tendril/internal/datapath"
 	"tendril.io/tendril/internal/service"
 	"tendril.io/tendril/internal/table"
 )
@@ -16,12 +17,14 @@ type serviceLoop struct {
 	tables    *table.Tables
 	publisher servicePublisher
 	number    func(node string) uint32
+	gone      func(backends []uint32) // told of backends that are gone, once the kernel knows
 	log       *slog.Logger
 
 	mu    sync.RWMutex // guards brain: the loop writes, the API reads
 	brain *service.Brain
 
-	feeds       feeds          // of the tables that services come from
+	feeds       feeds // of the tables that services come from
+	health      healthServers
 	unpublished *service.Delta // computed, not yet in the kernel
 	trouble     error          // why the kernel does not agree with the tables; nil: it does
 }
@@ -50,7 +53,10 @@ func (l *serviceLoop) attempt(ctx context.Context, watches *statedb.WatchSet) (s
 }
 
 // stop implements loop.
-func (l *serviceLoop) stop() { l.feeds.close() }
+func (l *serviceLoop) stop() {
+	l.feeds.close()
+	l.health.close()
+}
 
 // catchUp brings the kernel to where the tables are. The caller holds mu.
 func (l *serviceLoop) catchUp(ctx context.Context) error {
@@ -61,6 +67,7 @@ func (l *serviceLoop) catchUp(ctx context.Context) error {
 // start implements loop.
 func (l *serviceLoop) start() error {
 	t := l.tables
+	l.health.healthy = func() bool { return l.Trouble() == nil }
 	nodes, err1 := watch(t.DB, t.Nodes, func(row *table.Node, deleted bool) {
 		if deleted {
 			l.brain.DeleteNode(row.Name)
@@ -97,6 +104,7 @@ func (l *serviceLoop) step(ctx context.Context) error {
 		if l.unpublished == nil {
 			delta := l.brain.Flush()
 			if delta.Empty() {
+				l.health.set(l.brain.HealthChecks())
 				return nil
 			}
 			l.unpublished = &delta
@@ -104,6 +112,7 @@ func (l *serviceLoop) step(ctx context.Context) error {
 		if err := l.publisher.PublishServices(ctx, l.unpublished); err != nil {
 			return err
 		}
+		l.gone(datapath.GoneBackends(l.unpublished))
 		l.unpublished = nil
 	}
 }

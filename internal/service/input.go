@@ -88,6 +88,7 @@ type Brain struct {
 	claimants map[FrontendKey][]serviceKey // sorted: the first one has it
 	nodes     map[string]node
 
+	health    map[serviceKey]HealthCheck
 	frontends map[FrontendKey]frontendState
 	backends  map[backendKey]*backendState
 
@@ -117,6 +118,7 @@ func New(config Config, numbers Numbers) (*Brain, error) {
 		services:  make(map[serviceKey]*record),
 		claimants: make(map[FrontendKey][]serviceKey),
 		nodes:     make(map[string]node),
+		health:    make(map[serviceKey]HealthCheck),
 		frontends: make(map[FrontendKey]frontendState),
 		backends:  make(map[backendKey]*backendState),
 		stuck:     make(map[serviceKey]struct{}),

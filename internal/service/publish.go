@@ -282,6 +282,11 @@ func (b *Brain) commit(key serviceKey, r *record, p *plan, next publication) {
 	if old.live && !next.live {
 		b.release(policy.KindService, key.digest())
 	}
+	if p.health != nil {
+		b.health[key] = *p.health
+	} else {
+		delete(b.health, key)
+	}
 	r.published = next
 }
 

@@ -45,7 +45,27 @@ type plan struct {
 	sets      []backendSet
 	guards    []netip.Prefix // source ranges, if some frontend has them
 	members   []endpoint     // every endpoint behind some frontend's port and of its family, sorted, chosen or not
+	health    *HealthCheck   // what load balancers may ask; nil: nothing
 	problems  []Problem
+}
+
+// readyHere counts the addresses of this node among endpoints, of the family that has more.
+func (b *Brain) readyHere(all []endpoint) int {
+	var seen [2]map[netip.Addr]bool
+	for _, e := range all {
+		if !e.ready || e.node != b.config.NodeName {
+			continue
+		}
+		family := 0
+		if e.key.addr.Is6() {
+			family = 1
+		}
+		if seen[family] == nil {
+			seen[family] = make(map[netip.Addr]bool)
+		}
+		seen[family][e.key.addr] = true
+	}
+	return max(len(seen[0]), len(seen[1]))
 }
 
 // place is where one port of a service answers, and for whom.
@@ -141,8 +161,12 @@ func (b *Brain) plan(key serviceKey, r *record) plan {
 		}
 		port.finish()
 	}
-	if health, asked := healthFrontend(r.service); asked && (taken[health] || b.owner(health) != key) {
-		p.problems = append(p.problems, healthConflict(key, b.owner(health), health))
+	if health, asked := healthFrontend(r.service); asked {
+		if owner := b.owner(health); taken[health] || owner != key {
+			p.problems = append(p.problems, healthConflict(key, owner, health))
+		} else {
+			p.health = &HealthCheck{key.namespace, key.name, health.Port, b.readyHere(p.members)}
+		}
 	}
 	p.guard(r.service)
 	// Two ports of a service can lead to the same endpoint port: it is one backend.

@@ -1,7 +1,9 @@
 package service
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -90,6 +92,18 @@ func (b *Brain) backendViews(r *record, row FrontendRow) []BackendView {
 		}
 	}
 	return views
+}
+
+// HealthCheck is what load balancers ask a node about a service whose externalTrafficPolicy is Local.
+type HealthCheck struct {
+	Namespace, Name string
+	Port            uint16 // of the node
+	Local           int    // backends of this node that are ready
+}
+
+// HealthChecks lists them, sorted by port.
+func (b *Brain) HealthChecks() []HealthCheck {
+	return slices.SortedFunc(maps.Values(b.health), func(x, y HealthCheck) int { return cmp.Compare(x.Port, y.Port) })
 }
 
 // Problems lists what a person should act on, sorted by service.

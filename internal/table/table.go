@@ -147,12 +147,14 @@ type Endpoint struct {
 	HostMAC    [6]byte
 	Addrs      []netip.Addr
 	MTU        uint32
-	NetnsPath  string
-	Created    time.Time
-	State      EndpointState
-	Peer       uint32 // set once judged
-	Ingress    uint32
-	Egress     uint32
+	// NetnsCookie is the number by which programs know the pod's network namespace; 0: not known.
+	NetnsCookie uint64
+	NetnsPath   string
+	Created     time.Time
+	State       EndpointState
+	Peer        uint32 // set once judged
+	Ingress     uint32
+	Egress      uint32
 	// Labels given by the CNI arguments where there is no operator (the lab); nil otherwise.
 	ArgLabels *LabelSet
 	ArgPorts  []NamedPort // the same for named ports

@@ -1,0 +1,84 @@
+package node
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	"tendril.io/tendril/internal/service"
+)
+
+// freePort is one that nobody listens at.
+func freePort(t *testing.T) uint16 {
+	t.Helper()
+	listener, err := net.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	return uint16(listener.Addr().(*net.TCPAddr).Port)
+}
+
+// ask is a load balancer's question: status, weight, body.
+func ask(t *testing.T, port uint16) string {
+	t.Helper()
+	response, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/healthz", port))
+	if err != nil {
+		return "no answer"
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%d %s %s", response.StatusCode, response.Header.Get("X-Load-Balancing-Endpoint-Weight"), body)
+}
+
+func TestALoadBalancerLearnsWhetherTheNodeHasABackend(t *testing.T) {
+	healthy := true
+	servers := healthServers{healthy: func() bool { return healthy }}
+	defer servers.close()
+	check := service.HealthCheck{Namespace: "shop", Name: "web", Port: freePort(t), Local: 2}
+	for _, step := range []struct {
+		local   int
+		healthy bool
+		want    string
+	}{
+		{2, true, `200 2 {"service":{"namespace":"shop","name":"web"},"localEndpoints":2,"serviceProxyHealthy":true}`},
+		{0, true, `503 0 {"service":{"namespace":"shop","name":"web"},"localEndpoints":0,"serviceProxyHealthy":true}`},
+		{1, false, `503 1 {"service":{"namespace":"shop","name":"web"},"localEndpoints":1,"serviceProxyHealthy":false}`},
+	} {
+		check.Local, healthy = step.local, step.healthy
+		servers.set([]service.HealthCheck{check})
+		if got := ask(t, check.Port); got != step.want {
+			t.Errorf("with %d backends: got %s, want %s", step.local, got, step.want)
+		}
+	}
+	servers.set(nil)
+	if got := ask(t, check.Port); got != "no answer" {
+		t.Errorf("after the service has gone: %s", got)
+	}
+}
+
+func TestAHealthPortThatIsTakenIsAProblem(t *testing.T) {
+	listener, err := net.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	servers := healthServers{healthy: func() bool { return true }}
+	defer servers.close()
+	check := service.HealthCheck{Namespace: "shop", Name: "web", Port: uint16(listener.Addr().(*net.TCPAddr).Port), Local: 1}
+	servers.set([]service.HealthCheck{check})
+	problems := servers.problems()
+	if len(problems) != 1 || problems[0].Object != "service shop/web" || !strings.Contains(problems[0].Message, "cannot be answered") {
+		t.Errorf("problems %v, want one of service shop/web", problems)
+	}
+	listener.Close()
+	servers.set([]service.HealthCheck{check})
+	if got := ask(t, check.Port); len(servers.problems()) != 0 || !strings.HasPrefix(got, "200 1 ") {
+		t.Errorf("once the port is free: %s, problems %v", got, servers.problems())
+	}
+}

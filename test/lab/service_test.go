@@ -1,0 +1,308 @@
+package lab
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"text/template"
+	"time"
+
+	"tendril.io/tendril/internal/lab"
+)
+
+func TestServicesServeEveryClientWithNativeRouting(t *testing.T) { testServices(t, lab.ModeNative) }
+
+func TestServicesServeEveryClientInVXLAN(t *testing.T) { testServices(t, lab.ModeVXLAN) }
+
+// testServices goes through the kinds of service, the places of clients and both families in a lab of two nodes.
+func testServices(t *testing.T, mode lab.Mode) {
+	c := up(t, lab.Config{Mode: mode, Nodes: 2})
+	c.add(t, "node1", "web-1", "web")
+	c.add(t, "node2", "web-2", "web")
+	c.add(t, "node1", "client", "client")
+	c.add(t, "node2", "far", "client")
+	c.serve(t, "web-1")
+	c.serve(t, "web-2")
+	for _, step := range []struct {
+		name string
+		run  func(*cluster, *testing.T)
+	}{
+		{"a node port answers everywhere", (*cluster).testNodePort},
+		{"externalTrafficPolicy Local keeps the client's address", (*cluster).testLocalPolicy},
+		{"a load balancer's address is for its source ranges", (*cluster).testSourceRanges},
+		{"a client keeps its backend", (*cluster).testAffinity},
+		{"clients of a backend that goes are reset", (*cluster).testReset},
+	} {
+		t.Run(step.name, func(t *testing.T) { step.run(c, t) })
+	}
+}
+
+// served is a service over some pods of the lab.
+type served struct {
+	Name     string
+	Spec     string // what of the spec is not the same for all
+	Status   string
+	NodePort uint16
+	Last     byte // of the cluster addresses
+	Pods     []*lab.Pod
+	Drains   string // name of a pod that terminates
+	Port     uint16 // of the servers; 0: 80
+}
+
+// Target is the servers' port.
+func (s served) Target() uint16 { return cmp.Or(s.Port, 80) }
+
+var servedTemplate = template.Must(template.New("").Parse(`
+apiVersion: v1
+kind: Service
+metadata: {name: {{.Name}}, namespace: shop}
+spec:
+  clusterIPs: ["10.96.1.{{.Last}}", "fd96::1:{{.Last}}"]
+  clusterIP: 10.96.1.{{.Last}}
+  ports: [{name: http, port: 80{{if .NodePort}}, nodePort: {{.NodePort}}{{end}}}]
+  {{.Spec}}
+{{.Status}}
+{{range $i, $family := .Families}}---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: {{$.Name}}-{{$i}}, namespace: shop, labels: {kubernetes.io/service-name: {{$.Name}}}}
+addressType: {{if $i}}IPv6{{else}}IPv4{{end}}
+ports: [{name: http, port: {{$.Target}}}]
+endpoints:
+{{range $family}}  - {{.}}
+{{else}}  []
+{{end}}{{end}}`))
+
+// Families lists the endpoints of each family.
+func (s served) Families() [2][]string {
+	var families [2][]string
+	for i, family := range []int{4, 6} {
+		for _, pod := range s.Pods {
+			conditions := "{ready: true}"
+			if pod.Name == s.Drains {
+				conditions = "{ready: false, serving: true, terminating: true}"
+			}
+			families[i] = append(families[i], fmt.Sprintf(`{addresses: ["%s"], nodeName: %s, conditions: %s}`,
+				pod.Addr(family), pod.Node, conditions))
+		}
+	}
+	return families
+}
+
+// offer applies the service's manifest and waits until every node has it.
+func (c *cluster) offer(t *testing.T, s served) {
+	t.Helper()
+	var text strings.Builder
+	if err := servedTemplate.Execute(&text, s); err != nil {
+		t.Fatal(err)
+	}
+	c.apply(t, manifest(t, text.String()))
+}
+
+// nodeAddrs are a node's own addresses on the fabric.
+func (c *cluster) nodeAddrs(t *testing.T, node string) []netip.Addr {
+	t.Helper()
+	status, err := c.Status(t.Context(), node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var addrs []netip.Addr
+	for _, text := range status.Addresses {
+		addrs = append(addrs, netip.MustParseAddr(text))
+	}
+	return addrs
+}
+
+// stray is a pod whose processes are not in the node's cgroup: translated per packet, not at the socket.
+func (c *cluster) stray(pod string) lab.Place {
+	place := c.pods[pod].Place
+	place.Name, place.Cgroup = pod+" outside the node's cgroup", c.Outside().Cgroup
+	return place
+}
+
+// hosts are places of the nodes' own processes.
+func (c *cluster) hosts(t *testing.T) []lab.Place {
+	t.Helper()
+	var places []lab.Place
+	for _, node := range c.NodeNames() {
+		place, err := c.Node(node)
+		if err != nil {
+			t.Fatal(err)
+		}
+		places = append(places, place)
+	}
+	return places
+}
+
+func (c *cluster) testNodePort(t *testing.T) {
+	const port = 30080
+	c.offer(t, served{Name: "edge", Spec: "type: NodePort", NodePort: port, Last: 1, Pods: []*lab.Pod{c.pods["web-1"], c.pods["web-2"]}})
+	clients := append(c.hosts(t), c.Outside(), c.pods["client"].Place, c.stray("client"), c.pods["far"].Place, c.stray("far"))
+	for _, place := range clients {
+		for _, addr := range c.nodeAddrs(t, "node1") {
+			counts, err := place.FetchMany(t.Context(), addr, port, 12)
+			if err != nil || len(counts) != 2 {
+				t.Errorf("%s: 12 connections to %s port %d: %v, %v, want both servers", place.Name, addr, port, counts, err)
+			}
+		}
+	}
+	for _, place := range c.hosts(t) {
+		for _, loopback := range []string{"127.0.0.1", "::1"} {
+			if _, err := place.Fetch(t.Context(), netip.MustParseAddr(loopback), port); err != nil {
+				t.Errorf("%s: %s: %v", place.Name, loopback, err)
+			}
+		}
+	}
+	if answer, err := c.pods["client"].Place.Fetch(t.Context(), netip.MustParseAddr("127.0.0.1"), port); err == nil {
+		t.Errorf("a pod's own loopback has the node's ports: %+v", answer)
+	}
+}
+
+// seen is whom a server saw, for each address that a client asked.
+func (c *cluster) seen(t *testing.T, place lab.Place, addrs []netip.Addr, port uint16, name string) (seen []netip.Addr) {
+	t.Helper()
+	for _, addr := range addrs {
+		answer, err := place.Fetch(t.Context(), addr, port)
+		if err != nil || answer.Name != name {
+			t.Errorf("%s: %s port %d: %+v, %v, want %s", place.Name, addr, port, answer, err, name)
+			continue
+		}
+		seen = append(seen, answer.Sees)
+	}
+	return seen
+}
+
+func (c *cluster) testLocalPolicy(t *testing.T) {
+	const port, health = 30081, 30181
+	c.offer(t, served{Name: "near", NodePort: port, Last: 2, Pods: []*lab.Pod{c.pods["web-1"]},
+		Spec: fmt.Sprintf("type: LoadBalancer\n  externalTrafficPolicy: Local\n  healthCheckNodePort: %d", health)})
+	outside, err := c.OutsideExec(t.Context(), "ip", "-o", "addr", "show", "scope", "global")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, addr := range c.seen(t, c.Outside(), c.nodeAddrs(t, "node1"), port, "web-1") {
+		if !strings.Contains(outside, " "+addr.String()+"/") {
+			t.Errorf("the server sees %s, want the client itself", addr)
+		}
+	}
+	for _, addr := range c.nodeAddrs(t, "node2") { // has no backend
+		if answer, err := c.Outside().Fetch(t.Context(), addr, port); err == nil {
+			t.Errorf("node2 has no backend and answers: %+v", answer)
+		}
+	}
+	c.seen(t, c.stray("far"), c.nodeAddrs(t, "node2"), port, "web-1") // its own clients do not come from outside
+	for i, want := range []string{"200", "503"} {
+		url := fmt.Sprintf("http://%s:%d/", c.nodeAddrs(t, c.NodeNames()[i])[0], health)
+		got, err := c.OutsideExec(t.Context(), "curl", "-s", "-m", "2", "-o", "/dev/null", "-w", "%{http_code}", url)
+		if err != nil || got != want {
+			t.Errorf("health check of node%d: %s, %v, want %s", i+1, got, err, want)
+		}
+	}
+}
+
+func (c *cluster) testSourceRanges(t *testing.T) {
+	balanced := []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:aaaa::10")}
+	client := c.nodeAddrs(t, "node1")
+	for _, addr := range balanced { // outside has a route to the addresses, as an announcement would give it
+		via := client[slices.IndexFunc(client, func(a netip.Addr) bool { return a.Is4() == addr.Is4() })]
+		if _, err := c.OutsideExec(t.Context(), "ip", "route", "replace", addr.String(), "via", via.String()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	service := served{Name: "far", Last: 3, Pods: []*lab.Pod{c.pods["web-2"]},
+		Status: "status: {loadBalancer: {ingress: [{ip: 203.0.113.10}, {ip: \"2001:db8:aaaa::10\"}]}}"}
+	service.Spec = "type: LoadBalancer\n  loadBalancerSourceRanges: [0.0.0.0/0, \"::/0\"]"
+	c.offer(t, service)
+	for _, place := range []lab.Place{c.Outside(), c.stray("client"), c.pods["client"].Place} {
+		c.seen(t, place, balanced, 80, "web-2")
+	}
+	service.Spec = "type: LoadBalancer\n  loadBalancerSourceRanges: [192.0.2.0/24, \"2001:db8:bbbb::/48\"]"
+	c.offer(t, service)
+	for _, place := range []lab.Place{c.Outside(), c.stray("client"), c.pods["client"].Place} {
+		for _, addr := range balanced {
+			if answer, err := place.Fetch(t.Context(), addr, 80); err == nil {
+				t.Errorf("%s is in no source range and reaches %s: %+v", place.Name, addr, answer)
+			}
+		}
+	}
+}
+
+func (c *cluster) testAffinity(t *testing.T) {
+	c.offer(t, served{Name: "kept", Last: 4, Spec: "sessionAffinity: ClientIP", NodePort: 0, Pods: []*lab.Pod{c.pods["web-1"], c.pods["web-2"]}})
+	for _, text := range []string{"10.96.1.4", "fd96::1:4"} {
+		addr := netip.MustParseAddr(text)
+		total := map[string]int{}
+		for _, place := range []lab.Place{c.pods["client"].Place, c.stray("client")} { // one client, at the socket and per packet
+			counts, err := place.FetchMany(t.Context(), addr, 80, 12)
+			if err != nil {
+				t.Errorf("%s: %v", place.Name, err)
+			}
+			for name, n := range counts {
+				total[name] += n
+			}
+		}
+		if len(total) != 1 {
+			t.Errorf("24 connections of one client to %s: %v, want one server", addr, total)
+		}
+	}
+}
+
+// testReset has kept connections from every place to both servers. One server drains, which disturbs nobody, and then goes:
+// its clients must hear of it at once, the other server's must not.
+func (c *cluster) testReset(t *testing.T) {
+	const port = 30082
+	for _, name := range []string{"web-1", "web-2"} { // servers of no other service: a backend is gone once no service lists it
+		if _, err := c.StartNginx(t.Context(), c.pods[name].Place, name, 81); err != nil {
+			t.Fatal(err)
+		}
+	}
+	service := served{Name: "going", Port: 81, Spec: "type: NodePort", NodePort: port, Last: 5, Pods: []*lab.Pod{c.pods["web-1"], c.pods["web-2"]}}
+	c.offer(t, service)
+	cluster := []netip.Addr{netip.MustParseAddr("10.96.1.5"), netip.MustParseAddr("fd96::1:5")}
+	host := c.hosts(t)[0]
+	var kept []*lab.Process
+	for i := range 4 { // of so many, one server has all once in 32768
+		family := i % 2
+		for place, target := range map[*lab.Place]netip.AddrPort{
+			&host:                       netip.AddrPortFrom(cluster[family], 80),
+			ptr(c.pods["client"].Place): netip.AddrPortFrom(cluster[family], 80),
+			ptr(c.stray("client")):      netip.AddrPortFrom(cluster[family], 80),
+			ptr(c.Outside()):            netip.AddrPortFrom(c.nodeAddrs(t, "node1")[family], port),
+		} {
+			process, err := c.StartProbe(t.Context(), *place, lab.ProbeHTTP, target, 20*time.Millisecond)
+			if err != nil {
+				t.Fatal(err)
+			}
+			kept = append(kept, process)
+		}
+	}
+	service.Drains = "web-2"
+	c.offer(t, service)
+	time.Sleep(300 * time.Millisecond)
+	service.Drains, service.Pods = "", service.Pods[:1]
+	c.offer(t, service)
+	time.Sleep(500 * time.Millisecond)
+	resets := 0
+	for _, process := range kept {
+		result, err := lab.EndProbe(t.Context(), process)
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case result.By["web-1"] > 0 && !result.Clean():
+			t.Errorf("%s: a connection to the server that stays: %+v", process.Name, result)
+		case result.By["web-2"] > 0 && (result.Reset == 0 || result.By["web-2"] < 10):
+			t.Errorf("%s: a connection to the server that drained and went: %+v, want answers first and then a reset", process.Name, result)
+		case result.By["web-2"] > 0:
+			resets++
+		}
+	}
+	if resets == 0 {
+		t.Errorf("of %d connections none was at the server that went", len(kept))
+	}
+}
+
+func ptr(place lab.Place) *lab.Place { return &place }
