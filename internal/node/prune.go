@@ -52,7 +52,7 @@ func (a *Agent) pruner(done *settled) *pruner {
 	return &pruner{
 		policies: a.policies, services: a.services, kernel: a.datapath, others: a.wantedRows,
 		release: func() int { return a.datapath.Numbers().PruneUnclaimed() }, gone: a.resetter.everywhere,
-		ready:   []<-chan struct{}{a.store.Synced(), done.policies, done.services}, log: a.log,
+		ready: []<-chan struct{}{a.store.Synced(), done.policies, done.services}, log: a.log,
 	}
 }
 

@@ -53,8 +53,8 @@ func testPruner(t *testing.T, kernel *fakeKernel) *pruner {
 	return &pruner{
 		policies: policies, kernel: kernel, log: log, gone: func() {},
 		services: &serviceLoop{tables: facts.tables, publisher: kernel, brain: brain, gone: func([]uint32) {}, log: log},
-		others:  func() datapath.Wanted { return datapath.Wanted{Nodes: map[uint32]bool{1: true}} },
-		release: func() int { kernel.log = append(kernel.log, "release"); return 0 },
+		others:   func() datapath.Wanted { return datapath.Wanted{Nodes: map[uint32]bool{1: true}} },
+		release:  func() int { kernel.log = append(kernel.log, "release"); return 0 },
 	}
 }
 
