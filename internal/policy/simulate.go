@@ -48,8 +48,8 @@ func (e *Engine) fork(config Config, subjects map[uint32]Workload, room map[Kind
 		f.staged.addressGroups[key] = g
 	}
 	for key, state := range e.policies {
-		p := state.policy
-		f.staged.policies[key] = &p
+		in := state.policyInput
+		f.staged.policies[key] = &in
 	}
 	for endpoint, w := range subjects {
 		f.SetSubject(endpoint, w)
@@ -141,7 +141,7 @@ func (t *throwaway) Assign(kind Kind, digest Digest, n uint32) (uint32, error) {
 	}
 	first := t.next[kind]
 	if room, limited := t.room[kind]; limited && first+n > room {
-		return 0, fmt.Errorf("need %d policy cells, have %d", first+n, room)
+		return 0, &Shortage{Kind: kind, Has: room, Asked: n, Largest: room - first, Remedy: "merge port ranges or peers"}
 	}
 	t.next[kind] = first + n
 	switch kind {
