@@ -141,7 +141,7 @@ func (t *throwaway) Assign(kind Kind, digest Digest, n uint32) (uint32, error) {
 	}
 	first := t.next[kind]
 	if room, limited := t.room[kind]; limited && first+n > room {
-		return 0, fmt.Errorf("need %d policy cells, have %d", first+n, room)
+		return 0, &Shortage{Kind: kind, Has: room, Asked: n, Largest: room - first, Remedy: "merge port ranges or peers"}
 	}
 	t.next[kind] = first + n
 	switch kind {
