@@ -11,7 +11,9 @@ import (
 	"google.golang.org/grpc/status"
 
 	agentv1 "tendril.io/tendril/api/agent/v1"
+	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/flow"
+	"tendril.io/tendril/internal/identity"
 	"tendril.io/tendril/internal/kube"
 	"tendril.io/tendril/internal/policy"
 	"tendril.io/tendril/internal/table"
@@ -104,7 +106,7 @@ func (s *api) simulateFlows(ctx context.Context, request *agentv1.SimulateReques
 	s.a.policies.Read(func(engine *policy.Engine) {
 		simulation = engine.Simulation()
 		for i, f := range flows {
-			ends[i] = [2]policy.Party{engine.Party(f.source), engine.Party(f.destination)}
+			ends[i] = [2]policy.Party{endOf(engine, f.source), endOf(engine, f.destination)}
 		}
 	})
 	if err := s.run(simulation, change, request, reply); err != nil {
@@ -133,6 +135,16 @@ func (s *api) simulateFlows(ctx context.Context, request *agentv1.SimulateReques
 		}
 	}
 	return nil
+}
+
+// endOf says who is at an address, as records call it: the node's own have an endpoint, too, which host policies judge.
+func endOf(engine *policy.Engine, addr netip.Addr) policy.Party {
+	party := engine.Party(addr)
+	host := party.Reserved == identity.Host || party.Workload != nil && party.Workload.Reserved == identity.Host
+	if host && party.Endpoint == 0 {
+		party.Endpoint = uint32(bpf.EndpointHost)
+	}
+	return party
 }
 
 // flowMessage names both ends of a flow, as a record would.

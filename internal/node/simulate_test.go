@@ -72,6 +72,10 @@ func TestRecordedFlowsThatAPolicyWouldChangeAreListed(t *testing.T) {
 		// Policy had no say in these.
 		packet("10.244.2.9:40000", "10.244.1.5:80", func(e *bpf.Event) { e.Kind, e.Reason, e.IngressRule = bpf.EventDrop, bpf.DropSpoofedSource, 0 }),
 		packet("10.244.1.5:7", "10.244.1.5:80", func(e *bpf.Event) { e.EgressRule, e.IngressRule = uint32(bpf.RuleSelf), uint32(bpf.RuleSelf) }),
+		// The node has an endpoint in records, whether or not policies judge it.
+		packet("172.30.0.1:7", "10.244.1.5:80", func(e *bpf.Event) {
+			e.SourceEndpoint, e.IngressRule = uint32(bpf.EndpointHost), uint32(bpf.RuleLocalHost)
+		}),
 		// Nobody is there any more.
 		packet("10.244.2.99:7", "10.244.1.5:80", nil),
 		packet("10.244.2.9:7", "10.244.1.5:90", func(e *bpf.Event) { e.DestinationEndpoint = 77 }),
@@ -92,14 +96,14 @@ func TestRecordedFlowsThatAPolicyWouldChangeAreListed(t *testing.T) {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 	got := []uint64{reply.GetRecords(), reply.GetReplayed(), reply.GetChanged(), reply.GetDeparted(), reply.GetUnjudged(), reply.GetLost()}
-	if want := []uint64{12, 4, 2, 2, 3, 0}; !slices.Equal(got, want) {
+	if want := []uint64{13, 5, 2, 2, 3, 0}; !slices.Equal(got, want) {
 		t.Errorf("records, replayed, changed, departed, unjudged, lost: %v, want %v", got, want)
 	}
 	if p := reply.GetPolicies()[0]; p.GetChange() != "replaced" || p.GetEndpoints() != 1 {
 		t.Errorf("policy: %v, want replaced, of one endpoint", p)
 	}
 	request.Unchanged = true
-	if reply, err = s.Simulate(t.Context(), request); err != nil || len(reply.GetFlows()) != 4 {
+	if reply, err = s.Simulate(t.Context(), request); err != nil || len(reply.GetFlows()) != 5 {
 		t.Errorf("%v, %v: want the flows that stay as well", reply.GetFlows(), err)
 	}
 	request.SinceUnixNano = s.a.decoder().BootUnixNano + 1e15

@@ -80,7 +80,7 @@ func (s *Simulation) Run(change Change) error {
 			return err
 		}
 		for _, r := range e.Refused() {
-			wrong = append(wrong, fmt.Errorf("policy %s would be refused: %w", r.Key, r.Reason))
+			wrong = append(wrong, fmt.Errorf("would be refused: %w", r.Reason)) // which names the policy
 		}
 	}
 	if len(wrong) == 0 && s.residents != nil {

@@ -296,6 +296,21 @@ func TestPairsChangeWithEveryFieldOfARule(t *testing.T) {
 	}
 }
 
+// huge is a policy that needs more cells than a program may have: each port is a segment of its own.
+func huge() policy.Policy {
+	p := allow("huge", "db", policy.Rule{Peers: []policy.Peer{pods("web")}})
+	odd := policy.Rule{Place: "spec.ingress[1]", Action: policy.Allow, Peers: []policy.Peer{pods("batch")}}
+	for port := range 65535 {
+		rule := &p.Specs[0].Rules[0]
+		if port%2 == 1 {
+			rule = &odd
+		}
+		rule.Ports = append(rule.Ports, policy.Port{Protocol: tcp, First: uint16(port), Last: uint16(port)})
+	}
+	p.Specs[0].Rules = append(p.Specs[0].Rules, odd)
+	return p
+}
+
 func TestAChangeThatWouldBeRefusedIsNotSimulated(t *testing.T) {
 	n := shop(t)
 	for sentence, test := range map[string]struct {
@@ -304,6 +319,8 @@ func TestAChangeThatWouldBeRefusedIsNotSimulated(t *testing.T) {
 	}{
 		"a policy that is not there cannot go": {policy.Change{Delete: []policy.Key{{Kind: "NetworkPolicy", Namespace: "shop", Name: "none"}}},
 			"policy NetworkPolicy/shop/none: there is none to delete"},
+		"a policy that does not fit": {policy.Change{Set: []policy.Policy{huge()}},
+			"would be refused: policy NetworkPolicy/shop/huge: does not fit: its program for 1 endpoint needs 65,5"},
 		"an invalid rule": {policy.Change{Set: []policy.Policy{allow("bad", "db", policy.Rule{Peers: []policy.Peer{{}}})}},
 			"policy NetworkPolicy/shop/bad"},
 	} {
