@@ -28,8 +28,8 @@ struct judgement {
 	__u32 rule;
 	__u32 argument;
 	__u32 action;               /* ACTION_NONE: no match so far */
-	__u32 next;                 /* list that policy_later looks at: its first cell, */
-	__u32 left;                 /* and its number of entries */
+	__u32 list;                 /* the list in hand: its first cell, */
+	__u32 length;               /* and its number of entries */
 	__u16 first[3];             /* the lists */
 	__u16 count[3];
 };
@@ -64,15 +64,14 @@ static __always_inline bool policy_take(struct judgement *j, __u32 at)
 }
 
 /*
- * policy_block tests the selectors of one cell of a list of count entries that begins at cell first; it returns 1 where nothing
- * better can follow. Selectors that match are few, so their rank is looked at only then. The mask is there for the
- * verifier: no selector is beyond the row.
+ * policy_block tests the selectors of one cell of the list in hand; it returns 1 where nothing better can follow. Selectors
+ * that match are few, so their rank is looked at only then. The mask is there for the verifier: no selector is beyond
+ * the row. What can be read again is not kept: kernel 6.1 counts the stack of a whole journey.
  */
-static __always_inline long policy_block(struct judgement *j, const struct class_row *row, __u32 first, __u32 count, __u32 block)
+static __always_inline long policy_block(struct judgement *j, const struct class_row *row, __u32 block)
 {
-	__u32 entries = first + (count + SELECTORS_PER_CELL - 1) / SELECTORS_PER_CELL;
+	union policy_cell *cell = policy_cell_at(j->list + block);
 	const __u32 mask = (config.class_words - 1) * 8;
-	union policy_cell *cell = policy_cell_at(first + block);
 
 	if (!cell)
 		return 1;
@@ -83,14 +82,14 @@ static __always_inline long policy_block(struct judgement *j, const struct class
 
 		if (!(bits >> (selector & 63) & 1))
 			continue;
-		if (at >= count || policy_take(j, entries + at))
+		if (at >= j->length || policy_take(j, j->list + (j->length + SELECTORS_PER_CELL - 1) / SELECTORS_PER_CELL + at))
 			return 1;
 	}
 	return 0;
 }
 
-/* policy_short looks at the first blocks of a list. It returns 1 if that was all there is to do. */
-__noinline int policy_short(struct judgement *j, __u32 first, __u32 count)
+/* policy_short looks at the first blocks of the list in hand. It returns 1 if that was all there is to do. */
+__noinline int policy_short(struct judgement *j)
 {
 	struct class_row *row;
 
@@ -100,13 +99,13 @@ __noinline int policy_short(struct judgement *j, __u32 first, __u32 count)
 	if (!row)
 		return 1;
 	for (__u32 block = 0; block < POLICY_SHORT; block++) {
-		if (block * SELECTORS_PER_CELL >= count || policy_block(j, row, first, count, block))
+		if (block * SELECTORS_PER_CELL >= j->length || policy_block(j, row, block))
 			return 1;
 	}
-	return count <= POLICY_SHORT * SELECTORS_PER_CELL;
+	return j->length <= POLICY_SHORT * SELECTORS_PER_CELL;
 }
 
-/* policy_later looks at one block of a list behind the first ones; a function of its own, so that a verifier need not follow it through a loop. */
+/* policy_later looks at one block behind the first ones; a function of its own, so that a verifier need not follow it through a loop. */
 __noinline int policy_later(struct judgement *j, __u32 block)
 {
 	struct class_row *row;
@@ -114,7 +113,7 @@ __noinline int policy_later(struct judgement *j, __u32 block)
 	if (!j)
 		return 1;
 	row = policy_row_of(j);
-	return row ? policy_block(j, row, j->next, j->left, block) : 1;
+	return row ? policy_block(j, row, block) : 1;
 }
 
 /* policy_scan is the loop over what is long. */
@@ -126,11 +125,10 @@ static long policy_scan(__u64 index, void *context)
 /* policy_list finds a list's first match. */
 static __always_inline void policy_list(struct judgement *j, __u32 first, __u32 count)
 {
-	if (policy_short(j, first, count))
-		return;
-	j->next = first;
-	j->left = count;
-	bpf_loop((count - 1) / SELECTORS_PER_CELL + 1 - POLICY_SHORT, policy_scan, j, 0);
+	j->list = first;
+	j->length = count;
+	if (!policy_short(j))
+		bpf_loop((count - 1) / SELECTORS_PER_CELL + 1 - POLICY_SHORT, policy_scan, j, 0);
 }
 
 /* policy_round finds the match of lowest rank at or above the floor. */
