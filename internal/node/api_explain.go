@@ -55,9 +55,7 @@ func (s *api) Explain(_ context.Context, request *agentv1.ExplainRequest) (*agen
 func (s *api) party(text string) (policy.Party, error) {
 	if reserved, err := identity.ParseReserved(text); err == nil {
 		party := policy.Party{Reserved: reserved, Name: text}
-		if reserved == identity.Host {
-			party.Endpoint = hostEndpoint
-		}
+		s.judgeHost(&party, reserved == identity.Host)
 		return party, nil
 	}
 	if addr, err := netip.ParseAddr(text); err == nil {
@@ -95,10 +93,17 @@ func (s *api) partyAt(addr netip.Addr) (party policy.Party) {
 	} else if row, _, ok := s.a.tables.IPs.Get(txn, table.IPByAddr(addr)); ok {
 		party.Name = row.Namespace + "/" + row.Pod
 	}
-	if bpf.AddressFlag(party.Flags)&bpf.AddressFlagHost != 0 {
-		party.Endpoint = hostEndpoint
-	}
+	s.judgeHost(&party, bpf.AddressFlag(party.Flags)&bpf.AddressFlagHost != 0)
 	return party
+}
+
+// judgeHost makes a party that is the node an endpoint, while a policy selects it.
+func (s *api) judgeHost(party *policy.Party, host bool) {
+	s.a.policies.Read(func(engine *policy.Engine) {
+		if host && engine.Judged(hostEndpoint) != [2]bool{} {
+			party.Endpoint = hostEndpoint
+		}
+	})
 }
 
 func proofMessage(proof policy.Proof) *agentv1.Proof {
