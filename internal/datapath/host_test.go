@@ -10,7 +10,9 @@ import (
 // The node's own record is in use while a program judges the node, and empty otherwise.
 func TestTheNodesRecordIsInUseWhileSomethingJudgesIt(t *testing.T) {
 	host := uint32(bpf.EndpointHost)
-	d := bare(t, testConfig(rootFolder(t)))
+	config := testConfig(rootFolder(t))
+	config.Sizes["endpoints"] = uint32(bpf.CapEndpoints)
+	d := bare(t, config)
 	for _, c := range []struct {
 		row  policy.SubjectRow
 		want bpf.Endpoint
