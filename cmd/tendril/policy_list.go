@@ -187,7 +187,7 @@ func (v *view) stateText(state string) string {
 	switch state {
 	case "in force", "ready":
 		return v.right.Render(state)
-	case "refused":
+	case "refused", "rolled back":
 		return v.wrong.Render(state)
 	}
 	return v.odd.Render(state)

@@ -144,9 +144,15 @@ func (s *api) ListPolicies(context.Context, *agentv1.ListPoliciesRequest) (*agen
 	return reply, nil
 }
 
-// policyMessage says what became of a policy, and what it, or an earlier version that stays in force, does here.
+// keyOf is a policy row's key.
+func keyOf(row *table.Policy) policy.Key {
+	return policy.Key{Kind: row.Kind, Namespace: row.Namespace, Name: row.Name}
+}
+
+// policyMessage says what became of a policy, and what it, or an earlier version that stays in force, does here. The state
+// that a trial on this node gives it comes before the rest.
 func (s *api) policyMessage(txn statedb.ReadTxn, row *table.Policy, engine *policy.Engine, refused map[policy.Key]refusal) *agentv1.Policy {
-	key := policy.Key{Kind: row.Kind, Namespace: row.Namespace, Name: row.Name}
+	key := keyOf(row)
 	use, _ := engine.Use(key)
 	message := &agentv1.Policy{
 		Kind: row.Kind, Namespace: row.Namespace, Name: row.Name, Revision: row.Revision, State: "in force", Source: row.Source,
@@ -164,6 +170,9 @@ func (s *api) policyMessage(txn statedb.ReadTxn, row *table.Policy, engine *poli
 		message.State, message.Message = "refused", r.Message
 	case use.Staged:
 		message.State = "staged"
+	}
+	if state := s.a.policies.trial.state(key); state != "" {
+		message.State = state
 	}
 	return message
 }

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	agentv1 "tendril.io/tendril/api/agent/v1"
+	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/identity"
 	"tendril.io/tendril/internal/policy"
 	"tendril.io/tendril/internal/table"
@@ -30,7 +31,7 @@ func (s *api) Explain(_ context.Context, request *agentv1.ExplainRequest) (*agen
 	}
 	if from.Endpoint == 0 && to.Endpoint == 0 {
 		return nil, status.Errorf(codes.FailedPrecondition,
-			"neither %s nor %s is a pod of node %s: ask the agent of a node that has one of them", request.GetFrom(), request.GetTo(), s.a.config.Node)
+			"neither %s nor %s is a pod of node %s, or that node: ask the agent of a node that has one of them", request.GetFrom(), request.GetTo(), s.a.config.Node)
 	}
 	var proofs []policy.Proof
 	s.a.policies.Read(func(engine *policy.Engine) {
@@ -53,7 +54,9 @@ func (s *api) Explain(_ context.Context, request *agentv1.ExplainRequest) (*agen
 // party finds who is meant: namespace/pod, an address, or a reserved identity.
 func (s *api) party(text string) (policy.Party, error) {
 	if reserved, err := identity.ParseReserved(text); err == nil {
-		return policy.Party{Reserved: reserved, Name: text}, nil
+		party := policy.Party{Reserved: reserved, Name: text}
+		s.judgeHost(&party, reserved == identity.Host)
+		return party, nil
 	}
 	if addr, err := netip.ParseAddr(text); err == nil {
 		return s.partyAt(addr.Unmap()), nil
@@ -90,7 +93,17 @@ func (s *api) partyAt(addr netip.Addr) (party policy.Party) {
 	} else if row, _, ok := s.a.tables.IPs.Get(txn, table.IPByAddr(addr)); ok {
 		party.Name = row.Namespace + "/" + row.Pod
 	}
+	s.judgeHost(&party, bpf.AddressFlag(party.Flags)&bpf.AddressFlagHost != 0)
 	return party
+}
+
+// judgeHost makes a party that is the node an endpoint, while a policy selects it.
+func (s *api) judgeHost(party *policy.Party, host bool) {
+	s.a.policies.Read(func(engine *policy.Engine) {
+		if host && engine.Judged(hostEndpoint) != [2]bool{} {
+			party.Endpoint = hostEndpoint
+		}
+	})
 }
 
 func proofMessage(proof policy.Proof) *agentv1.Proof {

@@ -249,6 +249,9 @@ func (a *Agent) attach(ifindex uint32, tcx func(uint32) error, in, out bpf.Entry
 		netlink.Classifier{Direction: netlink.Egress, FD: egress.FD(), Name: out.String()})
 }
 
+// snapshotFile is where the store's last known records are kept, in the state folder.
+const snapshotFile = "store.snapshot"
+
 // Sources that a pod sees when it reaches itself through its service: addresses that nobody else can have (RFC 3927,
 // RFC 4193).
 const (
@@ -306,7 +309,7 @@ func (a *Agent) buildStore(context.Context) (err error) {
 	}
 	a.store, err = store.Dial(store.Config{
 		Endpoints: a.config.Store, PublishAddr: a.config.Publish, Cluster: a.config.Cluster, Node: a.config.Node,
-		SnapshotPath: filepath.Join(a.config.StateDir, "store.snapshot"),
+		SnapshotPath: filepath.Join(a.config.StateDir, snapshotFile),
 		JournalPath:  filepath.Join(a.config.StateDir, "publish.journal"),
 		Logger:       a.log,
 	})
@@ -325,6 +328,9 @@ func (a *Agent) buildBrains(context.Context) error {
 	}
 	a.policies = newPolicyLoop(a.tables, facts, engine, a.datapath, rows, a.log)
 	a.policies.setSelf(a.selfRow())
+	if err := a.resumeTrial(); err != nil {
+		return err
+	}
 	brain, err := service.New(service.Config{NodeName: a.config.Node, Zone: a.config.Zone}, a.datapath.Numbers())
 	if err != nil {
 		return err
@@ -415,6 +421,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	run(func(ctx context.Context) error { return a.policies.Run(ctx, a.store.Loaded(), settled.policy) })
 	run(func(ctx context.Context) error { return a.services.Run(ctx, a.store.Loaded(), settled.service) })
 	run(a.resetter.Run)
+	run(func(ctx context.Context) error { return a.policies.superviseTrials(ctx, a.store.Probe) })
 	run(a.pruner(settled).Run)
 	run(a.routes.Run)
 	run(a.datapath.Run)

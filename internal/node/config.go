@@ -65,6 +65,9 @@ type Config struct {
 	VNI uint32 `json:"vni,omitempty"`
 	// TunnelPort is the overlay's UDP port. Default 8472.
 	TunnelPort uint16 `json:"tunnel_port,omitempty"`
+	// HostTrialSeconds is how long a change of what judges the node itself may keep it from the store before it is rolled
+	// back. Default 10.
+	HostTrialSeconds uint32 `json:"host_trial_seconds,omitempty"`
 	// MapSizes overrides how many entries a BPF map has, by the map's name.
 	MapSizes map[string]uint32 `json:"map_sizes,omitempty"`
 }
@@ -101,6 +104,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.HalfOpenLimit, 8192)
 	setDefault(&c.VNI, 7471)
 	setDefault(&c.TunnelPort, 8472)
+	setDefault(&c.HostTrialSeconds, 10)
 	return c
 }
 
@@ -142,6 +146,9 @@ func (c Config) Validate() error {
 	}
 	if c.VNI > maxVNI {
 		bad("vni", "%d does not fit 24 bits (RFC 7348): use at most %d", c.VNI, maxVNI)
+	}
+	if size, ok := c.MapSizes["endpoints"]; ok && size <= hostEndpoint {
+		bad("map_sizes.endpoints", "%d has no place for the node's own record; use at least %d", size, hostEndpoint+1)
 	}
 	for i, prefix := range c.NoMasquerade {
 		if err := validatePrefix(prefix); err != nil {

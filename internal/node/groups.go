@@ -16,8 +16,9 @@ const (
 	apiServerService   = "kubernetes"
 )
 
-// nodeLabelsChanged looks again at the addresses of a node.
+// nodeLabelsChanged looks again at the addresses of a node, and at the node itself if it is this one.
 func (l *policyLoop) nodeLabelsChanged(row *table.NodeLabels, _ bool) {
+	l.host.stale = l.host.stale || row.Node == l.facts.self
 	for _, prefix := range l.facts.byNode[row.Node] {
 		l.prefixes[prefix] = struct{}{}
 	}

@@ -42,6 +42,9 @@ type policyLoop struct {
 	inForce   atomic.Uint64             // highest policy revision that the kernel enforces
 	latest    atomic.Uint64             // wanted, for readers
 
+	host  hostSide // the node itself, as what is judged
+	trial *trial   // which host policies are in force, and which were rolled back
+
 	unpublished *publication          // computed, not yet in the kernel
 	written     map[netip.Prefix]bool // addresses in the kernel that are wanted; nil once an earlier agent's were pruned
 }
@@ -52,6 +55,7 @@ type publication struct {
 	judged   map[uint32]judged // endpoints, and the state they are in once it is published
 	gone     []uint32          // endpoints whose record goes after that
 	revision uint64
+	tried    bool // it changes which host policies are in force: to be noted before they are
 }
 
 // judged is the state that an endpoint will be in.
@@ -93,6 +97,7 @@ func newPolicyLoop(tables *table.Tables, facts *facts, engine *policy.Engine, pu
 		tables: tables, facts: facts, publisher: publisher, nodes: nodes, log: log, engine: engine,
 		prefixes: make(map[netip.Prefix]struct{}), endpoints: make(map[uint32]struct{}), subjects: make(map[uint32]uint32),
 		unplaced: make(map[string]unplaced), unwritten: make(map[uint32]error), written: make(map[netip.Prefix]bool), gone: newDeparted[netip.Addr](), gonePods: newDeparted[string](),
+		host: hostSide{stale: true, tried: make(chan struct{}, 1)}, trial: newTrial(0),
 	}
 }
 
@@ -247,7 +252,7 @@ func (l *policyLoop) policyChanged(row *table.Policy, deleted bool) {
 	l.wanted = max(l.wanted, row.Revision)
 	l.latest.Store(l.wanted)
 	if deleted {
-		l.engine.DeletePolicy(key)
+		l.deletePolicy(key)
 		return
 	}
 	parsed, err := kube.ParsePolicy(row.Kind, row.Object, row.Source)
@@ -258,6 +263,9 @@ func (l *policyLoop) policyChanged(row *table.Policy, deleted bool) {
 		l.engine.RefusePolicy(policy.Policy{Key: key, Revision: row.Revision, Source: row.Source}, err)
 	} else {
 		parsed.Revision = row.Revision
+		if parsed.Validate() == nil {
+			parsed = l.withTrial(parsed, row)
+		}
 		err = l.engine.SetPolicy(parsed)
 	}
 	if err != nil {
@@ -314,6 +322,7 @@ func (l *policyLoop) step(ctx context.Context, txn statedb.ReadTxn) (settled boo
 	if l.unpublished == nil {
 		l.stageAddresses(txn)
 		staged := l.stageSubjects(txn)
+		l.stageHost(txn)
 		delta, err := l.engine.Flush()
 		if err != nil {
 			return false, fmt.Errorf("compute policy: %w", err)
@@ -323,7 +332,14 @@ func (l *policyLoop) step(ctx context.Context, txn statedb.ReadTxn) (settled boo
 		for _, id := range staged.again {
 			l.endpoints[id] = struct{}{}
 		}
-		l.unpublished = &publication{delta, staged.judged, staged.gone, l.wanted}
+		l.narrowHost(&delta)
+		tried := l.trial.prepare(l.engine.JudgedBy(hostEndpoint), l.host.isReachable())
+		l.unpublished = &publication{delta, staged.judged, staged.gone, l.wanted, tried}
+	}
+	if l.unpublished.tried {
+		if err := l.noteTrial(); err != nil {
+			return false, err
+		}
 	}
 	if err := l.publisher.Publish(ctx, &l.unpublished.delta); err != nil {
 		return false, err
@@ -336,6 +352,7 @@ func (l *policyLoop) step(ctx context.Context, txn statedb.ReadTxn) (settled boo
 	l.noteWritten(&l.unpublished.delta)
 	l.inForce.Store(l.unpublished.revision)
 	l.markJudged(l.unpublished.judged, l.unpublished.delta.Subjects)
+	l.beginTrial()
 	l.unpublished = nil
 	return len(l.prefixes)+len(l.endpoints) == 0 && !l.engine.Pending(), nil
 }
@@ -467,6 +484,11 @@ func (l *policyLoop) Trouble() (objects map[string]error, loop error) {
 	for id, err := range l.unwritten {
 		objects[fmt.Sprintf("endpoint %d", id)] = err
 	}
+	for key := range l.trial.trying {
+		if l.trial.state(key) == stateUnconfirmed {
+			objects[key.String()] = errUnconfirmed
+		}
+	}
 	return objects, l.trouble
 }
 
@@ -482,5 +504,11 @@ func (l *policyLoop) Refused() []refusal {
 		}
 		all = append(all, refusal{r.Key, r.Revision, message})
 	}
+	for key := range l.trial.undone {
+		if l.trial.state(key) == stateRolledBack {
+			all = append(all, refusal{key, l.trial.wanted[key].Revision, l.rolledBack()})
+		}
+	}
+	slices.SortFunc(all, func(a, b refusal) int { return a.Key.Compare(b.Key) })
 	return all
 }

@@ -25,6 +25,9 @@ func (r resolver) Party(addr netip.Addr, peer, _ uint32) flow.PartyInfo {
 	if peer < identity.FirstFree && identity.Reserved(peer) != identity.Init {
 		return flow.PartyInfo{Identity: identity.Reserved(peer).String(), Node: r.nodeOf(addr)}
 	}
+	if who, ok := r.node(addr); ok {
+		return who
+	}
 	loop, self := r.a.policies, r.a.config.Node
 	if row, _, ok := r.a.tables.Endpoints.Get(txn, table.EndpointByIP(addr)); ok {
 		return loop.party(txn, row.PodUID, row.Namespace, row.Pod, self, row.ArgLabels)
@@ -89,6 +92,21 @@ func workloadID(w policy.Workload) identity.ID {
 		return w.Identity
 	}
 	return identity.Of(w.Cluster, w.Namespace, w.ServiceAccount, w.Labels)
+}
+
+// node tells a node with labels, whose peer has no fixed number.
+func (r resolver) node(addr netip.Addr) (flow.PartyInfo, bool) {
+	var at nodeAddress
+	var ok bool
+	r.a.policies.Read(func(*policy.Engine) { at, ok = r.a.policies.facts.owner(exact(addr)) })
+	if !ok || at.kind == kindPodCIDR {
+		return flow.PartyInfo{}, false
+	}
+	who := identity.RemoteNode
+	if at.node == r.a.config.Node {
+		who = identity.Host
+	}
+	return flow.PartyInfo{Identity: who.String(), Node: at.node}, true
 }
 
 // nodeOf names the node that has an address of its own.

@@ -3412,7 +3412,7 @@ type Policy struct {
 	Namespace string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	Name      string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	Revision  uint64                 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
-	State     string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"` // in force, staged, refused
+	State     string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"` // in force, staged, refused; of a policy for nodes also trial, unconfirmed, rolled back
 	Message   string                 `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
 	Endpoints uint32                 `protobuf:"varint,7,opt,name=endpoints,proto3" json:"endpoints,omitempty"` // local endpoints that it selects
 	Source    string                 `protobuf:"bytes,8,opt,name=source,proto3" json:"source,omitempty"`        // file it was applied from

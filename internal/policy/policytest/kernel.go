@@ -94,7 +94,10 @@ func (k *Kernel) applyPrograms(d policy.Delta, after func(string)) error {
 		after("program")
 	}
 	for _, row := range d.Subjects {
-		if k.Programs[row.Ingress]>>63 == 0 || k.Programs[row.Egress]>>63 == 0 {
+		absent := func(program uint32) bool { // the node is not judged by what it has not got
+			return k.Programs[program]>>63 == 0 && (program != 0 || row.Endpoint != uint32(bpf.EndpointHost))
+		}
+		if absent(row.Ingress) || absent(row.Egress) {
 			return fmt.Errorf("endpoint %d is judged by a program that is not in force", row.Endpoint)
 		}
 		for _, staged := range []uint32{row.StagedIngress, row.StagedEgress} {
