@@ -48,11 +48,20 @@ func shrink(spec *ebpf.CollectionSpec) {
 // loadObject loads an object with its configuration, with maps of its own or those that are given.
 func loadObject(t testing.TB, name string, config NodeConfig, maps map[string]*ebpf.Map) *ebpf.Collection {
 	t.Helper()
+	return loadSized(t, name, config, maps, nil)
+}
+
+// loadSized does so with some maps of other sizes.
+func loadSized(t testing.TB, name string, config NodeConfig, maps map[string]*ebpf.Map, sizes map[string]uint32) *ebpf.Collection {
+	t.Helper()
 	spec, err := Load(name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	shrink(spec)
+	for name, entries := range sizes {
+		spec.Maps[name].MaxEntries = entries
+	}
 	if err := spec.Variables["config"].Set(config); err != nil {
 		t.Fatal(err)
 	}

@@ -1,11 +1,14 @@
 package bpf
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/cilium/ebpf"
 
 	"tendril.io/tendril/internal/testkit"
 )
@@ -103,6 +106,59 @@ func TestEveryPortOfTheRangeIsFoundAndThenTheReasonIsClear(t *testing.T) {
 	}
 	if p := send1(t, s, "from_pod 30 udp 10.1.0.60:5000 > 198.51.100.2:53"); p.Source.Port() != 5000 {
 		t.Errorf("another destination was touched: %s", p)
+	}
+}
+
+// 10k flows of as many clients want one port towards one destination: each gets a port of its own while the range lasts, and then
+// the reason and its counter say what is missing.
+func TestTenThousandCollisionsLoseNothingUntilTheRangeIsFull(t *testing.T) {
+	needRoot(t)
+	const flows, ports = 10_000, 10_000
+	config := testConfig()
+	config.NATPortMin, config.NATPortMax = 20_000, 20_000+ports-2 // with the one that keeps its own: as many as flows
+	config.HalfOpenLimit = 1 << 20
+	s := newStageOf(t, config, map[string]uint32{"flows": 65536, "nat": 65536})
+	for _, command := range []string{
+		"program 1 allow", "uplink 100 192.0.2.1 2001:db8::1", "address 192.0.2.1 peer=1 flags=host,cluster",
+		"endpoint 1 10.1.0.2 fd01::2 peer=20 egress=1 ingress=1",
+	} {
+		if _, err := s.do(command); err != nil {
+			t.Fatalf("%s: %v", command, err)
+		}
+	}
+	used := map[uint16]bool{}
+	send := func(i int) uint32 {
+		pod := netip.AddrFrom4([4]byte{10, 1, byte(1 + i/250), byte(1 + i%250)})
+		endpoint := Endpoint{IfIndex: 1001, Generation: 101, Peer: 20, Egress: 1, Ingress: 1, MTU: 1500, Address4: AddressOf(pod)}
+		if err := s.maps["endpoints"].Put(uint32(1), endpoint); err != nil {
+			t.Fatal(err)
+		}
+		p := &testkit.Packet{Protocol: "udp", Source: netip.AddrPortFrom(pod, 5000), Dest: netip.MustParseAddrPort("198.51.100.1:53"), TTL: 64}
+		options := &ebpf.RunOptions{Data: p.Bytes(), DataOut: make([]byte, 256), Context: skBuff{IfIndex: 1, CB: [5]uint32{1, 101}}}
+		code, err := s.programs["from_pod"].Run(options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if port := binary.BigEndian.Uint16(options.DataOut[14+20:]); code == 7 {
+			if used[port] {
+				t.Fatalf("flow %d got port %d, which another has", i, port)
+			}
+			used[port] = true
+		}
+		return code
+	}
+	lost := 0
+	for i := range flows {
+		if send(i) != 7 {
+			lost++
+		}
+	}
+	if lost > 0 {
+		t.Errorf("%d of %d flows were lost while ports were free", lost, flows)
+	}
+	before := s.reasons()[DropNATExhausted]
+	if code := send(flows); code != 2 || s.reasons()[DropNATExhausted] != before+1 {
+		t.Errorf("one more than there are ports: code %d, nat-exhausted %d after %d", code, s.reasons()[DropNATExhausted], before)
 	}
 }
 

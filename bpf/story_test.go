@@ -93,11 +93,14 @@ type stage struct {
 }
 
 // newStage loads all objects on one set of maps, in a network namespace with routes of its own.
-func newStage(t testing.TB) *stage {
+func newStage(t testing.TB) *stage { return newStageOf(t, testConfig(), nil) }
+
+// newStageOf does so for a node of another configuration, with larger maps.
+func newStageOf(t testing.TB, config NodeConfig, sizes map[string]uint32) *stage {
 	enterNamespace(t)
 	s := &stage{maps: map[string]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, nextCell: 1, slots: 1}
 	for _, object := range []string{"pod", "net", "tunnel", "sweep"} {
-		loaded := loadObject(t, object, testConfig(), s.maps)
+		loaded := loadSized(t, object, config, s.maps, sizes)
 		for name, m := range loaded.Maps {
 			if !strings.HasPrefix(name, ".") && s.maps[name] == nil {
 				s.maps[name] = m

@@ -663,7 +663,8 @@ type Bound uint32
 // The values of Bound.
 const (
 	SweepKeys        Bound = 64     // keys of one run of sweep_keys
-	NATTries         Bound = 2048   // ports tried for a mapping before the range counts as exhausted
+	NATTries         Bound = 65536  // ports tried for a mapping: all that there are
+	NATPause         Bound = 1      // seconds for which a destination without a free port is not searched again: a search takes milliseconds
 	SelectorsPerCell Bound = 8      // selectors of a list of policy entries that one cell holds
 	PassRounds       Bound = 4      // times a verdict may pass on to a later tier
 	BackendTries     Bound = 4      // slots tried for a backend that takes new connections

@@ -194,7 +194,8 @@ enum reason {
 /* Sizes that loops and layouts depend on. */
 enum bound {
 	SWEEP_KEYS = 64,            /* keys of one run of sweep_keys */
-	NAT_TRIES = 2048,           /* ports tried for a mapping before the range counts as exhausted */
+	NAT_TRIES = 65536,          /* ports tried for a mapping: all that there are */
+	NAT_PAUSE = 1,              /* seconds for which a destination without a free port is not searched again: a search takes milliseconds */
 	SELECTORS_PER_CELL = 8,     /* selectors of a list of policy entries that one cell holds */
 	PASS_ROUNDS = 4,            /* times a verdict may pass on to a later tier */
 	BACKEND_TRIES = 4,          /* slots tried for a backend that takes new connections */

@@ -101,7 +101,7 @@ static __always_inline int quote_rewrite(struct __sk_buff *ctx, const struct pac
 		   bpf_l4_csum_replace(ctx, check, 0, difference, 0)) {
 		return DROP_REWRITE;
 	}
-	if (!port || port == old_port || q->protocol == IPPROTO_SCTP)
+	if (!port || port == old_port)
 		return GO_ON;
 	offset = (q->transport & 0x3ff) + (q->echo ? 4 : end == REWRITE_DESTINATION ? 2 : 0);
 	if (bpf_skb_store_bytes(ctx, offset, &port, sizeof(port), 0) ||
@@ -156,6 +156,24 @@ static __always_inline int icmp_rename(struct __sk_buff *ctx, struct packet *p, 
 	return quote_rewrite(ctx, p, q, REWRITE_DESTINATION, &name, port);
 }
 
+/*
+ * icmp_to_backend sends a client's error about a service's answer to the backend that gave it. entry: the service entry of
+ * the quoted packet's ends.
+ */
+static __always_inline int icmp_to_backend(struct __sk_buff *ctx, struct packet *p, struct quote *q, const struct flow *entry)
+{
+	union address backend = entry->service;
+	__be16 port = entry->service_port;
+	int reason = quote_rewrite(ctx, p, q, REWRITE_SOURCE, &backend, port);
+
+	if (reason != GO_ON)
+		return reason;
+	q->source = backend;
+	q->source_port = port;
+	p->to = (struct peer_info){};
+	return rewrite_packet(ctx, p, REWRITE_DESTINATION, &backend, 0);
+}
+
 /* icmp_follow lets an error pass that is about a known and allowed flow. translated: the node's address may stand for a pod. */
 __noinline int icmp_follow(struct __sk_buff *ctx, struct packet *p, __u32 translated)
 {
@@ -167,7 +185,13 @@ __noinline int icmp_follow(struct __sk_buff *ctx, struct packet *p, __u32 transl
 	if (!p)
 		return DROP_ICMP_UNRELATED;
 	reason = quote_read(ctx, p, &q);
-	if (reason == GO_ON && translated)
+	if (reason != GO_ON)
+		return reason;
+	flow_key_of(&key, &q.source, q.source_port, &q.destination, q.destination_port, q.protocol);
+	flow = bpf_map_lookup_elem(&flows, &key);
+	if (flow && flow->backend && address_equal(&q.source, &p->destination))
+		reason = icmp_to_backend(ctx, p, &q, flow);
+	else if (translated)
 		reason = icmp_restore(ctx, p, &q);
 	if (reason != GO_ON)
 		return reason;

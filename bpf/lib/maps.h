@@ -132,6 +132,14 @@ struct {
 	__type(value, struct nat_mapping);
 } nat SEC(".maps");
 
+/* destination (a key without node_port) -> ns until which it has no free port; written by programs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 256);
+	__type(key, struct nat_key);
+	__type(value, __u64);
+} nat_pauses SEC(".maps");
+
 /* datagram -> ports of its first fragment; written by programs. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

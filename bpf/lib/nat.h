@@ -2,7 +2,8 @@
 /*
  * Step 6, on the way out: the node's address instead of the pod's. The mapping is made with the first packet that
  * leaves, and goes with its flow. A source port is kept if neither another mapping nor a socket of the node has
- * it towards that destination; otherwise ports are tried from a random start, NAT_TRIES at most.
+ * it towards that destination, and no service has it for its node port; otherwise the range is gone through from a random
+ * start. Towards a destination for which none is free, that is done once a second.
  *
  * On the way in, nat_restore finds the pod behind the node's address and port.
  */
@@ -83,14 +84,15 @@ static long nat_try(__u64 index, void *context)
 	long error;
 
 	search->key.node_port = bpf_htons(search->port);
-	error = bpf_map_update_elem(&nat, &search->key, &search->mapping, BPF_NOEXIST);
+	error = bpf_map_lookup_elem(&nat, &search->key) ? -17 /* EEXIST */ :
+		bpf_map_update_elem(&nat, &search->key, &search->mapping, BPF_NOEXIST);
 	if (!error && !nat_node_port(&search->key) && !nat_host_uses(search->ctx, &search->key)) {
 		search->reason = GO_ON;
 		return 1;
 	}
 	if (!error) {
 		bpf_map_delete_elem(&nat, &search->key);
-	} else if (error != -17 /* EEXIST */) {
+	} else if (error != -17) {
 		search->reason = DROP_NAT_TABLE_FULL;
 		return 1;
 	}
@@ -104,14 +106,23 @@ static long nat_try(__u64 index, void *context)
 static __always_inline int nat_search_port(struct nat_search *search, struct packet *p)
 {
 	__u32 range = config.nat_port_max - config.nat_port_min + 1;
+	struct nat_key pause = search->key;
+	__u64 now = bpf_ktime_get_ns(), *until, end;
 
 	search->reason = DROP_NAT_EXHAUSTED;
 	search->port = bpf_ntohs(p->source_port);
 	nat_try(0, search);
-	if (search->reason != DROP_NAT_EXHAUSTED || !p->source_port || p->protocol == IPPROTO_SCTP)
-		return search->reason; /* without a port, or with one under a CRC, there is nothing to vary */
+	if (search->reason != DROP_NAT_EXHAUSTED || !p->source_port)
+		return search->reason; /* without a port there is nothing to vary */
+	until = bpf_map_lookup_elem(&nat_pauses, &pause);
+	if (until && now < *until)
+		return search->reason;
 	search->port = config.nat_port_min + bpf_get_prandom_u32() % range;
 	bpf_loop(range < NAT_TRIES ? range : NAT_TRIES, nat_try, search, 0);
+	if (search->reason == DROP_NAT_EXHAUSTED) {
+		end = now + NAT_PAUSE * SECOND;
+		bpf_map_update_elem(&nat_pauses, &pause, &end, BPF_ANY);
+	}
 	return search->reason;
 }
 

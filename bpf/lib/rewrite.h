@@ -3,12 +3,13 @@
  * Translation of addresses and ports in the packet, checksums included. One path for both families: the difference of
  * two 16-byte addresses is that of their last 4 bytes if both are IPv4.
  *
- * SCTP's CRC32c covers no address, and its ports are never translated.
+ * SCTP's checksum is another one: sctp.h.
  */
 #pragma once
 
 #include "packet.h"
 #include "parse.h"
+#include "sctp.h"
 
 enum rewrite_end {
 	REWRITE_SOURCE = 0,
@@ -50,6 +51,8 @@ static __always_inline int rewrite_port(struct __sk_buff *ctx, struct packet *p,
 	__u32 offset = transport + (end == REWRITE_DESTINATION ? 2 : 0);
 	int checksum = rewrite_checksum(p->protocol);
 
+	if (p->protocol == IPPROTO_SCTP)
+		return sctp_port(ctx, p, offset - transport, was, port);
 	if (p->flags & PACKET_ICMP_ECHO)
 		offset = transport + 4;
 	if (bpf_skb_store_bytes(ctx, offset, &port, sizeof(port), 0))
@@ -75,13 +78,13 @@ __noinline int rewrite_packet(struct __sk_buff *ctx, struct packet *p, __u32 end
 	if (rewrite_address(ctx, ETH_HLEN, p->flags & PACKET_IPV4, end, &address, difference))
 		return DROP_REWRITE;
 	*at = address;
-	if (p->flags & PACKET_LATER_FRAGMENT || checksum < 0)
+	if (p->flags & PACKET_LATER_FRAGMENT || (checksum < 0 && p->protocol != IPPROTO_SCTP))
 		return GO_ON;
-	if (p->protocol != IPPROTO_ICMP &&
+	if (checksum >= 0 && p->protocol != IPPROTO_ICMP &&
 	    bpf_l4_csum_replace(ctx, (p->transport & 0x1ff) + checksum, 0, difference,
 				BPF_F_PSEUDO_HDR | (p->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0)))
 		return DROP_REWRITE;
-	if (!port || port == was || p->protocol == IPPROTO_SCTP || p->flags & PACKET_ICMP_ERROR)
+	if (!port || port == was || p->flags & PACKET_ICMP_ERROR)
 		return GO_ON;
 	if (rewrite_port(ctx, p, end, was, port))
 		return DROP_REWRITE;

@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"net/netip"
+	"slices"
 	"strconv"
 )
 
@@ -117,6 +119,9 @@ func (p *Packet) transportBytes() []byte {
 		binary.BigEndian.PutUint16(header[2:], p.Dest.Port())
 	}
 	out := append(header, payload...)
+	if p.Protocol == "sctp" {
+		binary.LittleEndian.PutUint32(out[8:], sctpChecksum(out))
+	}
 	if at >= 0 {
 		number, _ := p.number()
 		binary.BigEndian.PutUint16(out[at:], transportChecksum(p.Source.Addr(), p.Dest.Addr(), number, out))
@@ -167,6 +172,13 @@ func checksum(parts ...[]byte) uint16 {
 		sum = sum&0xffff + sum>>16
 	}
 	return ^uint16(sum)
+}
+
+// sctpChecksum is a CRC32c of the whole packet with zeros in the checksum's place (RFC 9260, 6.8).
+func sctpChecksum(packet []byte) uint32 {
+	packet = slices.Clone(packet)
+	clear(packet[8:12])
+	return crc32.Checksum(packet, crc32.MakeTable(crc32.Castagnoli))
 }
 
 // transportChecksum covers the pseudo header, except for ICMP of IPv4.
@@ -265,6 +277,9 @@ func (p *Packet) decodeTransport(source, dest netip.Addr, number byte, body []by
 	}
 	p.Len = max(0, len(body)-headers[number])
 	if !quoted && !p.More && number != 132 && transportChecksum(source, dest, number, body) != 0 {
+		p.BadSum = true
+	}
+	if !quoted && !p.More && number == 132 && sctpChecksum(body) != binary.LittleEndian.Uint32(body[8:]) {
 		p.BadSum = true
 	}
 	if p.Protocol == "icmp" {
