@@ -203,7 +203,7 @@ func TestABackendThatGoesTakesOnlyItsOwn(t *testing.T) {
 		t.Error("of 400 clients none was at the backend that went")
 	}
 	for i := range uint16(400) {
-		if got := b.reach(t, netip.AddrPortFrom(netip.MustParseAddr("198.51.100.8"), 2000+i)); got == gone {
+		if got := b.reach(t, netip.AddrPortFrom(netip.MustParseAddr("198.51.100.8"), 3000+i)); got == gone {
 			t.Errorf("a new client came to the backend that went")
 		}
 	}

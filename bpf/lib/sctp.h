@@ -11,47 +11,48 @@
 
 #define SCTP_CHECKSUM 8      /* offset in the header */
 #define CRC32C_POLYNOMIAL 0x82f63b78U
-#define CRC32C_ONE 0x80000000U
-#define CRC32C_POWERS 16     /* as many as a length has bits */
+#define CRC32C_ONE 0x80000000U  /* x^0 */
+#define CRC32C_BYTE 0x00800000U /* x^8 */
 
-/* x^(8 * 2^i): what 2^i zero bytes do. */
-static const __u32 crc32c_powers[CRC32C_POWERS] = {
-	0x00800000, 0x00008000, 0x82f63b78, 0x6ea2d55c, 0x18b8ea18, 0x510ac59a, 0xb82be955, 0xb8fdb1e7,
-	0x88e56f72, 0x74c360a4, 0xe4172b16, 0x0d65762a, 0x35d73a62, 0x28461564, 0xbf455269, 0xe2ea32dc,
-};
+/*
+ * crc32c_if is a value for 1, 0 for 0: a product, behind the compiler's back. It would make a branch of a choice, and the
+ * verifier would follow both ways; of a mask too.
+ */
+static __always_inline __u32 crc32c_if(__u32 bit, __u32 value)
+{
+	asm volatile("" : "+r"(bit));
+	return bit * value;
+}
 
-/* crc32c_times multiplies modulo the polynomial, without a branch: the verifier follows each one. */
+/* crc32c_times multiplies modulo the polynomial. */
 static __always_inline __u32 crc32c_times(__u32 a, __u32 b)
 {
 	__u32 product = 0;
 
 	for (int i = 0; i < 32; i++) {
-		product ^= b & -(a >> 31);
+		product ^= crc32c_if(a >> 31, b);
 		a <<= 1;
-		b = b >> 1 ^ (CRC32C_POLYNOMIAL & -(b & 1));
+		b = b >> 1 ^ crc32c_if(b & 1, CRC32C_POLYNOMIAL);
 	}
 	return product;
 }
 
-/* crc32c_zeros is a CRC after that many more zero bytes. */
-__noinline __u32 crc32c_zeros(__u32 crc, __u32 bytes)
+/*
+ * crc32c_change is the CRC, started from zero, of two bytes and so many zero bytes behind them. difference has the first byte
+ * low: that goes first, its low bit ahead. A function of its own, so that the verifier walks through its loops once.
+ */
+__noinline __u32 crc32c_change(__u32 difference, __u32 zeros)
 {
-	for (int i = 0; i < CRC32C_POWERS; i++) {
-		__u32 taken = -(bytes >> i & 1);
+	__u32 crc = difference & 0xffff, power = CRC32C_BYTE; /* what 2^i zero bytes do */
 
-		crc = crc32c_times(crc, (crc32c_powers[i] & taken) | (CRC32C_ONE & ~taken));
-	}
-	return crc;
-}
-
-/* crc32c_port is the CRC of the two bytes of a port, started from zero. */
-static __always_inline __u32 crc32c_port(__be16 difference)
-{
-	__u32 crc = bpf_ntohs(difference);
-
-	crc = crc >> 8 | (crc & 0xff) << 8; /* the first byte on the wire goes first, its low bit ahead */
 	for (int i = 0; i < 16; i++)
-		crc = crc >> 1 ^ (CRC32C_POLYNOMIAL & -(crc & 1));
+		crc = crc >> 1 ^ crc32c_if(crc & 1, CRC32C_POLYNOMIAL);
+	for (int i = 0; i < 16; i++) {
+		__u32 bit = zeros >> i & 1;
+
+		crc = crc32c_times(crc, crc32c_if(bit, power) + crc32c_if(!bit, CRC32C_ONE));
+		power = crc32c_times(power, power);
+	}
 	return crc;
 }
 
@@ -64,7 +65,7 @@ static __always_inline int sctp_port(struct __sk_buff *ctx, const struct packet 
 	__u32 transport = p->transport & 0x1ff;
 	__u32 length = p->length + ETH_HLEN - transport;
 	__le32 checksum = 0;
-	__u32 change;
+	__u32 difference, change;
 
 	if (p->flags & PACKET_FIRST_FRAGMENT || length > 0xffff ||
 	    bpf_skb_load_bytes(ctx, transport + SCTP_CHECKSUM, &checksum, sizeof(checksum)) ||
@@ -72,7 +73,8 @@ static __always_inline int sctp_port(struct __sk_buff *ctx, const struct packet 
 		return -1;
 	if (!checksum)
 		return 0;
-	change = crc32c_zeros(crc32c_port(was ^ port), length - at - sizeof(port));
+	difference = bpf_ntohs(was ^ port);
+	change = crc32c_change(difference >> 8 | (difference & 0xff) << 8, length - at - sizeof(port));
 	checksum ^= __builtin_bswap32(bpf_htonl(change)); /* the field is little-endian */
 	return bpf_skb_store_bytes(ctx, transport + SCTP_CHECKSUM, &checksum, sizeof(checksum), BPF_F_RECOMPUTE_CSUM);
 }

@@ -21,6 +21,7 @@ import (
 func newBPFCommand(a *app) *cobra.Command {
 	return group("bpf", "Look into the datapath: templates, NAT, connections, counters",
 		holder("template", "The program templates of pods", newTemplateListCommand(a), newTemplateDescribeCommand(a)),
+		holder("lb", "Service addresses", newLBListCommand(a), newLBFlushCommand(a)),
 		holder("nat", "SNAT mappings", newNATListCommand(a), newNATFlushCommand(a)),
 		holder("ct", "Tracked connections", newCTListCommand(a), newCTFlushCommand(a)),
 		newCountersCommand(a),
@@ -104,14 +105,64 @@ func newTemplateDescribeCommand(a *app) *cobra.Command {
 	})
 }
 
+// onlyIP gives a command the flag --ip, which chooses rows by an address.
+func onlyIP(cmd *cobra.Command, whose string) *string {
+	var ip string
+	cmd.Flags().StringVar(&ip, "ip", "", "only those with this address "+whose)
+	cmd.PreRunE = func(*cobra.Command, []string) error { return checkAddress("ip", ip) }
+	return &ip
+}
+
+// newLBListCommand lists service addresses as the kernel has them.
+func newLBListCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List service addresses with the backends in their slots",
+		Example: `  tendril --node node1 bpf lb list
+  tendril bpf lb list --ip 10.96.0.80 -o json`,
+	}
+	ip := onlyIP(cmd, "as frontend or backend")
+	return answer(a, cmd, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListFrontendsResponse, error) {
+		return agent.ListFrontends(ctx, &agentv1.ListFrontendsRequest{Ip: *ip})
+	}, func(v *view, r *agentv1.ListFrontendsResponse) {
+		v.header("PROTOCOL", "FRONTEND", "FLAGS", "AFFINITY", "SLOTS", "BACKENDS", "FROM OUTSIDE")
+		for _, f := range r.GetFrontends() {
+			affinity := ""
+			if f.GetAffinitySeconds() > 0 {
+				affinity = ago(time.Duration(f.GetAffinitySeconds()) * time.Second)
+			}
+			v.row(flow.ProtocolName(f.GetProtocol()), hostPort(f.GetAddress(), f.GetPort()), f.GetFlags(), affinity, number(f.GetSlots()),
+				strings.Join(f.GetInside(), " "), strings.Join(f.GetOutside(), " "))
+		}
+	})
+}
+
+// newLBFlushCommand forgets affinities: all that services remember of clients beyond their connections.
+func newLBFlushCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "flush",
+		Short: "Forget which backend clients had; connections stay",
+		Example: `  tendril bpf lb flush --ip 10.0.1.7
+  tendril bpf lb flush`,
+	}
+	ip := onlyIP(cmd, "as client")
+	return answer(a, cmd, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.FlushAffinitiesResponse, error) {
+		return agent.FlushAffinities(ctx, &agentv1.FlushAffinitiesRequest{Ip: *ip})
+	}, func(v *view, r *agentv1.FlushAffinitiesResponse) {
+		v.row(number(r.GetRemoved()) + " affinities forgotten")
+	})
+}
+
 // newNATListCommand lists what pods look like from outside.
 func newNATListCommand(a *app) *cobra.Command {
-	return answer(a, &cobra.Command{
+	cmd := &cobra.Command{
 		Use:     "list",
 		Short:   "List SNAT mappings: which pod is behind which port of the node",
 		Example: `  tendril --node node1 bpf nat list`,
-	}, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListMappingsResponse, error) {
-		return agent.ListMappings(ctx, &agentv1.ListMappingsRequest{})
+	}
+	ip := onlyIP(cmd, "as pod or remote")
+	return answer(a, cmd, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListMappingsResponse, error) {
+		return agent.ListMappings(ctx, &agentv1.ListMappingsRequest{Ip: *ip})
 	}, func(v *view, r *agentv1.ListMappingsResponse) {
 		v.header("PROTOCOL", "POD", "FROM", "SEEN AS", "BY", "AGE")
 		for _, m := range r.GetMappings() {
@@ -161,12 +212,14 @@ func checkAddress(flag, text string) error {
 
 // newCTListCommand lists tracked connections.
 func newCTListCommand(a *app) *cobra.Command {
-	return answer(a, &cobra.Command{
+	cmd := &cobra.Command{
 		Use:     "list",
 		Short:   "List tracked connections with both verdicts",
 		Example: `  tendril --node node1 bpf ct list`,
-	}, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListFlowsResponse, error) {
-		return agent.ListFlows(ctx, &agentv1.ListFlowsRequest{})
+	}
+	ip := onlyIP(cmd, "on either end")
+	return answer(a, cmd, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListFlowsResponse, error) {
+		return agent.ListFlows(ctx, &agentv1.ListFlowsRequest{Ip: *ip})
 	}, func(v *view, r *agentv1.ListFlowsResponse) {
 		v.header("PROTOCOL", "FROM", "TO", "STATE", "EXPIRES", "SENT", "RECEIVED", "EGRESS", "INGRESS")
 		for _, e := range r.GetFlows() {

@@ -349,3 +349,39 @@ func BenchmarkCountEntries(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/entries, "ns/entry")
 }
+
+func TestFrontendsAreListedWithTheirBackendsAndChosenByAddress(t *testing.T) {
+	d := bare(t, testConfig(rootFolder(t)))
+	if err := d.PublishServices(t.Context(), webService()); err != nil {
+		t.Fatal(err)
+	}
+	all, err := d.Frontends(netip.Addr{})
+	if err != nil || len(all) != 1 || len(all[0].Inside) == 0 || all[0].Slots != 3 || all[0].AffinitySeconds != 30 {
+		t.Fatalf("frontends %+v, %v", all, err)
+	}
+	for _, addr := range []netip.Addr{all[0].Key.Addr, all[0].Inside[0].Addr()} {
+		if got, err := d.Frontends(addr); err != nil || len(got) != 1 {
+			t.Errorf("with %s: %+v, %v", addr, got, err)
+		}
+	}
+	if got, err := d.Frontends(netip.MustParseAddr("192.0.2.200")); err != nil || len(got) != 0 {
+		t.Errorf("with an address of nobody: %+v, %v", got, err)
+	}
+}
+
+func TestFlushedAffinitiesAreThoseOfTheClient(t *testing.T) {
+	d := bare(t, testConfig(rootFolder(t)))
+	clients := []string{"10.1.0.2", "10.1.0.3", "fd01::2"}
+	for _, client := range clients {
+		key := bpf.AffinityKey{Client: bpf.AddressOf(netip.MustParseAddr(client))}
+		if err := d.set.maps["affinities"].Put(key, bpf.Affinity{Backend: 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n, err := d.FlushAffinities(netip.MustParseAddr("fd01::2")); n != 1 || err != nil {
+		t.Errorf("of one client: %d, %v", n, err)
+	}
+	if n, err := d.FlushAffinities(netip.Addr{}); n != 2 || err != nil {
+		t.Errorf("of the others: %d, %v", n, err)
+	}
+}

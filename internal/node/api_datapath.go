@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -123,13 +124,20 @@ func (s *api) podName(endpoint uint32) string {
 }
 
 // ListMappings implements the API.
-func (s *api) ListMappings(context.Context, *agentv1.ListMappingsRequest) (*agentv1.ListMappingsResponse, error) {
+func (s *api) ListMappings(_ context.Context, request *agentv1.ListMappingsRequest) (*agentv1.ListMappingsResponse, error) {
+	addr, err := wantedAddr("ip", request.GetIp())
+	if err != nil {
+		return nil, err
+	}
 	mappings, err := s.a.datapath.Mappings()
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
 	reply := &agentv1.ListMappingsResponse{}
 	for _, m := range mappings {
+		if addr.IsValid() && m.Pod.Addr() != addr && m.Remote.Addr() != addr {
+			continue
+		}
 		reply.Mappings = append(reply.Mappings, &agentv1.Mapping{
 			Protocol: uint32(m.Protocol), PodIp: m.Pod.Addr().String(), PodPort: uint32(m.Pod.Port()),
 			NodeIp: m.Node.Addr().String(), NodePort: uint32(m.Node.Port()),
@@ -142,7 +150,7 @@ func (s *api) ListMappings(context.Context, *agentv1.ListMappingsRequest) (*agen
 
 // FlushMappings implements the API.
 func (s *api) FlushMappings(_ context.Context, request *agentv1.FlushMappingsRequest) (*agentv1.FlushMappingsResponse, error) {
-	addr, err := flushed("pod_ip", request.GetPodIp())
+	addr, err := wantedAddr("pod_ip", request.GetPodIp())
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +164,7 @@ func (s *api) FlushMappings(_ context.Context, request *agentv1.FlushMappingsReq
 
 // FlushFlows implements the API.
 func (s *api) FlushFlows(_ context.Context, request *agentv1.FlushFlowsRequest) (*agentv1.FlushFlowsResponse, error) {
-	addr, err := flushed("ip", request.GetIp())
+	addr, err := wantedAddr("ip", request.GetIp())
 	if err != nil {
 		return nil, err
 	}
@@ -170,31 +178,88 @@ func (s *api) FlushFlows(_ context.Context, request *agentv1.FlushFlowsRequest) 
 	return &agentv1.FlushFlowsResponse{Removed: uint32(removed)}, nil
 }
 
-// flushed reads the address of a request to flush; the invalid address, for none, means everything.
-func flushed(field, text string) (netip.Addr, error) {
+// wantedAddr reads the address of a request; the invalid address, for none, means everything.
+func wantedAddr(field, text string) (netip.Addr, error) {
 	if text == "" {
 		return netip.Addr{}, nil
 	}
 	addr, err := netip.ParseAddr(text)
 	if err != nil || addr.Zone() != "" {
-		return netip.Addr{}, status.Errorf(codes.InvalidArgument, "%s: %q is not an IP address; leave it out to flush everything", field, text)
+		return netip.Addr{}, status.Errorf(codes.InvalidArgument, "%s: %q is not an IP address; leave it out for everything", field, text)
 	}
 	return addr.Unmap(), nil
 }
 
 // ListFlows implements the API.
-func (s *api) ListFlows(context.Context, *agentv1.ListFlowsRequest) (*agentv1.ListFlowsResponse, error) {
+func (s *api) ListFlows(_ context.Context, request *agentv1.ListFlowsRequest) (*agentv1.ListFlowsResponse, error) {
+	addr, err := wantedAddr("ip", request.GetIp())
+	if err != nil {
+		return nil, err
+	}
 	reply := &agentv1.ListFlowsResponse{}
 	decoder := s.a.decoder()
 	for entry, err := range s.a.datapath.Flows() {
 		if err != nil {
 			return nil, status.Error(codes.Internal, err.Error())
 		}
+		if addr.IsValid() && entry.Key.Low.Addr() != addr && entry.Key.High.Addr() != addr {
+			continue
+		}
 		reply.Flows = append(reply.Flows, &agentv1.FlowEntry{
-			Flow: decoder.Flow(eventOf(&entry.Key, &entry.Flow)), State: entry.Flow.State.String(), ExpiresNs: entry.Expires.Nanoseconds(),
+			Flow: decoder.Flow(eventOf(&entry.Key, &entry.Flow)), State: stateOf(&entry.Flow), ExpiresNs: entry.Expires.Nanoseconds(),
 		})
 	}
 	return reply, nil
+}
+
+// stateOf is a connection's state; an entry that only says to which backend a service's client goes has another life.
+func stateOf(entry *bpf.Flow) string {
+	if entry.Backend == 0 {
+		return entry.State.String()
+	}
+	return fmt.Sprintf("to %s", netip.AddrPortFrom(entry.Service.Addr(), bpf.Port(entry.ServicePort)))
+}
+
+// ListFrontends implements the API.
+func (s *api) ListFrontends(_ context.Context, request *agentv1.ListFrontendsRequest) (*agentv1.ListFrontendsResponse, error) {
+	addr, err := wantedAddr("ip", request.GetIp())
+	if err != nil {
+		return nil, err
+	}
+	frontends, err := s.a.datapath.Frontends(addr)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	reply := &agentv1.ListFrontendsResponse{}
+	for _, f := range frontends {
+		reply.Frontends = append(reply.Frontends, &agentv1.Frontend{
+			Address: f.Key.Addr.String(), Port: uint32(f.Key.Port), Protocol: uint32(f.Key.Proto), Flags: f.Flags.String(),
+			AffinitySeconds: f.AffinitySeconds, Inside: texts(f.Inside), Outside: texts(f.Outside), Slots: f.Slots,
+		})
+	}
+	return reply, nil
+}
+
+// texts is a list as people read it.
+func texts[T fmt.Stringer](list []T) []string {
+	out := make([]string, 0, len(list))
+	for _, item := range list {
+		out = append(out, item.String())
+	}
+	return out
+}
+
+// FlushAffinities implements the API.
+func (s *api) FlushAffinities(_ context.Context, request *agentv1.FlushAffinitiesRequest) (*agentv1.FlushAffinitiesResponse, error) {
+	addr, err := wantedAddr("ip", request.GetIp())
+	if err != nil {
+		return nil, err
+	}
+	removed, err := s.a.datapath.FlushAffinities(addr)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	return &agentv1.FlushAffinitiesResponse{Removed: uint32(removed)}, nil
 }
 
 // eventOf says of a connection in the table what its last event would say.
@@ -209,6 +274,9 @@ func eventOf(key *bpf.FlowKey, entry *bpf.Flow) *bpf.Event {
 		EgressRule: entry.Egress.Rule, EgressAction: entry.Egress.Action,
 		IngressRule: entry.Ingress.Rule, IngressAction: entry.Ingress.Action,
 		TCPFlags: entry.TCPForward | entry.TCPReverse,
+	}
+	if entry.Backend != 0 { // a service entry's names are its backend's
+		event.Service, event.ServicePort = bpf.Address{}, 0
 	}
 	if entry.Flags&bpf.FlowLowIsSource != 0 {
 		event.Source, event.SourcePort, event.Destination, event.DestinationPort = key.Low, key.LowPort, key.High, key.HighPort

@@ -179,12 +179,12 @@ func TestTablesThatBrainsHoldArePrintedLikeAnyOther(t *testing.T) {
 
 func TestWhatToFlushIsAnAddressOrEverything(t *testing.T) {
 	for text, want := range map[string]string{"": "invalid IP", "10.0.0.1": "10.0.0.1", "::ffff:10.0.0.1": "10.0.0.1", "fd00::1": "fd00::1"} {
-		if got, err := flushed("ip", text); err != nil || got.String() != want {
+		if got, err := wantedAddr("ip", text); err != nil || got.String() != want {
 			t.Errorf("%q: %v, %v; want %s", text, got, err, want)
 		}
 	}
 	for _, text := range []string{"web", "10.0.0.0/24", "fe80::1%eth0"} {
-		if _, err := flushed("ip", text); status.Code(err) != codes.InvalidArgument {
+		if _, err := wantedAddr("ip", text); status.Code(err) != codes.InvalidArgument {
 			t.Errorf("%q: %v, want a refusal: everything would be flushed", text, err)
 		}
 	}

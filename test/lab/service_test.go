@@ -10,6 +10,7 @@ import (
 	"text/template"
 	"time"
 
+	agentv1 "tendril.io/tendril/api/agent/v1"
 	"tendril.io/tendril/internal/lab"
 )
 
@@ -247,6 +248,18 @@ func (c *cluster) testAffinity(t *testing.T) {
 		if len(total) != 1 {
 			t.Errorf("24 connections of one client to %s: %v, want one server", addr, total)
 		}
+	}
+	agent, err := c.Agent("node1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := agent.ListFrontends(t.Context(), &agentv1.ListFrontendsRequest{Ip: "10.96.1.4"})
+	if err != nil || len(list.Frontends) != 1 || len(list.Frontends[0].Inside) != 2 || list.Frontends[0].AffinitySeconds == 0 {
+		t.Errorf("the kernel's frontend: %v, %v", list, err)
+	}
+	flushed, err := agent.FlushAffinities(t.Context(), &agentv1.FlushAffinitiesRequest{Ip: c.pods["client"].Addr(6).String()})
+	if err != nil || flushed.Removed != 1 {
+		t.Errorf("affinities of the client: %v, %v, want one removed", flushed, err)
 	}
 }
 

@@ -21,23 +21,25 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Agent_Status_FullMethodName        = "/tendril.agent.v1.Agent/Status"
-	Agent_Observe_FullMethodName       = "/tendril.agent.v1.Agent/Observe"
-	Agent_ListTables_FullMethodName    = "/tendril.agent.v1.Agent/ListTables"
-	Agent_ShowTable_FullMethodName     = "/tendril.agent.v1.Agent/ShowTable"
-	Agent_Explain_FullMethodName       = "/tendril.agent.v1.Agent/Explain"
-	Agent_Simulate_FullMethodName      = "/tendril.agent.v1.Agent/Simulate"
-	Agent_ListTemplates_FullMethodName = "/tendril.agent.v1.Agent/ListTemplates"
-	Agent_ListMappings_FullMethodName  = "/tendril.agent.v1.Agent/ListMappings"
-	Agent_FlushMappings_FullMethodName = "/tendril.agent.v1.Agent/FlushMappings"
-	Agent_ListFlows_FullMethodName     = "/tendril.agent.v1.Agent/ListFlows"
-	Agent_FlushFlows_FullMethodName    = "/tendril.agent.v1.Agent/FlushFlows"
-	Agent_ListAddresses_FullMethodName = "/tendril.agent.v1.Agent/ListAddresses"
-	Agent_ListEndpoints_FullMethodName = "/tendril.agent.v1.Agent/ListEndpoints"
-	Agent_ListServices_FullMethodName  = "/tendril.agent.v1.Agent/ListServices"
-	Agent_ListPolicies_FullMethodName  = "/tendril.agent.v1.Agent/ListPolicies"
-	Agent_Reload_FullMethodName        = "/tendril.agent.v1.Agent/Reload"
-	Agent_Counters_FullMethodName      = "/tendril.agent.v1.Agent/Counters"
+	Agent_Status_FullMethodName          = "/tendril.agent.v1.Agent/Status"
+	Agent_Observe_FullMethodName         = "/tendril.agent.v1.Agent/Observe"
+	Agent_ListTables_FullMethodName      = "/tendril.agent.v1.Agent/ListTables"
+	Agent_ShowTable_FullMethodName       = "/tendril.agent.v1.Agent/ShowTable"
+	Agent_Explain_FullMethodName         = "/tendril.agent.v1.Agent/Explain"
+	Agent_Simulate_FullMethodName        = "/tendril.agent.v1.Agent/Simulate"
+	Agent_ListTemplates_FullMethodName   = "/tendril.agent.v1.Agent/ListTemplates"
+	Agent_ListMappings_FullMethodName    = "/tendril.agent.v1.Agent/ListMappings"
+	Agent_FlushMappings_FullMethodName   = "/tendril.agent.v1.Agent/FlushMappings"
+	Agent_ListFlows_FullMethodName       = "/tendril.agent.v1.Agent/ListFlows"
+	Agent_FlushFlows_FullMethodName      = "/tendril.agent.v1.Agent/FlushFlows"
+	Agent_ListFrontends_FullMethodName   = "/tendril.agent.v1.Agent/ListFrontends"
+	Agent_FlushAffinities_FullMethodName = "/tendril.agent.v1.Agent/FlushAffinities"
+	Agent_ListAddresses_FullMethodName   = "/tendril.agent.v1.Agent/ListAddresses"
+	Agent_ListEndpoints_FullMethodName   = "/tendril.agent.v1.Agent/ListEndpoints"
+	Agent_ListServices_FullMethodName    = "/tendril.agent.v1.Agent/ListServices"
+	Agent_ListPolicies_FullMethodName    = "/tendril.agent.v1.Agent/ListPolicies"
+	Agent_Reload_FullMethodName          = "/tendril.agent.v1.Agent/Reload"
+	Agent_Counters_FullMethodName        = "/tendril.agent.v1.Agent/Counters"
 )
 
 // AgentClient is the client API for Agent service.
@@ -64,6 +66,9 @@ type AgentClient interface {
 	ListFlows(ctx context.Context, in *ListFlowsRequest, opts ...grpc.CallOption) (*ListFlowsResponse, error)
 	// FlushFlows forgets conntrack entries: the connections' next packets are judged as new.
 	FlushFlows(ctx context.Context, in *FlushFlowsRequest, opts ...grpc.CallOption) (*FlushFlowsResponse, error)
+	// ListFrontends lists service addresses as the kernel has them; FlushAffinities forgets which backend clients had.
+	ListFrontends(ctx context.Context, in *ListFrontendsRequest, opts ...grpc.CallOption) (*ListFrontendsResponse, error)
+	FlushAffinities(ctx context.Context, in *FlushAffinitiesRequest, opts ...grpc.CallOption) (*FlushAffinitiesResponse, error)
 	// ListAddresses lists every address that IPAM has given out, with its owner.
 	ListAddresses(ctx context.Context, in *ListAddressesRequest, opts ...grpc.CallOption) (*ListAddressesResponse, error)
 	// ListEndpoints lists the node's pods; ListServices its services.
@@ -204,6 +209,26 @@ func (c *agentClient) FlushFlows(ctx context.Context, in *FlushFlowsRequest, opt
 	return out, nil
 }
 
+func (c *agentClient) ListFrontends(ctx context.Context, in *ListFrontendsRequest, opts ...grpc.CallOption) (*ListFrontendsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListFrontendsResponse)
+	err := c.cc.Invoke(ctx, Agent_ListFrontends_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *agentClient) FlushAffinities(ctx context.Context, in *FlushAffinitiesRequest, opts ...grpc.CallOption) (*FlushAffinitiesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FlushAffinitiesResponse)
+	err := c.cc.Invoke(ctx, Agent_FlushAffinities_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *agentClient) ListAddresses(ctx context.Context, in *ListAddressesRequest, opts ...grpc.CallOption) (*ListAddressesResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListAddressesResponse)
@@ -288,6 +313,9 @@ type AgentServer interface {
 	ListFlows(context.Context, *ListFlowsRequest) (*ListFlowsResponse, error)
 	// FlushFlows forgets conntrack entries: the connections' next packets are judged as new.
 	FlushFlows(context.Context, *FlushFlowsRequest) (*FlushFlowsResponse, error)
+	// ListFrontends lists service addresses as the kernel has them; FlushAffinities forgets which backend clients had.
+	ListFrontends(context.Context, *ListFrontendsRequest) (*ListFrontendsResponse, error)
+	FlushAffinities(context.Context, *FlushAffinitiesRequest) (*FlushAffinitiesResponse, error)
 	// ListAddresses lists every address that IPAM has given out, with its owner.
 	ListAddresses(context.Context, *ListAddressesRequest) (*ListAddressesResponse, error)
 	// ListEndpoints lists the node's pods; ListServices its services.
@@ -341,6 +369,12 @@ func (UnimplementedAgentServer) ListFlows(context.Context, *ListFlowsRequest) (*
 }
 func (UnimplementedAgentServer) FlushFlows(context.Context, *FlushFlowsRequest) (*FlushFlowsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method FlushFlows not implemented")
+}
+func (UnimplementedAgentServer) ListFrontends(context.Context, *ListFrontendsRequest) (*ListFrontendsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListFrontends not implemented")
+}
+func (UnimplementedAgentServer) FlushAffinities(context.Context, *FlushAffinitiesRequest) (*FlushAffinitiesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FlushAffinities not implemented")
 }
 func (UnimplementedAgentServer) ListAddresses(context.Context, *ListAddressesRequest) (*ListAddressesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListAddresses not implemented")
@@ -572,6 +606,42 @@ func _Agent_FlushFlows_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Agent_ListFrontends_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListFrontendsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).ListFrontends(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_ListFrontends_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).ListFrontends(ctx, req.(*ListFrontendsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Agent_FlushAffinities_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FlushAffinitiesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).FlushAffinities(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_FlushAffinities_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).FlushAffinities(ctx, req.(*FlushAffinitiesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Agent_ListAddresses_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListAddressesRequest)
 	if err := dec(in); err != nil {
@@ -726,6 +796,14 @@ var Agent_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "FlushFlows",
 			Handler:    _Agent_FlushFlows_Handler,
+		},
+		{
+			MethodName: "ListFrontends",
+			Handler:    _Agent_ListFrontends_Handler,
+		},
+		{
+			MethodName: "FlushAffinities",
+			Handler:    _Agent_FlushAffinities_Handler,
 		},
 		{
 			MethodName: "ListAddresses",
