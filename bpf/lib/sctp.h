@@ -39,9 +39,9 @@ static __always_inline __u32 crc32c_times(__u32 a, __u32 b)
 
 /*
  * crc32c_change is the CRC, started from zero, of two bytes and so many zero bytes behind them. difference has the first byte
- * low: that goes first, its low bit ahead. A function of its own, so that the verifier walks through its loops once.
+ * low: that goes first, its low bit ahead.
  */
-__noinline __u32 crc32c_change(__u32 difference, __u32 zeros)
+static __always_inline __u32 crc32c_change(__u32 difference, __u32 zeros)
 {
 	__u32 crc = difference & 0xffff, power = CRC32C_BYTE; /* what 2^i zero bytes do */
 

@@ -10,6 +10,7 @@
 //
 // A frontend refers to a range of slots, a slot to a backend's number. A range is never written while a frontend
 // refers to it: other content gets another range, the frontend moves over in one write, and the old range is released.
+// A frontend has two ranges: one for clients of its node, one for those of elsewhere, to which externalTrafficPolicy applies.
 // What is published depends only on the inputs and not on their order; numbers alone depend on history.
 //
 // The package is pure: no I/O, clock, log or goroutine, and not safe for concurrent use. It is not for the choice of a
