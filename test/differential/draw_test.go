@@ -2,7 +2,10 @@ package differential_test
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"pgregory.net/rapid"
 	"sigs.k8s.io/yaml"
@@ -107,34 +110,57 @@ func drawSpan(t *rapid.T) (first, last int) {
 	return first, pick(t, "last", first+1, first+2, 65535)
 }
 
-// drawTown draws everything that a cluster says, as text, in the order in which it is told.
-func drawTown(t *rapid.T) []string {
-	var out []string
-	add := func(o object) {
+// manifests is everything that a cluster says, as text, by what each object is in the town: a later town may have another
+// policy, or another pod, in the same place.
+type manifests map[string]string
+
+// drawTown draws everything that a cluster says.
+func drawTown(t *rapid.T) manifests {
+	out := manifests{}
+	add := func(place string, o object) {
 		text, err := yaml.Marshal(o)
 		if err != nil {
 			t.Fatal(err)
 		}
-		out = append(out, string(text))
+		out[place] = string(text)
 	}
 	for _, name := range namespaces() {
-		add(head("v1", "Namespace", "", name, drawLabels(t, []string{"team"}, []string{"x", "y"})))
+		add("namespace "+name, head("v1", "Namespace", "", name, drawLabels(t, []string{"team"}, []string{"x", "y"})))
 	}
 	for i, name := range []string{"here", "there"} {
 		o := head("v1", "Node", "", name, drawLabels(t, []string{"role"}, []string{"core", "edge"}))
 		o["status"] = object{"addresses": list{
 			object{"type": "InternalIP", "address": fmt.Sprintf("10.0.0.%d", i+1)}, object{"type": "InternalIP", "address": fmt.Sprintf("fd00::%d", i+1)},
 		}}
-		add(o)
+		add("node "+name, o)
 	}
 	for i := range endpoints {
-		add(drawPod(t, fmt.Sprintf("local%d", i+1), "here", 0, i+1))
+		name := fmt.Sprintf("local%d", i+1)
+		add("pod "+name, drawPod(t, name, "here", 0, i+1))
 	}
 	for i := range rapid.IntRange(1, 3).Draw(t, "remote pods") {
-		add(drawPod(t, fmt.Sprintf("remote%d", i+1), "there", 1, i+1))
+		name := fmt.Sprintf("remote%d", i+1)
+		add("pod "+name, drawPod(t, name, "there", 1, i+1))
 	}
 	for i := range rapid.IntRange(1, 5).Draw(t, "policies") {
-		add(drawPolicy(t, fmt.Sprintf("p%d", i)))
+		name := fmt.Sprintf("p%d", i)
+		add("policy "+name, drawPolicy(t, name))
+	}
+	return out
+}
+
+// change draws a town that differs from another in some places.
+func (m manifests) change(t *rapid.T) manifests {
+	out, other := maps.Clone(m), drawTown(t)
+	for _, place := range slices.Sorted(maps.Keys(other)) {
+		if chance(t, "change "+place, 3) {
+			out[place] = other[place]
+		}
+	}
+	for _, place := range slices.Sorted(maps.Keys(out)) {
+		if strings.HasPrefix(place, "policy ") && chance(t, "delete "+place, 5) {
+			delete(out, place)
+		}
 	}
 	return out
 }

@@ -1,7 +1,7 @@
 package differential_test
 
 import (
-	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -24,21 +24,21 @@ const endpoints = 3
 
 // town is one world twice: as the reference reads it, and as the policy engine is told it.
 type town struct {
-	text       []string
+	text       []string // by place
 	world      reference.World
 	namespaces map[string]map[string]string
 	subjects   map[uint32]policy.Workload
 	owners     map[netip.Addr]uint32 // endpoint of an address
 	addresses  map[netip.Prefix]policy.AddressFact
 	policies   []policy.Policy
+	packets    []reference.Packet // to ask about
 }
 
 const inCluster = uint32(bpf.AddressFlagCluster)
 
 // newTown reads manifests both ways.
-func newTown(t *rapid.T, text []string) *town {
-	n := &town{
-		text: text, namespaces: map[string]map[string]string{}, subjects: map[uint32]policy.Workload{}, owners: map[netip.Addr]uint32{},
+func newTown(t *rapid.T, m manifests) *town {
+	n := &town{namespaces: map[string]map[string]string{}, subjects: map[uint32]policy.Workload{}, owners: map[netip.Addr]uint32{},
 		addresses: map[netip.Prefix]policy.AddressFact{},
 		world: reference.World{
 			Cluster: "lab", Local: "here", APIServers: []netip.Addr{netip.MustParseAddr("192.0.2.99")},
@@ -51,7 +51,10 @@ func newTown(t *rapid.T, text []string) *town {
 	for _, addr := range n.world.APIServers {
 		n.addresses[exact(addr)] = policy.AddressFact{Reserved: identity.KubeAPIServer}
 	}
-	for _, manifest := range text {
+	for _, place := range slices.Sorted(maps.Keys(m)) {
+		n.text = append(n.text, m[place])
+	}
+	for _, manifest := range n.text {
 		if err := n.world.Read(manifest); err != nil {
 			t.Fatalf("the reference cannot read this: %v\n%s", err, manifest)
 		}
@@ -59,7 +62,7 @@ func newTown(t *rapid.T, text []string) *town {
 	for _, node := range n.world.Nodes {
 		n.addNode(&node)
 	}
-	for _, manifest := range text {
+	for _, manifest := range n.text {
 		if strings.Contains(manifest, "kind: Node\n") {
 			continue
 		}
@@ -177,7 +180,7 @@ func (n *town) questions() []reference.Packet {
 		}
 	}
 	var out []reference.Packet
-	for from := range n.owners {
+	for _, from := range slices.SortedFunc(maps.Keys(n.owners), netip.Addr.Compare) {
 		for _, to := range addrs {
 			if from.Is4() != to.Is4() || n.owners[from] == n.owners[to] {
 				continue
@@ -190,7 +193,6 @@ func (n *town) questions() []reference.Packet {
 			}
 		}
 	}
-	slices.SortFunc(out, func(a, b reference.Packet) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
 	return out
 }
 
