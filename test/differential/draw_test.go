@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"pgregory.net/rapid"
@@ -131,6 +132,7 @@ func drawTown(t *rapid.T) manifests {
 		o := head("v1", "Node", "", name, drawLabels(t, []string{"role"}, []string{"core", "edge"}))
 		o["status"] = object{"addresses": list{
 			object{"type": "InternalIP", "address": fmt.Sprintf("10.0.0.%d", i+1)}, object{"type": "InternalIP", "address": fmt.Sprintf("fd00::%d", i+1)},
+			object{"type": "ExternalIP", "address": fmt.Sprintf("10.0.0.%d", i+101)},
 		}}
 		add("node "+name, o)
 	}
@@ -145,6 +147,19 @@ func drawTown(t *rapid.T) manifests {
 	for i := range rapid.IntRange(1, 5).Draw(t, "policies") {
 		name := fmt.Sprintf("p%d", i)
 		add("policy "+name, drawPolicy(t, name))
+	}
+	if chance(t, "baseline", 3) { // there may be one, of this name
+		o := head("policy.networking.k8s.io/v1alpha1", "BaselineAdminNetworkPolicy", "", "default", nil)
+		o["spec"] = drawBaselinePolicy(t)
+		add("policy baseline", o)
+	}
+	for _, name := range groupNames() {
+		o := head("cilium.io/v2", "CiliumCIDRGroup", "", name, drawLabels(t, []string{"trust"}, []string{"x", "y"}))
+		o["spec"] = object{"externalCIDRs": rapid.SliceOfNDistinct(rapid.SampledFrom(ranges()), 1, 2, rapid.ID).Draw(t, "ranges")}
+		add("group "+name, o)
+	}
+	for _, name := range serviceNames() {
+		addService(t, add, name)
 	}
 	return out
 }
@@ -163,6 +178,27 @@ func (m manifests) change(t *rapid.T) manifests {
 		}
 	}
 	return out
+}
+
+func groupNames() []string { return []string{"near", "far"} }
+
+func serviceNames() []string { return []string{"data", "mail"} }
+
+// addService draws a service without a selector and what answers for it, pods and others.
+func addService(t *rapid.T, add func(string, object), name string) {
+	namespace := pick(t, "namespace", namespaces()...)
+	o := head("v1", "Service", namespace, name, drawLabels(t, []string{"kind"}, []string{"x", "y"}))
+	o["spec"] = object{"clusterIP": "10.96.0." + strconv.Itoa(1+slices.Index(serviceNames(), name)), "ports": list{object{"port": 80, "protocol": "TCP"}}}
+	add("service "+name, o)
+	s := head("discovery.k8s.io/v1", "EndpointSlice", namespace, name+"-1", object{"kubernetes.io/service-name": name})
+	s["addressType"] = "IPv4"
+	s["ports"] = list{object{"port": portNumber(t), "protocol": "TCP"}}
+	s["endpoints"] = list{}
+	backends := []string{"10.1.0.1", "10.1.0.2", "10.1.1.1", "10.0.0.2", "192.0.2.7", "203.0.113.1"}
+	for _, addr := range rapid.SliceOfNDistinct(rapid.SampledFrom(backends), 0, 3, rapid.ID).Draw(t, "backends") {
+		s["endpoints"] = append(s["endpoints"].(list), object{"addresses": list{addr}, "conditions": object{"ready": true}})
+	}
+	add("service "+name+" slice", s)
 }
 
 func head(version, kind, namespace, name string, labels object) object {
@@ -197,7 +233,7 @@ func drawPod(t *rapid.T, name, node string, subnet, number int) object {
 // drawPolicy draws an object of any dialect.
 func drawPolicy(t *rapid.T, name string) object {
 	var o object
-	switch pick(t, "dialect", "NetworkPolicy", "CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy") {
+	switch pick(t, "dialect", dialects()...) {
 	case "NetworkPolicy":
 		o = head("networking.k8s.io/v1", "NetworkPolicy", pick(t, "namespace", namespaces()...), name, nil)
 		o["spec"] = drawNetworkPolicy(t)
@@ -207,8 +243,21 @@ func drawPolicy(t *rapid.T, name string) object {
 	case "CiliumClusterwideNetworkPolicy":
 		o = head("cilium.io/v2", "CiliumClusterwideNetworkPolicy", "", name, nil)
 		drawCilium(t, o, true)
+	case "ClusterNetworkPolicy":
+		o = head("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy", "", name, nil)
+		o["spec"] = drawClusterPolicy(t)
+	case "AdminNetworkPolicy":
+		o = head("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy", "", name, nil)
+		o["spec"] = drawAdminPolicy(t)
+	}
+	if chance(t, "staged", 12) {
+		o["metadata"].(object)["annotations"] = object{"tendril.io/stage": "true"}
 	}
 	return o
+}
+
+func dialects() []string {
+	return []string{"NetworkPolicy", "CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy", "ClusterNetworkPolicy", "AdminNetworkPolicy"}
 }
 
 func drawNetworkPolicy(t *rapid.T) object {
