@@ -1,6 +1,6 @@
 # Everything a developer does, one target each. Each installs what it needs (Debian packages, as root) and says so.
 .DEFAULT_GOAL := help
-.PHONY: help demo build generate test lint fuzz bench vm sweep clean
+.PHONY: help demo build generate test lint fuzz mutants bench vm sweep clean
 
 export CGO_ENABLED := 0
 # Without gRPC's tracing pages nothing uses html/template, which makes the linker keep every method of every type: it saves
@@ -35,8 +35,12 @@ lint: ## check the budgets and habits that a program can check
 	@go test -count=1 ./test/lint
 	@test/golangci.sh
 
-fuzz: ## fuzz every fuzz target, TIME=10s each
-	@test/fuzz.sh $(or $(TIME),10s)
+fuzz: ## fuzz every fuzz target, TIME=10s each; ask the kernel about PAIRS=1000000 random policies and packets
+	@test/fuzz.sh $(or $(TIME),10s) $(or $(PAIRS),1000000)
+
+mutants: ## put faults into a copy of the tree, see which the tests notice, write docs/mutants.md
+	@test/install.sh generate
+	@go run ./test/mutants -out docs/mutants.md
 
 bench: build ## measure against bare veth, print a table, write bench/results.json
 	@test/install.sh lab

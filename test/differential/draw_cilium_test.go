@@ -21,6 +21,9 @@ func ciliumSpec(t *rapid.T, clusterwide bool) object {
 		subject["matchLabels"] = object{"k8s:io.kubernetes.pod.namespace": pick(t, "namespace", namespaces()...)}
 	}
 	spec := object{"endpointSelector": subject}
+	if clusterwide && chance(t, "of nodes", 4) {
+		spec = object{"nodeSelector": nodeSelector(t)}
+	}
 	for _, name := range []string{"ingress", "ingressDeny", "egress", "egressDeny"} {
 		most, peers := 2, "to"
 		if name == "ingressDeny" || name == "egressDeny" {
@@ -29,7 +32,7 @@ func ciliumSpec(t *rapid.T, clusterwide bool) object {
 		if name[0] == 'i' {
 			peers = "from"
 		}
-		if rules := several(t, name, 0, most, func(t *rapid.T) any { return ciliumRule(t, peers) }); len(rules) > 0 {
+		if rules := several(t, name, 0, most, func(t *rapid.T) any { return ciliumRule(t, peers, most == 1) }); len(rules) > 0 {
 			spec[name] = rules
 		}
 	}
@@ -49,9 +52,9 @@ func ciliumSpec(t *rapid.T, clusterwide bool) object {
 }
 
 // ciliumRule draws a rule whose lists begin with a word, from or to.
-func ciliumRule(t *rapid.T, word string) any {
+func ciliumRule(t *rapid.T, word string, isDeny bool) any {
 	r := object{}
-	switch pick(t, "peers", "Endpoints", "Entities", "CIDR", "CIDRSet", "none") {
+	switch pick(t, "peers", "Endpoints", "Entities", "CIDR", "CIDRSet", "Nodes", "Services", "none") {
 	case "Endpoints":
 		r[word+"Endpoints"] = several(t, "endpoints", 0, 2, ciliumEndpoints)
 	case "Entities":
@@ -62,6 +65,15 @@ func ciliumRule(t *rapid.T, word string) any {
 		r[word+"CIDR"] = several(t, "ranges", 1, 2, func(t *rapid.T) any { return pick(t, "range", append(ranges(), "192.0.2.7", "2001:db8::7")...) })
 	case "CIDRSet":
 		r[word+"CIDRSet"] = several(t, "ranges", 1, 2, ciliumSet)
+	case "Nodes":
+		r[word+"Nodes"] = several(t, "nodes", 1, 2, func(t *rapid.T) any { return nodeSelector(t) })
+	case "Services":
+		if word == "to" {
+			r["toServices"] = several(t, "services", 1, 2, ciliumService)
+		}
+	}
+	if !isDeny && chance(t, "requires", 8) {
+		r[word+"Requires"] = several(t, "requires", 0, 1, ciliumEndpoints)
 	}
 	switch pick(t, "ports", "none", "ports", "icmps") {
 	case "ports":
@@ -75,9 +87,12 @@ func ciliumRule(t *rapid.T, word string) any {
 // ciliumEndpoints draws a selector by the labels that endpoints have, with sources and without.
 func ciliumEndpoints(t *rapid.T) any {
 	s := drawSelector(t, []string{"app", "k8s:tier", "any:app"}, []string{"a", "b", ""})
-	extra := pick(t, "fact", "", "", "io.kubernetes.pod.namespace", "k8s:io.kubernetes.pod.namespace", "k8s:io.cilium.k8s.namespace.labels.team", "io.cilium.k8s.policy.serviceaccount")
-	if extra == "" {
+	extra := pick(t, "fact", "", "", "io.kubernetes.pod.namespace", "k8s:io.kubernetes.pod.namespace", "k8s:io.cilium.k8s.namespace.labels.team", "io.cilium.k8s.policy.serviceaccount", "reserved")
+	switch extra {
+	case "":
 		return s
+	case "reserved":
+		return object{"matchLabels": object{"reserved:" + pick(t, "reserved", "host", "remote-node", "world", "kube-apiserver"): ""}}
 	}
 	labels, ok := s["matchLabels"].(object)
 	if !ok {
@@ -95,13 +110,36 @@ func ciliumEndpoints(t *rapid.T) any {
 	return s
 }
 
+// ciliumSet draws a range, or groups of them by name or by labels.
 func ciliumSet(t *rapid.T) any {
 	cidr, except := drawRange(t, 2)
 	set := object{"cidr": cidr}
+	switch pick(t, "by", "range", "group", "labels") {
+	case "group":
+		set = object{"cidrGroupRef": pick(t, "group", append(groupNames(), "unknown")...)}
+	case "labels":
+		set = object{"cidrGroupSelector": drawSelector(t, []string{"trust"}, []string{"x", "y"})}
+	}
 	if len(except) > 0 {
 		set["except"] = except
 	}
 	return set
+}
+
+func ciliumService(t *rapid.T) any {
+	ref := object{}
+	if chance(t, "by labels", 2) {
+		ref["selector"] = drawSelector(t, []string{"kind"}, []string{"x", "y"})
+	} else {
+		ref["serviceName"] = pick(t, "service", serviceNames()...)
+	}
+	if chance(t, "of a namespace", 2) {
+		ref["namespace"] = pick(t, "namespace", namespaces()...)
+	}
+	if _, byName := ref["serviceName"]; byName {
+		return object{"k8sService": ref}
+	}
+	return object{"k8sServiceSelector": ref}
 }
 
 func ciliumPort(t *rapid.T) any {

@@ -2,7 +2,11 @@ package differential_test
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
 
 	"pgregory.net/rapid"
 	"sigs.k8s.io/yaml"
@@ -107,36 +111,94 @@ func drawSpan(t *rapid.T) (first, last int) {
 	return first, pick(t, "last", first+1, first+2, 65535)
 }
 
-// drawTown draws everything that a cluster says, as text, in the order in which it is told.
-func drawTown(t *rapid.T) []string {
-	var out []string
-	add := func(o object) {
+// manifests is everything that a cluster says, as text, by what each object is in the town: a later town may have another
+// policy, or another pod, in the same place.
+type manifests map[string]string
+
+// drawTown draws everything that a cluster says.
+func drawTown(t *rapid.T) manifests {
+	out := manifests{}
+	add := func(place string, o object) {
 		text, err := yaml.Marshal(o)
 		if err != nil {
 			t.Fatal(err)
 		}
-		out = append(out, string(text))
+		out[place] = string(text)
 	}
 	for _, name := range namespaces() {
-		add(head("v1", "Namespace", "", name, drawLabels(t, []string{"team"}, []string{"x", "y"})))
+		add("namespace "+name, head("v1", "Namespace", "", name, drawLabels(t, []string{"team"}, []string{"x", "y"})))
 	}
 	for i, name := range []string{"here", "there"} {
 		o := head("v1", "Node", "", name, drawLabels(t, []string{"role"}, []string{"core", "edge"}))
 		o["status"] = object{"addresses": list{
 			object{"type": "InternalIP", "address": fmt.Sprintf("10.0.0.%d", i+1)}, object{"type": "InternalIP", "address": fmt.Sprintf("fd00::%d", i+1)},
+			object{"type": "ExternalIP", "address": fmt.Sprintf("10.0.0.%d", i+101)},
 		}}
-		add(o)
+		add("node "+name, o)
 	}
 	for i := range endpoints {
-		add(drawPod(t, fmt.Sprintf("local%d", i+1), "here", 0, i+1))
+		name := fmt.Sprintf("local%d", i+1)
+		add("pod "+name, drawPod(t, name, "here", 0, i+1))
 	}
 	for i := range rapid.IntRange(1, 3).Draw(t, "remote pods") {
-		add(drawPod(t, fmt.Sprintf("remote%d", i+1), "there", 1, i+1))
+		name := fmt.Sprintf("remote%d", i+1)
+		add("pod "+name, drawPod(t, name, "there", 1, i+1))
 	}
 	for i := range rapid.IntRange(1, 5).Draw(t, "policies") {
-		add(drawPolicy(t, fmt.Sprintf("p%d", i)))
+		name := fmt.Sprintf("p%d", i)
+		add("policy "+name, drawPolicy(t, name))
+	}
+	if chance(t, "baseline", 3) { // there may be one, of this name
+		o := head("policy.networking.k8s.io/v1alpha1", "BaselineAdminNetworkPolicy", "", "default", nil)
+		o["spec"] = drawBaselinePolicy(t)
+		add("policy baseline", o)
+	}
+	for _, name := range groupNames() {
+		o := head("cilium.io/v2", "CiliumCIDRGroup", "", name, drawLabels(t, []string{"trust"}, []string{"x", "y"}))
+		o["spec"] = object{"externalCIDRs": rapid.SliceOfNDistinct(rapid.SampledFrom(ranges()), 1, 2, rapid.ID).Draw(t, "ranges")}
+		add("group "+name, o)
+	}
+	for _, name := range serviceNames() {
+		addService(t, add, name)
 	}
 	return out
+}
+
+// change draws a town that differs from another in some places.
+func (m manifests) change(t *rapid.T) manifests {
+	out, other := maps.Clone(m), drawTown(t)
+	for _, place := range slices.Sorted(maps.Keys(other)) {
+		if chance(t, "change "+place, 3) {
+			out[place] = other[place]
+		}
+	}
+	for _, place := range slices.Sorted(maps.Keys(out)) {
+		if strings.HasPrefix(place, "policy ") && chance(t, "delete "+place, 5) {
+			delete(out, place)
+		}
+	}
+	return out
+}
+
+func groupNames() []string { return []string{"near", "far"} }
+
+func serviceNames() []string { return []string{"data", "mail"} }
+
+// addService draws a service without a selector and what answers for it, pods and others.
+func addService(t *rapid.T, add func(string, object), name string) {
+	namespace := pick(t, "namespace", namespaces()...)
+	o := head("v1", "Service", namespace, name, drawLabels(t, []string{"kind"}, []string{"x", "y"}))
+	o["spec"] = object{"clusterIP": "10.96.0." + strconv.Itoa(1+slices.Index(serviceNames(), name)), "ports": list{object{"port": 80, "protocol": "TCP"}}}
+	add("service "+name, o)
+	s := head("discovery.k8s.io/v1", "EndpointSlice", namespace, name+"-1", object{"kubernetes.io/service-name": name})
+	s["addressType"] = "IPv4"
+	s["ports"] = list{object{"port": portNumber(t), "protocol": "TCP"}}
+	s["endpoints"] = list{}
+	backends := []string{"10.1.0.1", "10.1.0.2", "10.1.1.1", "10.0.0.2", "192.0.2.7", "203.0.113.1"}
+	for _, addr := range rapid.SliceOfNDistinct(rapid.SampledFrom(backends), 0, 3, rapid.ID).Draw(t, "backends") {
+		s["endpoints"] = append(s["endpoints"].(list), object{"addresses": list{addr}, "conditions": object{"ready": true}})
+	}
+	add("service "+name+" slice", s)
 }
 
 func head(version, kind, namespace, name string, labels object) object {
@@ -171,7 +233,7 @@ func drawPod(t *rapid.T, name, node string, subnet, number int) object {
 // drawPolicy draws an object of any dialect.
 func drawPolicy(t *rapid.T, name string) object {
 	var o object
-	switch pick(t, "dialect", "NetworkPolicy", "CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy") {
+	switch pick(t, "dialect", dialects()...) {
 	case "NetworkPolicy":
 		o = head("networking.k8s.io/v1", "NetworkPolicy", pick(t, "namespace", namespaces()...), name, nil)
 		o["spec"] = drawNetworkPolicy(t)
@@ -181,8 +243,21 @@ func drawPolicy(t *rapid.T, name string) object {
 	case "CiliumClusterwideNetworkPolicy":
 		o = head("cilium.io/v2", "CiliumClusterwideNetworkPolicy", "", name, nil)
 		drawCilium(t, o, true)
+	case "ClusterNetworkPolicy":
+		o = head("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy", "", name, nil)
+		o["spec"] = drawClusterPolicy(t)
+	case "AdminNetworkPolicy":
+		o = head("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy", "", name, nil)
+		o["spec"] = drawAdminPolicy(t)
+	}
+	if chance(t, "staged", 12) {
+		o["metadata"].(object)["annotations"] = object{"tendril.io/stage": "true"}
 	}
 	return o
+}
+
+func dialects() []string {
+	return []string{"NetworkPolicy", "CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy", "ClusterNetworkPolicy", "AdminNetworkPolicy"}
 }
 
 func drawNetworkPolicy(t *rapid.T) object {

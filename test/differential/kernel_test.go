@@ -4,6 +4,9 @@
 // The way is the whole one: facts go through the policy engine, its deltas through internal/datapath into pinned maps
 // of the test's own, and packets through a pod's stub and the programs behind it, by BPF_PROG_TEST_RUN. Answers are
 // read from the events that programs send. `go test` runs a hundred worlds; `go test -rapid.checks=N` runs N.
+//
+// objects_test.go begins further ahead, at manifests of every dialect (draw_test.go), and is judged by a reference that
+// reads the objects themselves (test/differential/reference); -pairs says how many.
 package differential_test
 
 import (

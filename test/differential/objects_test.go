@@ -13,36 +13,53 @@ import (
 	"pgregory.net/rapid"
 
 	"tendril.io/tendril/bpf"
+	"tendril.io/tendril/internal/identity"
 	"tendril.io/tendril/internal/ipproto"
+	"tendril.io/tendril/internal/label"
 	"tendril.io/tendril/internal/policy"
 	"tendril.io/tendril/internal/policy/policytest"
 	"tendril.io/tendril/internal/table"
 	"tendril.io/tendril/test/differential/reference"
 )
 
-// pairs is how many pairs of a packet and a set of policies each test of this file asks about; the nightly run asks for
-// more: go test ./test/differential -run Objects -v -pairs 5000000.
-var pairs = flag.Int("pairs", 50_000, "pairs of a packet and a set of policies to compare")
+// pairs is how many pairs of a packet and a set of policies each test of this file asks about; `make fuzz` asks for more.
+var pairs = flag.Int("pairs", 40_000, "pairs of a packet and a set of policies to compare")
 
 // packetsPerTown of those that a town has, which are about a thousand, are drawn.
-const packetsPerTown = 300
+const packetsPerTown = 400
 
-// everyTown draws towns until enough pairs have been compared, and says how many there were and how fast.
-func everyTown(t *testing.T, compare func(*rapid.T, *town, []reference.Packet)) {
+// everyTown draws towns, and others in which each turns, until enough pairs have been compared; and says how many there
+// were and how fast.
+func everyTown(t *testing.T, compare func(*rapid.T, ...*town)) {
 	done, towns, start := 0, 0, time.Now()
 	for done < *pairs && !t.Failed() {
 		rapid.Check(t, func(rt *rapid.T) {
-			n := newTown(rt, drawTown(rt))
-			all := n.questions()
-			chosen := rand.New(rand.NewPCG(rapid.Uint64().Draw(rt, "packets"), 0))
-			chosen.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-			some := all[:min(packetsPerTown, len(all))]
-			compare(rt, n, some)
-			done, towns = done+len(some), towns+1
+			if done >= *pairs {
+				return
+			}
+			var chain []*town
+			m := drawTown(rt)
+			for i := range rapid.IntRange(1, 4).Draw(rt, "towns") {
+				if i > 0 {
+					m = m.change(rt)
+				}
+				n := newTown(rt, m)
+				n.choose(rt)
+				chain, done, towns = append(chain, n), done+len(n.packets), towns+1
+			}
+			compare(rt, chain...)
 		})
 	}
 	took := time.Since(start)
 	t.Logf("%d pairs of packets and policies in %d clusters agree, %.0f a second", done, towns, float64(done)/took.Seconds())
+}
+
+// choose draws which of all packets to ask about.
+func (n *town) choose(t *rapid.T) {
+	n.packets = n.questions()
+	seed := rapid.Uint64().Draw(t, "packets")
+	rand.New(rand.NewPCG(seed, 0)).Shuffle(len(n.packets), func(i, j int) { n.packets[i], n.packets[j] = n.packets[j], n.packets[i] })
+	n.packets = n.packets[:min(packetsPerTown, len(n.packets))]
 }
 
 // same fails where one side of a packet is judged otherwise than the reference judges it.
@@ -54,60 +71,82 @@ func same(t *rapid.T, n *town, p reference.Packet, side string, got, want refere
 
 // What objects say is what the compiled tables say: translation and compiler, without the kernel.
 func TestObjectsMeanWhatIsCompiled(t *testing.T) {
-	numbers := policytest.NewNumbers()
-	engine, model := policy.New(policy.Config{ClassWords: 4}, numbers), policytest.NewKernel()
-	var before *town
-	everyTown(t, func(rt *rapid.T, n *town, packets []reference.Packet) {
-		n.tell(rt, engine, before)
-		before = n
-		delta, err := engine.Flush()
-		if err != nil {
-			rt.Fatal(err)
-		}
-		if refused := engine.Refused(); len(refused) > 0 {
-			rt.Fatalf("refused: %v\n%s", refused, n)
-		}
-		if err := model.Apply(delta, nil); err != nil {
-			rt.Fatal(err)
-		}
-		numbers.Complete()
-		judge := func(p reference.Packet, d policy.Direction, self, other netip.Addr, want *reference.Verdict) {
-			if n.owners[self] == 0 {
-				return
+	everyTown(t, func(rt *rapid.T, towns ...*town) {
+		numbers := policytest.NewNumbers()
+		engine, model := policy.New(policy.Config{ClassWords: 4}, numbers), policytest.NewKernel()
+		var before *town
+		for _, n := range towns {
+			for _, node := range n.world.Nodes {
+				if node.Name == n.world.Local {
+					engine.SetSubject(host, policy.Workload{Reserved: identity.Host, Labels: label.SetOf(node.Labels)})
+				}
 			}
-			v, err := model.Judge(n.owners[self], d, other, p.Protocol, p.Port)
-			if err != nil {
+			n.tell(rt, engine, before)
+			before = n
+			delta := n.flush(rt, engine)
+			if err := model.Apply(delta, nil); err != nil {
 				rt.Fatal(err)
 			}
-			same(rt, n, p, []string{"ingress", "egress"}[d], verdict(rt, engine, v.Action, v.Rule), *want)
-		}
-		for _, p := range packets {
-			egress, ingress := n.world.Judge(p)
-			judge(p, policy.Egress, p.Source, p.Destination, egress)
-			judge(p, policy.Ingress, p.Destination, p.Source, ingress)
+			numbers.Complete()
+			for _, p := range n.packets {
+				n.compareModel(rt, engine, model, p)
+			}
 		}
 	})
+}
+
+// flush takes the town in, whole.
+func (n *town) flush(t *rapid.T, e *policy.Engine) policy.Delta {
+	delta, err := e.Flush()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if refused := e.Refused(); len(refused) > 0 {
+		t.Fatalf("refused: %v\n%s", refused, n)
+	}
+	return delta
+}
+
+// compareModel asks the model of the kernel's tables and the reference what each side that is a pod of this node says.
+func (n *town) compareModel(t *rapid.T, engine *policy.Engine, model *policytest.Kernel, p reference.Packet) {
+	egress, ingress := n.world.Judge(p)
+	for d, side := range []struct {
+		self, other netip.Addr
+		want        *reference.Verdict
+	}{policy.Ingress: {p.Destination, p.Source, ingress}, policy.Egress: {p.Source, p.Destination, egress}} {
+		endpoint := n.judge(side.self)
+		if endpoint == 0 {
+			continue
+		}
+		v, err := model.Judge(endpoint, policy.Direction(d), side.other, p.Protocol, p.Port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, n, p, []string{"ingress", "egress"}[d], verdict(t, engine, v.Action, v.Rule), *side.want)
+	}
 }
 
 // What objects say is what the kernel does: everything between a manifest and the shipped programs.
 func TestObjectsMeanWhatTheKernelDoes(t *testing.T) {
 	k := openKernel(t)
 	var before *town
-	everyTown(t, func(rt *rapid.T, n *town, packets []reference.Packet) {
-		k.move(rt, n, before)
-		before = n
-		sent := map[eventKey]reference.Packet{}
-		for _, p := range packets {
-			if speaks(p) {
-				sent[k.throw(rt, n, p)] = p
+	everyTown(t, func(rt *rapid.T, towns ...*town) {
+		for _, n := range towns {
+			k.move(rt, n, before)
+			before = n
+			sent := map[eventKey]reference.Packet{}
+			for _, p := range n.packets {
+				if speaks(p) && n.owners[p.Source]+n.owners[p.Destination] != 0 {
+					sent[k.throw(rt, n, p)] = p
+				}
 			}
-		}
-		for key, p := range sent {
-			e, ok := k.event(key)
-			if !ok {
-				rt.Fatalf("packet %+v: programs said nothing of it in\n%s", p, n)
+			for key, p := range sent {
+				e, ok := k.event(key)
+				if !ok {
+					rt.Fatalf("packet %+v: programs said nothing of it in\n%s", p, n)
+				}
+				k.compare(rt, n, p, e)
 			}
-			k.compare(rt, n, p, e)
 		}
 	})
 }
@@ -129,15 +168,9 @@ func (k *kernel) move(t *rapid.T, n, before *town) {
 			t.Fatal(err)
 		}
 	}
-	delta, err := k.engine.Flush()
-	if err != nil {
-		t.Fatal(err)
-	}
+	delta := n.flush(t, k.engine)
 	if err := k.datapath.Publish(context.Background(), &delta); err != nil {
 		t.Fatal(err)
-	}
-	if refused := k.engine.Refused(); len(refused) > 0 {
-		t.Fatalf("refused: %v\n%s", refused, n)
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()

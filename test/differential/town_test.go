@@ -1,7 +1,7 @@
 package differential_test
 
 import (
-	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -22,26 +22,31 @@ import (
 // endpoints is the number of pods on the node that is asked.
 const endpoints = 3
 
+// host is the endpoint's number that stands for the node itself.
+const host = endpoints + 1
+
 // town is one world twice: as the reference reads it, and as the policy engine is told it.
 type town struct {
-	text       []string
+	text       []string // by place
 	world      reference.World
 	namespaces map[string]map[string]string
 	subjects   map[uint32]policy.Workload
-	owners     map[netip.Addr]uint32 // endpoint of an address
+	owners     map[netip.Addr]uint32 // endpoint of a pod's address
+	hosts      []netip.Addr          // of the node itself
 	addresses  map[netip.Prefix]policy.AddressFact
 	policies   []policy.Policy
+	groups     []policy.Group
+	packets    []reference.Packet // to ask about
 }
 
 const inCluster = uint32(bpf.AddressFlagCluster)
 
 // newTown reads manifests both ways.
-func newTown(t *rapid.T, text []string) *town {
-	n := &town{
-		text: text, namespaces: map[string]map[string]string{}, subjects: map[uint32]policy.Workload{}, owners: map[netip.Addr]uint32{},
+func newTown(t *rapid.T, m manifests) *town {
+	n := &town{namespaces: map[string]map[string]string{}, subjects: map[uint32]policy.Workload{}, owners: map[netip.Addr]uint32{},
 		addresses: map[netip.Prefix]policy.AddressFact{},
 		world: reference.World{
-			Cluster: "lab", Local: "here", APIServers: []netip.Addr{netip.MustParseAddr("192.0.2.99")},
+			Cluster: "lab", Local: "here", APIServers: []netip.Addr{netip.MustParseAddr("192.0.2.99"), netip.MustParseAddr("10.0.0.102")},
 			PodRanges: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00:1::/64"), netip.MustParsePrefix("fd00:2::/64")},
 		},
 	}
@@ -49,9 +54,12 @@ func newTown(t *rapid.T, text []string) *town {
 		n.addresses[r] = policy.AddressFact{Reserved: identity.Unknown, Flags: inCluster | uint32(bpf.AddressFlagUnknown)}
 	}
 	for _, addr := range n.world.APIServers {
-		n.addresses[exact(addr)] = policy.AddressFact{Reserved: identity.KubeAPIServer}
+		n.addresses[exact(addr)] = policy.AddressFact{Reserved: identity.World, APIServer: true}
 	}
-	for _, manifest := range text {
+	for _, place := range slices.Sorted(maps.Keys(m)) {
+		n.text = append(n.text, m[place])
+	}
+	for _, manifest := range n.text {
 		if err := n.world.Read(manifest); err != nil {
 			t.Fatalf("the reference cannot read this: %v\n%s", err, manifest)
 		}
@@ -59,24 +67,31 @@ func newTown(t *rapid.T, text []string) *town {
 	for _, node := range n.world.Nodes {
 		n.addNode(&node)
 	}
-	for _, manifest := range text {
+	for _, manifest := range n.text {
 		if strings.Contains(manifest, "kind: Node\n") {
 			continue
 		}
 		n.decode(t, manifest)
 	}
+	n.addGroups()
 	return n
 }
 
 func exact(addr netip.Addr) netip.Prefix { return netip.PrefixFrom(addr, addr.BitLen()) }
 
 func (n *town) addNode(node *corev1.Node) {
-	fact := policy.AddressFact{Reserved: identity.RemoteNode, Flags: inCluster | uint32(bpf.AddressFlagRemoteNode)}
+	w := &policy.Workload{Reserved: identity.RemoteNode, Labels: label.SetOf(node.Labels)}
+	fact := policy.AddressFact{Workload: w, Flags: inCluster | uint32(bpf.AddressFlagRemoteNode)}
 	if node.Name == n.world.Local {
-		fact = policy.AddressFact{Reserved: identity.Host, Flags: inCluster | uint32(bpf.AddressFlagHost)}
+		w.Reserved, fact.Flags = identity.Host, inCluster|uint32(bpf.AddressFlagHost)
 	}
 	for _, a := range node.Status.Addresses {
-		n.addresses[exact(netip.MustParseAddr(a.Address))] = fact
+		addr := netip.MustParseAddr(a.Address)
+		if w.Reserved == identity.Host {
+			n.hosts = append(n.hosts, addr)
+		}
+		fact.APIServer = slices.Contains(n.world.APIServers, addr)
+		n.addresses[exact(addr)] = fact
 	}
 }
 
@@ -131,6 +146,28 @@ func (n *town) addPod(o *kube.Object, set *storev1.LabelSet, slim *storev1.Pod) 
 	}
 }
 
+// addGroups tells of lists of ranges and of services what policies may name.
+func (n *town) addGroups() {
+	for _, g := range n.world.CIDRGroups {
+		group := policy.Group{Kind: policy.GroupCIDR, Name: g.Name, Labels: label.SetOf(g.Labels)}
+		for _, r := range g.Spec.ExternalCIDRs {
+			group.Prefixes = append(group.Prefixes, netip.MustParsePrefix(r))
+		}
+		n.groups = append(n.groups, group)
+	}
+	for _, s := range n.world.Services {
+		group := policy.Group{Kind: policy.GroupService, Namespace: s.Namespace, Name: s.Name, Labels: label.SetOf(s.Labels)}
+		for _, slice := range n.world.Slices {
+			for _, e := range slice.Endpoints {
+				if slice.Namespace == s.Namespace && slice.Labels["kubernetes.io/service-name"] == s.Name {
+					group.Prefixes = append(group.Prefixes, exact(netip.MustParseAddr(e.Addresses[0])))
+				}
+			}
+		}
+		n.groups = append(n.groups, group)
+	}
+}
+
 // tell replaces what an engine knows, another town or nothing, by this one.
 func (n *town) tell(t *rapid.T, e *policy.Engine, before *town) {
 	if before != nil {
@@ -139,6 +176,9 @@ func (n *town) tell(t *rapid.T, e *policy.Engine, before *town) {
 		}
 		for prefix := range before.addresses {
 			e.DeleteAddress(prefix)
+		}
+		for _, g := range before.groups {
+			e.DeleteGroup(g.Kind, g.Namespace, g.Name)
 		}
 	}
 	for name, labels := range n.namespaces {
@@ -149,6 +189,11 @@ func (n *town) tell(t *rapid.T, e *policy.Engine, before *town) {
 	}
 	for prefix, fact := range n.addresses {
 		e.SetAddress(prefix, fact)
+	}
+	for _, g := range n.groups {
+		if err := e.SetGroup(g); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, p := range n.policies {
 		if err := e.SetPolicy(p); err != nil {
@@ -164,7 +209,7 @@ func (n *town) String() string { return strings.Join(n.text, "---\n") }
 // what policies name.
 func (n *town) questions() []reference.Packet {
 	others := []string{
-		"10.0.0.1", "10.0.0.2", "fd00::1", "fd00::2", "10.1.0.9", "fd00:2::9", "192.0.2.7", "192.0.2.8", "192.0.2.77", "192.0.2.99", "192.0.9.9",
+		"10.0.0.1", "10.0.0.2", "10.0.0.102", "fd00::1", "fd00::2", "10.1.0.9", "fd00:2::9", "192.0.2.7", "192.0.2.8", "192.0.2.77", "192.0.2.99", "192.0.9.9",
 		"203.0.113.1", "2001:db8::7", "2001:db8::100", "2001:db8:1::1", "2a00::1",
 	}
 	var addrs []netip.Addr
@@ -177,7 +222,7 @@ func (n *town) questions() []reference.Packet {
 		}
 	}
 	var out []reference.Packet
-	for from := range n.owners {
+	for _, from := range slices.SortedFunc(maps.Keys(n.owners), netip.Addr.Compare) {
 		for _, to := range addrs {
 			if from.Is4() != to.Is4() || n.owners[from] == n.owners[to] {
 				continue
@@ -190,8 +235,26 @@ func (n *town) questions() []reference.Packet {
 			}
 		}
 	}
-	slices.SortFunc(out, func(a, b reference.Packet) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+	for _, from := range n.hosts {
+		for _, to := range addrs {
+			if from.Is4() != to.Is4() || slices.Contains(n.hosts, to) {
+				continue
+			}
+			for _, w := range what(from.Is4()) {
+				out = append(out, reference.Packet{Source: from, Destination: to, Protocol: w.protocol, Port: w.port})
+				out = append(out, reference.Packet{Source: to, Destination: from, Protocol: w.protocol, Port: w.port})
+			}
+		}
+	}
 	return out
+}
+
+// judge is the endpoint whose programs judge what an address sends and gets; 0: it is judged elsewhere.
+func (n *town) judge(addr netip.Addr) uint32 {
+	if slices.Contains(n.hosts, addr) {
+		return host
+	}
+	return n.owners[addr]
 }
 
 type protocolPort struct {

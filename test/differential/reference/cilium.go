@@ -30,18 +30,18 @@ func rules(s *cilium.Rule, ingress bool) (out []rule, isolates bool) {
 	asked := s.EnableDefaultDeny.Egress
 	if ingress {
 		asked = s.EnableDefaultDeny.Ingress
-		for _, r := range s.Ingress {
-			out = append(out, rule{"ingress", allow, r.From, cilium.To{}, r.ToPorts, r.ICMPs})
-		}
 		for _, r := range s.IngressDeny {
 			out = append(out, rule{"ingressDeny", deny, r.From, cilium.To{}, r.ToPorts, r.ICMPs})
 		}
-	} else {
-		for _, r := range s.Egress {
-			out = append(out, rule{"egress", allow, cilium.From{}, r.To, r.ToPorts, r.ICMPs})
+		for _, r := range s.Ingress {
+			out = append(out, rule{"ingress", allow, r.From, cilium.To{}, r.ToPorts, r.ICMPs})
 		}
+	} else {
 		for _, r := range s.EgressDeny {
 			out = append(out, rule{"egressDeny", deny, cilium.From{}, r.To, r.ToPorts, r.ICMPs})
+		}
+		for _, r := range s.Egress {
+			out = append(out, rule{"egress", allow, cilium.From{}, r.To, r.ToPorts, r.ICMPs})
 		}
 	}
 	if asked != nil {
@@ -72,8 +72,11 @@ func (q *question) ciliumPolicies(claims *[]claim) (isolated bool) {
 			isolated = isolated || isolates
 			count := map[string]int{}
 			for _, r := range list {
+				place := fmt.Sprintf("%s.%s[%d]", places[n], r.list, count[r.list])
+				if list, met := q.requirements(o.Namespace, r); !met && q.peer.pod != nil {
+					*claims = append(*claims, claim{normal, 0, deny, kind, o.ObjectMeta, len(*claims), place + "." + list})
+				}
 				if q.ciliumPeer(o.Namespace, r) && q.ciliumPort(r) {
-					place := fmt.Sprintf("%s.%s[%d]", places[n], r.list, count[r.list])
 					*claims = append(*claims, claim{normal, 0, r.action, kind, o.ObjectMeta, len(*claims), place})
 				}
 				count[r.list]++
@@ -118,10 +121,14 @@ func (q *question) isEndpoint(namespace string, s *metav1.LabelSelector) bool {
 // ciliumPeer says whether the other side is one that a rule names. A rule with ports and without any list is for anyone;
 // one without both is for nobody. Ranges mean hosts outside the cluster.
 func (q *question) ciliumPeer(namespace string, r rule) bool {
+	if len(r.from.FromRequires)+len(r.to.ToRequires) == 0 {
+		r.from.FromRequires, r.to.ToRequires = nil, nil // empty: as good as absent
+	}
 	if reflect.ValueOf(r.from).IsZero() && reflect.ValueOf(r.to).IsZero() {
 		return !q.peer.nobody && (len(r.ports) > 0 || len(r.icmps) > 0)
 	}
-	endpoint := func(s metav1.LabelSelector) bool { return q.isEndpoint(namespace, &s) }
+	_, met := q.requirements(namespace, r)
+	endpoint := func(s metav1.LabelSelector) bool { return met && q.isEndpoint(namespace, &s) }
 	node := func(s metav1.LabelSelector) bool { return q.peer.isNode(&s) }
 	address := func(cidr string) bool { return q.peer.outside() && q.peer.inside(cidr) }
 	backend := func(s cilium.Service) bool { return q.isBackend(s) }
@@ -130,6 +137,13 @@ func (q *question) ciliumPeer(namespace string, r rule) bool {
 		slices.ContainsFunc(slices.Concat(r.from.FromCIDR, r.to.ToCIDR), address) ||
 		slices.ContainsFunc(slices.Concat(r.from.FromEntities, r.to.ToEntities), q.isEntity) ||
 		slices.ContainsFunc(slices.Concat(r.from.FromCIDRSet, r.to.ToCIDRSet), q.inSet) || slices.ContainsFunc(r.to.ToServices, backend)
+}
+
+// requirements says whether the peer meets what fromRequires or toRequires asks of every pod that is to be reachable; they
+// allow nothing by themselves.
+func (q *question) requirements(namespace string, r rule) (list string, met bool) {
+	list = map[bool]string{true: "fromRequires", false: "toRequires"}[q.ingress]
+	return list, !slices.ContainsFunc(slices.Concat(r.from.FromRequires, r.to.ToRequires), func(s metav1.LabelSelector) bool { return !q.isEndpoint(namespace, &s) })
 }
 
 func (q *question) isEntity(name string) bool {

@@ -251,6 +251,11 @@ func TestCiliumNetworkPolicy(t *testing.T) {
 			in db>web 8/tcp: deny default-deny
 			in db>web 80/tcp: allow cnp spec.ingress[1]
 			in db>web 9/sctp: allow cnp spec.ingress[1]`},
+		{"requirements deny the pods that miss them and allow nobody", `ingress: [{fromRequires: [{matchLabels: {tier: back}}], fromEndpoints: [{matchLabels: {app: db}}]}, {fromEntities: [world]}, {fromRequires: [], toPorts: [{ports: [{port: "1"}]}]}]`, `
+			in db>web 2/tcp: allow cnp spec.ingress[0]
+			in guest>web 1/tcp: deny cnp spec.ingress[0].fromRequires
+			in there>web 1/tcp: allow cnp spec.ingress[2]
+			in world>web 2/tcp: allow cnp spec.ingress[1]`},
 		{"types of ICMP", `ingress: [{icmps: [{fields: [{type: EchoRequest}, {type: 128, family: IPv6}]}]}]`, `
 			in db>web 8/icmp: allow cnp spec.ingress[0]
 			in db>web 0/icmp: deny default-deny
