@@ -460,3 +460,45 @@ func TestAGroupThatChangesHandsInOneFlushKeepsItsProgramsWhenItIsLeft(t *testing
 	become("db", "web")
 	become("db", "db") // the model of the kernel refuses to end a program that judges an endpoint
 }
+
+// A namespace that is relabelled takes its pods out of the policies that selected them by its labels, and into others.
+func TestAPodIsJudgedByWhatItsNamespaceIsCalledNow(t *testing.T) {
+	n := newNode()
+	relabel := func(team string) {
+		n.told.Namespaces["shop"] = map[string]string{"team": team}
+		n.engine.SetNamespace("shop", n.told.Namespaces["shop"])
+		n.flush(t, nil)
+	}
+	p := allow("red", "web", policy.Rule{Peers: []policy.Peer{pods("client")}})
+	p.Specs[0].Subject = label.MustSelector(label.NamespaceEquals("team", "red"))
+	n.apply(t, p)
+	n.come(1, app("web"))
+	for _, step := range []struct{ team, want string }{{"blue", "allow"}, {"red", "deny"}, {"blue", "allow"}} {
+		relabel(step.team)
+		if got := n.judge(t, packetTo(1, "192.0.2.1", 80)); got.Action != step.want {
+			t.Errorf("team %s: got %+v, want %s", step.team, got, step.want)
+		}
+	}
+}
+
+// What is known of a prefix holds for the narrower borders that policies draw in it, also when it changes.
+func TestABorderInsideAPrefixFollowsWhatIsKnownOfThePrefix(t *testing.T) {
+	n := newNode()
+	whole := netip.MustParsePrefix("192.0.2.0/24")
+	p := allow("web", "web", policy.Rule{Peers: []policy.Peer{
+		{Entity: policy.EntityWorld}, {CIDR: &policy.CIDR{Prefix: netip.MustParsePrefix("192.0.2.0/30"), OutsideOnly: true}},
+	}})
+	n.apply(t, p)
+	n.come(1, app("web"))
+	for _, step := range []struct {
+		owner identity.Reserved
+		want  string
+	}{{identity.World, "allow"}, {identity.RemoteNode, "deny"}, {identity.World, "allow"}} {
+		n.told.Addresses[whole] = policy.AddressFact{Reserved: step.owner}
+		n.engine.SetAddress(whole, n.told.Addresses[whole])
+		n.flush(t, nil)
+		if got := n.judge(t, packetTo(1, "192.0.2.1", 80)); got.Action != step.want {
+			t.Errorf("%s: got %+v, want %s", step.owner, got, step.want)
+		}
+	}
+}
