@@ -373,6 +373,25 @@ func TestPodsOfOneNodeAreJudgedByTheRangesOfTheirAddresses(t *testing.T) {
 	})
 }
 
+// A device whose pod has gone speaks for nobody, though another pod has the number now.
+func TestADeviceOfAPodThatHasGoneIsRefused(t *testing.T) {
+	k := openKernel(t)
+	rapid.Check(t, func(rt *rapid.T) {
+		k.become(rt, drawWorld(rt))
+		packet := rapid.SampledFrom(k.packets()).Draw(rt, "packet")
+		row := &table.Endpoint{
+			ID: packet.Endpoint, Generation: generation + 1, Namespace: "blue", Pod: "successor", IfIndex: 1,
+			Addrs: addressesOf(packet.Endpoint), MTU: 1500,
+		}
+		if err := k.datapath.WriteEndpoint(row); err != nil {
+			rt.Fatal(err)
+		}
+		if e := k.send(rt, packet); e.Reason != bpf.DropStaleEndpoint {
+			rt.Fatalf("packet %+v: got %s, want %s", packet, e.Reason, bpf.DropStaleEndpoint)
+		}
+	})
+}
+
 func (k *kernel) isLocal(addr netip.Addr) bool { return k.ownerOf(addr) != 0 }
 
 // ownerOf is the endpoint that has an address, or 0.

@@ -182,11 +182,12 @@ func speaks(p reference.Packet) bool {
 	return p.Protocol != ipproto.ICMP && p.Protocol != ipproto.ICMPv6 || p.Port == 8 || p.Port == 128
 }
 
-// throw sends a packet through the programs of the pod that it comes from, or else of the one that it goes to.
+// throw sends a packet through the programs of the pod that it comes from, or of the one that it goes to; where both are of
+// this node, now by the one and now by the other.
 func (k *kernel) throw(t *rapid.T, n *town, p reference.Packet) eventKey {
 	k.port = max(k.port+1, 1024)
 	data, entry, endpoint := frame(p.Source, p.Destination, p.Protocol, k.port, p.Port), bpf.EntryFromPod, n.owners[p.Source]
-	if endpoint == 0 {
+	if to := n.owners[p.Destination]; endpoint == 0 || to != 0 && k.port%2 == 0 {
 		entry, endpoint = bpf.EntryToPod, n.owners[p.Destination]
 	}
 	if _, err := k.stubs[entry][endpoint].Run(&ebpf.RunOptions{Data: data, DataOut: k.out}); err != nil {
