@@ -3,7 +3,6 @@ package policy
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -53,7 +52,7 @@ func (e *Engine) DeleteGroup(kind GroupKind, namespace, name string) {
 
 // applyAddressGroups moves the borders that the staged groups move; nothing else is looked at.
 func (e *Engine) applyAddressGroups() {
-	for _, key := range slices.SortedFunc(maps.Keys(e.staged.addressGroups), groupKey.compare) {
+	for _, key := range sortedKeys(e.staged.addressGroups, groupKey.compare) {
 		old, next := e.addressGroups[key], e.staged.addressGroups[key]
 		if next == nil {
 			drop(e.plan, e.addressGroups, key)

@@ -9,17 +9,36 @@ import (
 	"tendril.io/tendril/internal/policy/policytest"
 )
 
-// An identity that appears where 1000 rules are in force: engine alone, beside the floor of hashing an identity.
+// An identity that appears: engine alone, beside the floor of making and hashing it.
 func BenchmarkIdentityAppears(b *testing.B) {
-	n := crowd(b, 1000)
-	b.ReportAllocs()
-	i := 0
-	for b.Loop() {
-		n.engine.SetAddress(stranger(i % 65536))
-		i++
-		if _, err := n.engine.Flush(); err != nil {
-			b.Fatal(err)
-		}
+	for _, s := range []size{small, large} {
+		b.Run(s.String(), func(b *testing.B) {
+			n := s.node(b)
+			b.ReportAllocs()
+			i := s.peers
+			for b.Loop() {
+				n.engine.SetAddress(s.newcomer(i))
+				i++
+				n.mustFlush(b)
+			}
+		})
+	}
+}
+
+// An identity that appears and goes again.
+func BenchmarkIdentityComesAndGoes(b *testing.B) {
+	for _, s := range []size{small, large} {
+		b.Run(s.String(), func(b *testing.B) {
+			n := s.node(b)
+			b.ReportAllocs()
+			for b.Loop() {
+				prefix, fact := s.newcomer(s.peers)
+				n.engine.SetAddress(prefix, fact)
+				n.mustFlush(b)
+				n.engine.DeleteAddress(prefix)
+				n.mustFlush(b)
+			}
+		})
 	}
 }
 
@@ -27,7 +46,7 @@ func BenchmarkIdentityAppearsFloor(b *testing.B) {
 	b.ReportAllocs()
 	i := 0
 	for b.Loop() {
-		stranger(i % 65536)
+		large.newcomer(i)
 		i++
 	}
 }

@@ -20,6 +20,8 @@ const (
 	KindBackend
 	KindSlots // ranges of slots
 	KindEndpoint
+
+	kinds // how many there are, and one
 )
 
 // String is the name of one number, as people read it.

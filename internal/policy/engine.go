@@ -20,26 +20,29 @@ type Engine struct {
 	numbers Numbers
 	staged  staged
 	refused map[Key]refusal
-	retry   []Key           // refused policies that may fit the next time
-	held    map[Kind]uint32 // numbers that are ours
-	plan    *plan           // only during Flush
+	retry   []Key         // refused policies that may fit the next time
+	held    [kinds]uint32 // numbers that are ours
+	plan    *plan         // of this flush; empty between two
 
 	// What is in force. Only apply changes it, and only through the plan.
 	started    bool                        // the reserved peers are in force
 	namespaces map[string]*namespace       // that somebody is in, or that have labels
 	policies   map[Key]*policyState        // without those that were refused
+	specs      specIndex                   // of policies, by the subjects that they may select
 	selectors  registry                    // in use, idle ones included
 	idle       map[*selector]struct{}      // that no program uses
 	reserved   map[identity.Reserved]*peer // those that no range holds; their numbers are fixed
 	peers      map[Digest]*peer            // all, the reserved included
-	classes    map[string]*class           // by bitset.key
-	places     tree[place]                 // every prefix that a fact or a range speaks of
+	classes    map[Digest]*class
+	holders    holders
+	places     tree[place] // every prefix that a fact or a range speaks of
 	// addressGroups are the lists of addresses that policies name, not to be confused with groups.
 	addressGroups map[groupKey]*Group
-	views         map[viewKey]*view   // named ports of egress rules
-	groups        map[Digest]*group   // of local endpoints, emptied ones included
-	emptied       map[*group]struct{} // that the last flush left without subjects
-	ended         map[*group]struct{} // with staged programs that the last flush left without subjects
+	views         map[viewKey]*view             // named ports of egress rules
+	viewsByName   map[string]map[*view]struct{} // the same, by the port that they are of
+	groups        map[Digest]*group             // of local endpoints, emptied ones included
+	emptied       map[*group]struct{}           // that the last flush left without subjects
+	ended         map[*group]struct{}           // with staged programs that the last flush left without subjects
 	subjects      map[uint32]*subject
 	contents      map[Digest]*content   // by their cells: equal programs share them
 	rules         map[Digest]*ruleState // that some program names
@@ -56,7 +59,7 @@ type policyInput struct {
 type staged struct {
 	namespaces map[string]*label.Set
 	policies   map[Key]*policyInput
-	addresses  map[netip.Prefix]*AddressFact
+	addresses  scratch[netip.Prefix, *AddressFact]
 	subjects   map[uint32]*Workload
 
 	addressGroups map[groupKey]*Group
@@ -64,33 +67,47 @@ type staged struct {
 
 func newStaged() staged {
 	return staged{
-		map[string]*label.Set{}, map[Key]*policyInput{}, map[netip.Prefix]*AddressFact{}, map[uint32]*Workload{}, map[groupKey]*Group{},
+		namespaces: map[string]*label.Set{}, policies: map[Key]*policyInput{}, subjects: map[uint32]*Workload{},
+		addressGroups: map[groupKey]*Group{},
 	}
 }
 
-func (s staged) empty() bool {
-	return len(s.namespaces)+len(s.policies)+len(s.addresses)+len(s.subjects)+len(s.addressGroups) == 0
+// reset forgets the inputs once they are taken in.
+func (s *staged) reset() {
+	s.addresses.reset()
+	if len(s.namespaces)+len(s.policies)+len(s.subjects)+len(s.addressGroups) > 0 {
+		addresses := s.addresses
+		*s = newStaged()
+		s.addresses = addresses
+	}
+}
+
+func (s *staged) empty() bool {
+	return len(s.namespaces)+len(s.policies)+s.addresses.len()+len(s.subjects)+len(s.addressGroups) == 0
 }
 
 // New returns an engine that knows nothing yet. Its first Flush writes the reserved peers and the world.
 func New(config Config, numbers Numbers) *Engine {
 	return &Engine{
-		config: config, numbers: numbers, staged: newStaged(), refused: map[Key]refusal{}, held: map[Kind]uint32{},
-		namespaces: map[string]*namespace{},
-		policies:   map[Key]*policyState{},
-		selectors:  newRegistry(),
-		idle:       map[*selector]struct{}{},
-		reserved:   map[identity.Reserved]*peer{},
-		peers:      map[Digest]*peer{},
-		classes:    map[string]*class{},
-		views:      map[viewKey]*view{},
-		groups:     map[Digest]*group{},
-		emptied:    map[*group]struct{}{},
-		ended:      map[*group]struct{}{},
-		subjects:   map[uint32]*subject{},
-		contents:   map[Digest]*content{},
-		rules:      map[Digest]*ruleState{},
-		ruleInfos:  builtinRules(),
+		config: config, numbers: numbers, staged: newStaged(), refused: map[Key]refusal{}, plan: &plan{},
+		namespaces:  map[string]*namespace{},
+		policies:    map[Key]*policyState{},
+		specs:       specIndex{newIndex[*specState]()},
+		selectors:   newRegistry(),
+		idle:        map[*selector]struct{}{},
+		reserved:    map[identity.Reserved]*peer{},
+		peers:       map[Digest]*peer{},
+		classes:     map[Digest]*class{},
+		holders:     holders{},
+		views:       map[viewKey]*view{},
+		viewsByName: map[string]map[*view]struct{}{},
+		groups:      map[Digest]*group{},
+		emptied:     map[*group]struct{}{},
+		ended:       map[*group]struct{}{},
+		subjects:    map[uint32]*subject{},
+		contents:    map[Digest]*content{},
+		rules:       map[Digest]*ruleState{},
+		ruleInfos:   builtinRules(),
 
 		addressGroups: map[groupKey]*Group{},
 	}
@@ -137,11 +154,11 @@ func (e *Engine) SetAddress(prefix netip.Prefix, fact AddressFact) {
 		w := fact.Workload.canonical()
 		fact.Workload, fact.Reserved = &w, 0
 	}
-	e.staged.addresses[unmapped(prefix)] = &fact
+	e.staged.addresses.put(unmapped(prefix), &fact)
 }
 
 // DeleteAddress stages that nothing is known of an address or prefix any more.
-func (e *Engine) DeleteAddress(prefix netip.Prefix) { e.staged.addresses[unmapped(prefix)] = nil }
+func (e *Engine) DeleteAddress(prefix netip.Prefix) { e.staged.addresses.put(unmapped(prefix), nil) }
 
 // unmapped returns a prefix in the one form that keys use: masked, IPv4 not mapped.
 func unmapped(prefix netip.Prefix) netip.Prefix {

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"tendril.io/tendril/internal/identity"
 	"tendril.io/tendril/internal/label"
@@ -17,11 +18,10 @@ import (
 //
 // The stages of a flush are the methods of this file, in order.
 func (e *Engine) Flush() (Delta, error) {
-	staged, refused := maps.Clone(e.staged.policies), maps.Clone(e.refused)
+	before := e.givenPolicies()
 	e.tryAgain()
 	var now []Key // refused in this flush
 	for {
-		e.plan = newPlan()
 		err := e.apply()
 		if err == nil {
 			break
@@ -29,7 +29,7 @@ func (e *Engine) Flush() (Delta, error) {
 		e.rollback()
 		var room *RoomError
 		if !errors.As(err, &room) || !e.refuse(room) {
-			e.staged.policies, e.refused = staged, refused
+			e.staged.policies, e.refused = before()
 			return Delta{}, err
 		}
 		now = append(now, room.Policy)
@@ -39,8 +39,18 @@ func (e *Engine) Flush() (Delta, error) {
 	// What a refused policy had taken is free only after the next publication, so that one refusal may have caused
 	// another: all but the first are tried once more then.
 	e.retry = now[min(1, len(now)):]
-	e.staged, e.started = newStaged(), true
+	e.staged.reset()
+	e.started = true
 	return e.commit(), nil
+}
+
+// givenPolicies remembers the policies that are staged and refused; of none, as in most flushes, at no cost.
+func (e *Engine) givenPolicies() (again func() (map[Key]*policyInput, map[Key]refusal)) {
+	if len(e.staged.policies)+len(e.refused) == 0 {
+		return func() (map[Key]*policyInput, map[Key]refusal) { return map[Key]*policyInput{}, map[Key]refusal{} }
+	}
+	staged, refused := maps.Clone(e.staged.policies), maps.Clone(e.refused)
+	return func() (map[Key]*policyInput, map[Key]refusal) { return staged, refused }
 }
 
 // tryAgain stages refused policies once more if something that was changed or let go may have made room.
@@ -60,8 +70,9 @@ func (e *Engine) apply() error {
 	if err := e.start(); err != nil {
 		return err
 	}
-	idle := slices.SortedFunc(maps.Keys(e.idle), func(a, b *selector) int { return compareDigests(a.digest, b.digest) })
-	emptied, ended := slices.Collect(maps.Keys(e.emptied)), slices.Collect(maps.Keys(e.ended))
+	idle := sortedKeys(e.idle, func(a, b *selector) int { return compareDigests(a.digest, b.digest) })
+	byDigest := func(a, b *group) int { return compareDigests(a.digest, b.digest) }
+	emptied, ended := sortedKeys(e.emptied, byDigest), sortedKeys(e.ended, byDigest)
 	// Namespaces first, since policies select by their labels; subjects last, since a new group asks the policies.
 	e.applyNamespaces()
 	e.applyPolicies()
@@ -113,17 +124,17 @@ func (e *Engine) start() error {
 	if _, err := e.intern(selectorOf(Peer{Any: true})); err != nil {
 		return err
 	}
-	none := &class{refs: 1}
-	put(e.plan, e.classes, none.bits.key(), none)
+	none := &class{digest: bitset{}.digest()}
+	put(e.plan, e.classes, none.digest, none)
 	e.plan.delta.Classes = append(e.plan.delta.Classes, ClassRow{})
 	for _, r := range identity.AllReserved() {
 		p := newPeer(&AddressFact{Reserved: r, Flags: addressCluster})
 		p.number, p.refs = uint32(r), 1
-		p.digest = p.workload.digest("peer", []byte{0})
+		p.digest = p.meaning()
 		put(e.plan, e.reserved, r, p)
 		put(e.plan, e.peers, p.digest, p)
 		p.bits, _ = e.selectors.matching(p)
-		e.plan.peers[p] = struct{}{}
+		e.plan.peers.put(p, struct{}{})
 	}
 	for _, prefix := range worldPrefixes() {
 		e.setFact(prefix, nil)
@@ -132,7 +143,7 @@ func (e *Engine) start() error {
 }
 
 func (e *Engine) applyNamespaces() {
-	for _, name := range slices.Sorted(maps.Keys(e.staged.namespaces)) {
+	for _, name := range sortedKeys(e.staged.namespaces, strings.Compare) {
 		labels := label.Set{}
 		if given := e.staged.namespaces[name]; given != nil {
 			labels = *given
@@ -141,17 +152,46 @@ func (e *Engine) applyNamespaces() {
 	}
 }
 
+// applyPolicies exchanges the staged policies, and looks at every group once, whatever their number.
 func (e *Engine) applyPolicies() {
-	for _, key := range slices.SortedFunc(maps.Keys(e.staged.policies), Key.Compare) {
-		next := newPolicyState(e.staged.policies[key])
-		for _, g := range e.groups {
-			e.replaceSpecs(g, e.policies[key], next)
+	if len(e.staged.policies) == 0 {
+		return
+	}
+	fresh, gone := specIndex{newIndex[*specState]()}, map[*policyState]struct{}{}
+	for _, key := range sortedKeys(e.staged.policies, Key.Compare) {
+		old, next := e.policies[key], newPolicyState(e.staged.policies[key])
+		if old != nil {
+			gone[old] = struct{}{}
 		}
 		if next == nil {
 			drop(e.plan, e.policies, key)
 		} else {
 			put(e.plan, e.policies, key, next)
 		}
+		e.indexSpecs(old, next)
+		next.eachSpec(fresh.addSpec)
+	}
+	for _, g := range e.groups {
+		e.replaceSpecs(g, gone, &fresh)
+	}
+}
+
+// indexSpecs makes new groups find the specs of a policy instead of those of another.
+func (e *Engine) indexSpecs(old, next *policyState) {
+	old.eachSpec(e.specs.removeSpec)
+	next.eachSpec(e.specs.addSpec)
+	e.plan.undo = append(e.plan.undo, func() {
+		next.eachSpec(e.specs.removeSpec)
+		old.eachSpec(e.specs.addSpec)
+	})
+}
+
+func (s *policyState) eachSpec(do func(*specState)) {
+	if s == nil {
+		return
+	}
+	for _, spec := range s.specs {
+		do(spec)
 	}
 }
 
@@ -166,55 +206,50 @@ func newPolicyState(in *policyInput) *policyState {
 	return s
 }
 
-// selecting returns the specs of a policy that select a group.
-func (s *policyState) selecting(g *group) []*specState {
-	if s == nil {
-		return nil
-	}
-	var out []*specState
-	for _, spec := range s.specs {
-		if selects(&spec.spec.Subject, g) {
-			out = append(out, spec)
+// selecting appends the specs of an index that select a group.
+func (g *group) selecting(specs []*specState, of *specIndex) []*specState {
+	of.candidates(g, func(some map[*specState]struct{}) {
+		for s := range some {
+			if selects(&s.spec.Subject, g) {
+				specs = append(specs, s)
+			}
 		}
-	}
-	return out
+	})
+	return specs
 }
 
-// replaceSpecs exchanges one policy for another in a group, which is marked if either selects it.
-func (e *Engine) replaceSpecs(g *group, old, next *policyState) {
-	fresh := next.selecting(g)
-	isOld := func(s *specState) bool { return s.policy == old }
-	if len(fresh) == 0 && (old == nil || !slices.ContainsFunc(g.specs, isOld)) {
+// replaceSpecs exchanges policies for others in a group, which is marked if any of them selects it.
+func (e *Engine) replaceSpecs(g *group, gone map[*policyState]struct{}, fresh *specIndex) {
+	isGone := func(s *specState) bool { _, is := gone[s.policy]; return is }
+	added := g.selecting(nil, fresh)
+	if len(added) == 0 && !slices.ContainsFunc(g.specs, isGone) {
 		return
 	}
-	specs := slices.DeleteFunc(slices.Clone(g.specs), isOld)
-	specs = append(specs, fresh...)
+	specs := append(slices.DeleteFunc(slices.Clone(g.specs), isGone), added...)
 	slices.SortFunc(specs, compareSpecs)
 	set(e.plan, &g.specs, specs)
-	e.plan.groups[g] = struct{}{}
+	e.plan.groups.put(g, struct{}{})
 }
 
 // selectAgain finds the specs that select a group from nothing.
 func (e *Engine) selectAgain(g *group) {
-	var specs []*specState
-	for _, p := range e.policies {
-		specs = append(specs, p.selecting(g)...)
-	}
+	specs := g.selecting(nil, &e.specs)
 	slices.SortFunc(specs, compareSpecs)
 	if !slices.Equal(specs, g.specs) {
 		set(e.plan, &g.specs, specs)
-		e.plan.groups[g] = struct{}{}
+		e.plan.groups.put(g, struct{}{})
 	}
 }
 
 func (e *Engine) applyAddresses() {
-	for _, prefix := range slices.SortedFunc(maps.Keys(e.staged.addresses), netip.Prefix.Compare) {
-		e.setFact(prefix, e.staged.addresses[prefix])
+	e.staged.addresses.sort(netip.Prefix.Compare)
+	for _, given := range e.staged.addresses.entries {
+		e.setFact(given.key, given.value)
 	}
 }
 
 func (e *Engine) applySubjects() error {
-	for _, endpoint := range slices.Sorted(maps.Keys(e.staged.subjects)) {
+	for _, endpoint := range sortedKeys(e.staged.subjects, cmp.Compare) {
 		if err := e.setSubject(endpoint, e.staged.subjects[endpoint]); err != nil {
 			return err
 		}
@@ -252,16 +287,16 @@ func (e *Engine) setSubject(endpoint uint32, w *Workload) error {
 	put(e.plan, e.subjects, endpoint, s)
 	put(e.plan, s.group.subjects, endpoint, s)
 	drop(e.plan, e.emptied, s.group) // or the flush in which it is left again would end its programs at once
-	e.plan.subjects[s] = struct{}{}
+	e.plan.subjects.put(s, struct{}{})
 	return nil
 }
 
 // groupOf returns the group of a workload, made if it is new. It is not among those whose programs exist yet.
 func (e *Engine) groupOf(w *Workload) *group {
-	digest := w.digest("group")
+	digest := w.digest("group", nil)
 	if known := e.groups[digest]; known != nil {
 		if len(known.subjects) == 0 {
-			e.plan.groups[known] = struct{}{} // its programs were not kept up to date
+			e.plan.groups.put(known, struct{}{}) // its programs were not kept up to date
 		}
 		return known
 	}
@@ -272,7 +307,7 @@ func (e *Engine) groupOf(w *Workload) *group {
 	}
 	put(e.plan, e.groups, digest, g)
 	e.selectAgain(g)
-	e.plan.groups[g] = struct{}{}
+	e.plan.groups.put(g, struct{}{})
 	return g
 }
 
@@ -283,13 +318,13 @@ func (e *Engine) settle() error {
 	for {
 		var err error
 		switch {
-		case len(p.groups) > 0:
+		case p.groups.len() > 0:
 			err = e.settleGroups()
 		case len(p.selectors) > 0:
 			e.evaluateSelectors()
-		case len(p.rows) > 0:
+		case p.rows.len() > 0:
 			err = e.settleRows()
-		case len(p.spent) > 0:
+		case p.spent.len() > 0:
 			e.sweepPeers()
 		default:
 			return nil
@@ -302,9 +337,9 @@ func (e *Engine) settle() error {
 
 // sweepNamespaces forgets namespaces without labels that nobody is in.
 func (e *Engine) sweepNamespaces() {
-	for name, space := range e.plan.spaces {
-		if space.labels.Len() == 0 && len(space.peers) == 0 && len(space.groups) == 0 {
-			drop(e.plan, e.namespaces, name)
+	for _, mark := range e.plan.spaces.entries {
+		if space := mark.key; space.labels.Len() == 0 && len(space.peers) == 0 && len(space.groups) == 0 {
+			drop(e.plan, e.namespaces, space.name)
 		}
 	}
 }
@@ -312,19 +347,19 @@ func (e *Engine) sweepNamespaces() {
 // collect gathers the delta from what the stages left behind.
 func (e *Engine) collect() {
 	p := e.plan
-	for _, c := range p.fresh {
-		p.delta.Contents = append(p.delta.Contents, ContentRow{FirstCell: c.first, Cells: c.cells})
+	for _, fresh := range p.fresh.entries {
+		p.delta.Contents = append(p.delta.Contents, ContentRow{FirstCell: fresh.value.first, Cells: fresh.value.cells})
 	}
-	for number, program := range p.programs {
-		p.delta.Programs = append(p.delta.Programs, ProgramRow{Program: number, Descriptor: program.descriptor()})
+	for _, changed := range p.programs.entries {
+		p.delta.Programs = append(p.delta.Programs, ProgramRow{Program: changed.key, Descriptor: changed.value.descriptor()})
 		p.delta.Changed = true
 	}
 	e.collectRows()
-	for s := range p.subjects {
-		e.collectSubject(s)
+	for _, mark := range p.subjects.entries {
+		e.collectSubject(mark.key)
 	}
-	for g := range p.recomputed {
-		p.delta.Work.SubjectsRecomputed += len(g.subjects)
+	for _, mark := range p.recomputed.entries {
+		p.delta.Work.SubjectsRecomputed += len(mark.key.subjects)
 	}
 	p.delta.Work.KernelWrites = p.delta.writes()
 }

@@ -85,7 +85,7 @@ func (e *Engine) ClusterSimulation(residents []Resident) *Simulation {
 		if w.Reserved == identity.RemoteNode {
 			w.Reserved = identity.Host // to itself
 		}
-		digest := w.digest("group")
+		digest := w.digest("group", nil)
 		if known[digest] == 0 {
 			known[digest] = uint32(len(known) + 1)
 			subjects[known[digest]] = w

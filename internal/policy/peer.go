@@ -3,8 +3,6 @@ package policy
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"fmt"
-	"maps"
 	"slices"
 
 	"tendril.io/tendril/internal/identity"
@@ -24,8 +22,10 @@ type peer struct {
 	server   bool        // an API server answers there
 	cidrs    []*selector // ranges that hold its addresses, sorted by digest
 	bits     bitset      // selectors that match
-	class    *class
-	refs     int // rows and subjects
+	refs     int         // rows and subjects
+
+	class      *class
+	next, prev *peer // others of the class
 }
 
 // namespace is what peers and subjects of one namespace share.
@@ -41,7 +41,8 @@ type class struct {
 	digest Digest
 	number uint32
 	bits   bitset
-	refs   int // peers
+	first  *peer // of those that have it
+	count  int
 }
 
 func (p *peer) isReserved() bool { return p.workload.Reserved != 0 || p.unknown }
@@ -132,18 +133,38 @@ func comparePorts(a, b NamedPort) int {
 	return int(a.Port) - int(b.Port)
 }
 
-// digest of what makes a workload differ from another, apart from its namespace's labels.
-func (w *Workload) digest(what string, more ...[]byte) Digest {
-	h := sha256.New()
-	fmt.Fprintf(h, "policy.%s/1 %d %x ", what, w.Reserved, w.Identity)
+// digest of what makes a workload differ from another, apart from its namespace's labels. What is hashed is injective:
+// what it is for, the reserved identity, the identity, the count of ports and each port, then what the caller appends.
+// Numbers that outlive the agent hang on it: another encoding needs another version.
+func (w *Workload) digest(what string, more []byte) Digest {
+	var buffer [512]byte // most encodings fit, so that no memory is asked for
+	b := append(buffer[:0], "policy."...)
+	b = append(append(b, what...), "/2 "...)
+	b = binary.AppendUvarint(b, uint64(w.Reserved))
+	b = append(b, w.Identity[:]...)
+	b = binary.AppendUvarint(b, uint64(len(w.NamedPorts)))
 	for _, p := range w.NamedPorts {
-		fmt.Fprintf(h, "%d:%s %d %d ", len(p.Name), p.Name, p.Protocol, p.Port)
+		b = append(binary.AppendUvarint(b, uint64(len(p.Name))), p.Name...)
+		b = binary.BigEndian.AppendUint16(append(b, p.Protocol), p.Port)
 	}
-	h.Write([]byte{0})
-	for _, part := range more {
-		h.Write(part)
+	sum := sha256.Sum256(append(b, more...))
+	return Digest(sum[:16])
+}
+
+// meaning is the digest of what makes a peer.
+func (p *peer) meaning() Digest {
+	var buffer [1 + 8*len(Digest{})]byte // most are in fewer ranges
+	more := append(buffer[:0], 0)
+	if p.outside {
+		more[0] |= 1
 	}
-	return Digest(h.Sum(nil)[:16])
+	if p.server {
+		more[0] |= 2
+	}
+	for _, s := range p.cidrs {
+		more = append(more, s.digest[:]...)
+	}
+	return p.workload.digest("peer", more)
 }
 
 // peerOf returns the peer of a fact in the ranges, creating it if it is new, with one more reference.
@@ -155,20 +176,10 @@ func (e *Engine) peerOf(f *AddressFact, cidrs []*selector) (*peer, error) {
 		set(e.plan, &known.refs, known.refs+1)
 		return known, nil
 	}
-	flags := []byte{0}
-	if p.outside {
-		flags[0] |= 1
-	}
-	if p.server {
-		flags[0] |= 2
-	}
-	for _, s := range cidrs {
-		flags = append(flags, s.digest[:]...)
-	}
-	p.digest = p.workload.digest("peer", flags)
+	p.digest = p.meaning()
 	if known := e.peers[p.digest]; known != nil {
 		set(e.plan, &known.refs, known.refs+1)
-		e.plan.spent[known] = struct{}{}
+		e.plan.spent.put(known, struct{}{})
 		return known, nil
 	}
 	number, err := e.number(KindPeer, p.digest, 1)
@@ -191,10 +202,13 @@ func newPeer(f *AddressFact) *peer {
 	default:
 		p.workload = Workload{Reserved: f.Reserved}
 	}
-	p.ports = p.workload.NamedPorts
-	p.outside = p.workload.Reserved == identity.World ||
-		p.workload.Reserved == identity.KubeAPIServer && f.Flags&addressCluster == 0
+	p.ports, p.outside = p.workload.NamedPorts, f.isOutside()
 	return p
+}
+
+// isOutside says whether what lives at an address is not of the cluster.
+func (f *AddressFact) isOutside() bool {
+	return f.Workload == nil && (f.Reserved == identity.World || f.Reserved == identity.KubeAPIServer && f.Flags&addressCluster == 0)
 }
 
 // fixed returns the number of a reserved peer of which nothing more is known: no range holds it, it has no labels. An
@@ -213,8 +227,8 @@ func (e *Engine) addPeer(p *peer) {
 	put(e.plan, e.peers, p.digest, p)
 	bits, tried := e.selectors.matching(p)
 	e.plan.delta.Work.SelectorsEvaluated += tried
-	e.plan.peers[p] = struct{}{}
-	e.plan.spent[p] = struct{}{}
+	e.plan.peers.put(p, struct{}{})
+	e.plan.spent.put(p, struct{}{})
 	p.bits = bits
 	e.watch(p)
 }
@@ -222,13 +236,13 @@ func (e *Engine) addPeer(p *peer) {
 // releasePeer takes a reference away; a peer without any goes at the end of the plan.
 func (e *Engine) releasePeer(p *peer) {
 	set(e.plan, &p.refs, p.refs-1)
-	e.plan.spent[p] = struct{}{}
+	e.plan.spent.put(p, struct{}{})
 }
 
 // setBits changes the selectors that match a peer.
 func (e *Engine) setBits(p *peer, bits bitset) {
 	set(e.plan, &p.bits, bits)
-	e.plan.peers[p] = struct{}{}
+	e.plan.peers.put(p, struct{}{})
 }
 
 // namespace returns the record of a namespace, which is made when somebody first asks.
@@ -248,7 +262,7 @@ func (e *Engine) relabel(name string, labels label.Set) {
 	}
 	space := e.namespace(name)
 	set(e.plan, &space.labels, labels)
-	e.plan.spaces[name] = space
+	e.plan.spaces.put(space, struct{}{})
 	for p := range space.peers {
 		bits, tried := e.selectors.matching(p)
 		e.plan.delta.Work.SelectorsEvaluated += tried
@@ -265,18 +279,18 @@ func (e *Engine) relabel(name string, labels label.Set) {
 
 // sweepPeers lets peers go that nothing refers to any more.
 func (e *Engine) sweepPeers() {
-	for p := range e.plan.spent {
-		if p.refs == 0 && !p.isFixed() && e.peers[p.digest] == p {
+	for _, mark := range e.plan.spent.take() {
+		if p := mark.key; p.refs == 0 && !p.isFixed() && e.peers[p.digest] == p {
 			e.removePeer(p)
 		}
 	}
-	clear(e.plan.spent)
 }
 
 // settlePeers gives peers the class of their bits.
 func (e *Engine) settlePeers() error {
-	changed := slices.SortedFunc(maps.Keys(e.plan.peers), func(a, b *peer) int { return compareDigests(a.digest, b.digest) })
-	for _, p := range changed {
+	e.plan.peers.sort(func(a, b *peer) int { return compareDigests(a.digest, b.digest) })
+	for _, mark := range e.plan.peers.entries {
+		p := mark.key
 		if e.peers[p.digest] != p {
 			continue // gone again
 		}
@@ -287,16 +301,12 @@ func (e *Engine) settlePeers() error {
 		if err != nil {
 			return err
 		}
-		if p.class != nil {
-			e.releaseClass(p.class)
-		}
-		set(e.plan, &p.class, c)
+		e.move(p, c)
 		e.plan.delta.Peers = append(e.plan.delta.Peers, PeerRow{Peer: p.number, Class: c.number})
 	}
-	for c := range e.plan.classes {
-		if c.refs == 0 && c.number != 0 {
-			drop(e.plan, e.classes, c.bits.key())
-			e.release(KindClass, c.digest, 1)
+	for _, mark := range e.plan.classes.entries {
+		if c := mark.key; c.count == 0 && c.number != 0 {
+			e.removeClass(c)
 		}
 	}
 	return nil
@@ -309,93 +319,85 @@ func (e *Engine) removePeer(p *peer) {
 	drop(e.plan, e.peers, p.digest)
 	if p.space != nil {
 		drop(e.plan, p.space.peers, p)
-		e.plan.spaces[p.space.name] = p.space
+		e.plan.spaces.put(p.space, struct{}{})
 	}
-	if p.class != nil {
-		e.releaseClass(p.class)
-	}
+	e.move(p, nil)
 	e.release(KindPeer, p.digest, 1)
 }
 
-// classOf returns the class of a set of selectors, with one more reference.
+// classOf returns the class of a set of selectors.
 func (e *Engine) classOf(bits bitset) (*class, error) {
-	if known := e.classes[bits.key()]; known != nil {
-		set(e.plan, &known.refs, known.refs+1)
+	digest := bits.digest()
+	if known := e.classes[digest]; known != nil {
 		return known, nil
 	}
 	// A class is never changed in place: packets are judged by the old row until their peer's word is stored.
-	c := &class{digest: digestOf("policy.class/1", bits.key()), bits: bits, refs: 1}
-	number, err := e.number(KindClass, c.digest, 1)
+	c := &class{digest: digest, bits: bits}
+	number, err := e.number(KindClass, digest, 1)
 	if err != nil {
 		return nil, err
 	}
 	c.number = number
-	put(e.plan, e.classes, bits.key(), c)
+	put(e.plan, e.classes, digest, c)
+	e.holders.add(c)
+	e.plan.undo = append(e.plan.undo, func() { e.holders.remove(c) })
 	e.plan.delta.Classes = append(e.plan.delta.Classes, ClassRow{Class: number, Bits: bits})
 	return c, nil
 }
 
-func (e *Engine) releaseClass(c *class) {
-	set(e.plan, &c.refs, c.refs-1)
-	e.plan.classes[c] = struct{}{}
+func (e *Engine) removeClass(c *class) {
+	drop(e.plan, e.classes, c.digest)
+	e.holders.remove(c)
+	e.plan.undo = append(e.plan.undo, func() { e.holders.add(c) })
+	e.release(KindClass, c.digest, 1)
 }
 
-// bitset is a set of selector numbers. It is immutable, and its last word is never 0, so that equal sets are equal slices.
-type bitset []uint64
-
-func (b bitset) has(bit uint32) bool {
-	return int(bit/64) < len(b) && b[bit/64]&(1<<(bit%64)) != 0
+// move gives a peer another class; nil: none, since it goes.
+func (e *Engine) move(p *peer, c *class) {
+	old := p.class
+	if old != nil {
+		e.plan.classes.put(old, struct{}{})
+	}
+	e.plan.undo = append(e.plan.undo, func() { p.join(old) })
+	p.join(c)
 }
 
-func (b bitset) with(bit uint32) bitset {
-	out := make(bitset, max(len(b), int(bit/64)+1))
-	copy(out, b)
-	out[bit/64] |= 1 << (bit % 64)
-	return out
+// join links a peer with those of a class, and no longer with those of the one it was in.
+func (p *peer) join(c *class) {
+	if old := p.class; old != nil {
+		if old.count--; p.prev != nil {
+			p.prev.next = p.next
+		} else {
+			old.first = p.next
+		}
+		if p.next != nil {
+			p.next.prev = p.prev
+		}
+	}
+	p.class, p.next, p.prev = c, nil, nil
+	if c == nil {
+		return
+	}
+	if p.next = c.first; p.next != nil {
+		p.next.prev = p
+	}
+	c.first = p
+	c.count++
 }
 
-func (b bitset) without(bit uint32) bitset {
-	if !b.has(bit) {
-		return b
+// holders are the classes by the bits that they have, so that a selector that goes finds its peers.
+type holders map[uint32]map[*class]struct{}
+
+func (h holders) add(c *class) {
+	for bit := range c.bits.all() {
+		insert(h, bit, c)
 	}
-	out := slices.Clone(b)
-	out[bit/64] &^= 1 << (bit % 64)
-	for len(out) > 0 && out[len(out)-1] == 0 {
-		out = out[:len(out)-1]
-	}
-	return out
 }
 
-// union allocates only where it must.
-func (b bitset) union(other bitset) bitset {
-	if len(other) == 0 {
-		return b
+func (h holders) remove(c *class) {
+	for bit := range c.bits.all() {
+		extract(h, bit, c)
 	}
-	out := make(bitset, max(len(b), len(other)))
-	copy(out, b)
-	for i, word := range other {
-		out[i] |= word
-	}
-	return out
-}
-
-func (b bitset) equal(other bitset) bool { return slices.Equal(b, other) }
-
-// add is with for a set that nobody else has seen.
-func (b *bitset) add(bit uint32) {
-	for int(bit/64) >= len(*b) {
-		*b = append(*b, 0)
-	}
-	(*b)[bit/64] |= 1 << (bit % 64)
-}
-
-// key is the set as a map key.
-func (b bitset) key() string {
-	out := make([]byte, 0, 8*len(b))
-	for _, word := range b {
-		out = binary.LittleEndian.AppendUint64(out, word)
-	}
-	return string(out)
 }
 
 func compareDigests(a, b Digest) int { return slices.Compare(a[:], b[:]) }

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"maps"
 	"net/netip"
 	"slices"
 
@@ -18,9 +17,14 @@ type place struct {
 	fact     *AddressFact // nil: what the next wider place with a fact says
 	includes []*selector  // ranges that begin here
 	excepts  []*selector  // ranges that leave this out
-	row      AddressRow   // as published
-	shown    bool         // a row is published
 	peer     *peer        // of the row
+	published
+}
+
+// published is what the kernel holds for a prefix.
+type published struct {
+	row   AddressRow
+	shown bool
 }
 
 // worldFacts are what holds where nobody said anything: the outside, for each family.
@@ -38,7 +42,7 @@ func (e *Engine) placeAt(prefix netip.Prefix) *place {
 		e.places.put(prefix, p)
 		e.plan.undo = append(e.plan.undo, func() { e.places.remove(prefix) })
 	}
-	e.plan.rows[p] = struct{}{}
+	e.plan.rows.put(p, struct{}{})
 	return p
 }
 
@@ -79,7 +83,7 @@ func (w *Workload) equal(other *Workload) bool {
 // markWithin marks every place inside a prefix.
 func (e *Engine) markWithin(prefix netip.Prefix) {
 	for p := range e.places.within(prefix) {
-		e.plan.rows[p] = struct{}{}
+		e.plan.rows.put(p, struct{}{})
 	}
 }
 
@@ -133,10 +137,9 @@ func without(list []*selector, s *selector) []*selector {
 // settleRows computes the marked rows again, in the order of their prefixes so that a lack of room always shows at
 // the same place.
 func (e *Engine) settleRows() error {
-	marked := slices.SortedFunc(maps.Keys(e.plan.rows), func(a, b *place) int { return a.prefix.Compare(b.prefix) })
-	clear(e.plan.rows)
-	for _, p := range marked {
-		if err := e.settleRow(p); err != nil {
+	e.plan.rows.sort(func(a, b *place) int { return a.prefix.Compare(b.prefix) })
+	for _, marked := range e.plan.rows.take() {
+		if err := e.settleRow(marked.key); err != nil {
 			return err
 		}
 	}
@@ -146,7 +149,7 @@ func (e *Engine) settleRows() error {
 func (e *Engine) settleRow(p *place) error {
 	e.plan.delta.Work.AddressesEvaluated++
 	if p.fact == nil && len(p.includes) == 0 && len(p.excepts) == 0 {
-		e.hideRow(p)
+		e.hide(p)
 		if e.places.get(p.prefix) == p {
 			e.places.remove(p.prefix)
 			e.plan.undo = append(e.plan.undo, func() { e.places.put(p.prefix, p) })
@@ -155,7 +158,7 @@ func (e *Engine) settleRow(p *place) error {
 	}
 	fact, cidrs := e.surroundings(p.prefix)
 	if p.fact == nil && fact.isUnknown() {
-		e.hideRow(p) // the wider row says all there is to say
+		e.hide(p) // the wider row says all there is to say
 		return nil
 	}
 	next, err := e.peerOf(fact, cidrs)
@@ -167,7 +170,8 @@ func (e *Engine) settleRow(p *place) error {
 		e.releasePeer(p.peer)
 	}
 	set(e.plan, &p.peer, next)
-	e.showRow(p, AddressRow{Prefix: p.prefix, Peer: next.number, Node: fact.Node, Endpoint: fact.Endpoint, Flags: fact.Flags})
+	row := AddressRow{Prefix: p.prefix, Peer: next.number, Node: fact.Node, Endpoint: fact.Endpoint, Flags: fact.Flags}
+	e.show(p, published{row, true})
 	return nil
 }
 
@@ -182,7 +186,7 @@ func (e *Engine) surroundings(prefix netip.Prefix) (*AddressFact, []*selector) {
 	if fact.isUnknown() {
 		return fact, nil
 	}
-	return fact, e.rangesAround(prefix, newPeer(fact).outside)
+	return fact, e.rangesAround(prefix, fact.isOutside())
 }
 
 // rangesAround lists the ranges that hold a prefix whose owner is, or is not, outside the cluster, by digest.
@@ -201,50 +205,36 @@ func (e *Engine) rangesAround(prefix netip.Prefix, outside bool) []*selector {
 
 func (f *AddressFact) isUnknown() bool { return f.Workload == nil && f.Reserved == identity.Unknown }
 
-func (e *Engine) showRow(p *place, row AddressRow) {
-	if p.shown && p.row == row {
+// show makes a row what the kernel is to hold.
+func (e *Engine) show(p *place, next published) {
+	if p.published == next {
 		return
 	}
-	if _, was := e.plan.before[p.prefix]; !was {
-		e.plan.before[p.prefix] = published{p.row, p.shown}
+	if _, was := e.plan.before.get(p.prefix); !was {
+		e.plan.before.put(p.prefix, p.published)
 	}
-	set(e.plan, &p.row, row)
-	set(e.plan, &p.shown, true)
-	e.plan.after[p.prefix] = published{row, true}
+	set(e.plan, &p.published, next)
+	e.plan.after.put(p.prefix, next)
 }
 
-func (e *Engine) hideRow(p *place) {
+func (e *Engine) hide(p *place) {
 	if p.peer != nil {
 		e.releasePeer(p.peer)
 		set(e.plan, &p.peer, nil)
 	}
-	if !p.shown {
-		return
-	}
-	if _, was := e.plan.before[p.prefix]; !was {
-		e.plan.before[p.prefix] = published{p.row, true}
-	}
-	set(e.plan, &p.row, AddressRow{})
-	set(e.plan, &p.shown, false)
-	e.plan.after[p.prefix] = published{}
-}
-
-// published is what the kernel holds for a prefix.
-type published struct {
-	row   AddressRow
-	shown bool
+	e.show(p, published{})
 }
 
 // collectRows puts the rows that differ from what is published into the delta.
 func (e *Engine) collectRows() {
-	for prefix, now := range e.plan.after {
-		before := e.plan.before[prefix]
-		switch {
+	for _, changed := range e.plan.after.entries {
+		before, _ := e.plan.before.get(changed.key)
+		switch now := changed.value; {
 		case now == before:
 		case now.shown:
 			e.plan.delta.Set = append(e.plan.delta.Set, now.row)
 		default:
-			e.plan.delta.Unset = append(e.plan.delta.Unset, prefix)
+			e.plan.delta.Unset = append(e.plan.delta.Unset, changed.key)
 		}
 	}
 }

@@ -1,7 +1,9 @@
 package policy
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 )
 
 // plan is one attempt to take in what is staged. Every change of the engine's state goes through put, drop, set and
@@ -9,27 +11,27 @@ import (
 type plan struct {
 	delta     Delta
 	undo      []func()
-	assigned  map[number]uint32 // how many, to give back if the attempt fails
-	released  map[number]uint32 // to give back if it succeeds
-	taken     map[Kind]uint32   // how many of a kind it asked for, whether there were any or not
-	short     []shortage        // kinds of which there were none, the first first
-	compiling compiling         // what it is at
+	assigned  scratch[number, uint32] // how many, to give back if the attempt fails
+	released  scratch[number, uint32] // to give back if it succeeds
+	taken     [kinds]uint32           // how many of a kind it asked for, whether there were any or not
+	short     []shortage              // kinds of which there were none, the first first
+	compiling compiling               // what it is at
 
-	before     map[netip.Prefix]published // rows that the plan changed, as they were
-	after      map[netip.Prefix]published // and as they will be
-	spaces     map[string]*namespace      // namespaces that may have lost their last member
-	rows       map[*place]struct{}        // whose row must be computed again
-	groups     map[*group]struct{}        // whose programs must be compiled again
-	peers      map[*peer]struct{}         // whose bits changed or that are new
-	selectors  []*selector                // new ones, not yet evaluated
-	spent      map[*peer]struct{}         // peers that may have lost their last reference
-	classes    map[*class]struct{}        // classes that may have
-	contents   map[*content]struct{}      // contents that may have
-	fresh      map[Digest]*content        // contents that the kernel does not have
-	programs   map[uint32]*program        // whose descriptor changes; nil: goes
-	recomputed map[*group]struct{}        // compiled at least once
-	subjects   map[*subject]struct{}      // new ones, or of another group
-	rules      map[*ruleState]struct{}    // rules that may have
+	before     scratch[netip.Prefix, published] // rows that the plan changed, as they were
+	after      scratch[netip.Prefix, published] // and as they will be
+	spaces     marks[*namespace]                // namespaces that may have lost their last member
+	rows       marks[*place]                    // whose row must be computed again
+	groups     marks[*group]                    // whose programs must be compiled again
+	peers      marks[*peer]                     // whose bits changed or that are new
+	selectors  []*selector                      // new ones, not yet evaluated
+	spent      marks[*peer]                     // peers that may have lost their last reference
+	classes    marks[*class]                    // classes that may have
+	contents   marks[*content]                  // contents that may have
+	fresh      scratch[Digest, *content]        // contents that the kernel does not have
+	programs   scratch[uint32, *program]        // whose descriptor changes; nil: goes
+	recomputed marks[*group]                    // compiled at least once
+	subjects   marks[*subject]                  // new ones, or of another group
+	rules      marks[*ruleState]                // rules that may have
 }
 
 // number is one assignment.
@@ -38,26 +40,26 @@ type number struct {
 	digest Digest
 }
 
-func newPlan() *plan {
-	return &plan{
-		assigned:   map[number]uint32{},
-		released:   map[number]uint32{},
-		taken:      map[Kind]uint32{},
-		before:     map[netip.Prefix]published{},
-		after:      map[netip.Prefix]published{},
-		spaces:     map[string]*namespace{},
-		rows:       map[*place]struct{}{},
-		groups:     map[*group]struct{}{},
-		peers:      map[*peer]struct{}{},
-		spent:      map[*peer]struct{}{},
-		classes:    map[*class]struct{}{},
-		contents:   map[*content]struct{}{},
-		fresh:      map[Digest]*content{},
-		programs:   map[uint32]*program{},
-		recomputed: map[*group]struct{}{},
-		subjects:   map[*subject]struct{}{},
-		rules:      map[*ruleState]struct{}{},
-	}
+// reset empties the plan for the next flush, which uses its memory again.
+func (p *plan) reset() {
+	p.delta, p.undo, p.taken, p.short, p.compiling = Delta{}, emptied(p.undo), [kinds]uint32{}, nil, compiling{}
+	p.assigned.reset()
+	p.released.reset()
+	p.before.reset()
+	p.after.reset()
+	p.spaces.reset()
+	p.rows.reset()
+	p.groups.reset()
+	p.peers.reset()
+	p.selectors = emptied(p.selectors)
+	p.spent.reset()
+	p.classes.reset()
+	p.contents.reset()
+	p.fresh.reset()
+	p.programs.reset()
+	p.recomputed.reset()
+	p.subjects.reset()
+	p.rules.reset()
 }
 
 // put sets m[k] for as long as the plan holds.
@@ -94,10 +96,10 @@ func (e *Engine) rollback() {
 	for i := len(p.undo) - 1; i >= 0; i-- {
 		p.undo[i]()
 	}
-	for n := range p.assigned {
-		e.numbers.Release(n.kind, n.digest)
+	for _, n := range p.assigned.entries {
+		e.numbers.Release(n.key.kind, n.key.digest)
 	}
-	e.plan = nil
+	p.reset()
 }
 
 // commit makes the changes final and returns what the kernel must learn.
@@ -106,11 +108,20 @@ func (e *Engine) commit() Delta {
 	for kind, n := range p.taken {
 		e.held[kind] += n
 	}
-	for name, n := range p.released {
-		e.numbers.Release(name.kind, name.digest)
-		e.held[name.kind] -= n
+	for _, n := range p.released.entries {
+		e.numbers.Release(n.key.kind, n.key.digest)
+		e.held[n.key.kind] -= n.value
 	}
-	e.plan = nil
-	p.delta.sort()
-	return p.delta
+	delta := p.delta
+	p.reset()
+	delta.sort()
+	return delta
+}
+
+// sortedKeys lists the keys of a map in order; of an empty one, as most are in a flush, at no cost.
+func sortedKeys[K comparable, V any](m map[K]V, compare func(a, b K) int) []K {
+	if len(m) == 0 {
+		return nil
+	}
+	return slices.SortedFunc(maps.Keys(m), compare)
 }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"math"
 	"slices"
 
@@ -392,10 +391,10 @@ func (e *Engine) contentOf(cells [][16]byte, segments int) (*content, error) {
 		}
 		c = &content{digest: digest, first: first, cells: cells, segments: segments}
 		put(e.plan, e.contents, digest, c)
-		e.plan.fresh[digest] = c
+		e.plan.fresh.put(digest, c)
 	}
 	set(e.plan, &c.refs, c.refs+1)
-	e.plan.contents[c] = struct{}{}
+	e.plan.contents.put(c, struct{}{})
 	return c, nil
 }
 
@@ -409,23 +408,24 @@ func (e *Engine) letGo(g *group, p *program) {
 	}
 	for _, r := range p.rules {
 		set(e.plan, &r.refs, r.refs-1)
-		e.plan.rules[r] = struct{}{}
+		e.plan.rules.put(r, struct{}{})
 	}
 	set(e.plan, &p.content.refs, p.content.refs-1)
-	e.plan.contents[p.content] = struct{}{}
+	e.plan.contents.put(p.content, struct{}{})
 }
 
 // settleGroups compiles the marked groups, in a fixed order so that a lack of room always shows at the same place.
 // Staged programs come last: what is enforced has the room first.
 func (e *Engine) settleGroups() error {
-	marked := slices.SortedFunc(maps.Keys(e.plan.groups), func(a, b *group) int { return compareDigests(a.digest, b.digest) })
-	clear(e.plan.groups)
+	e.plan.groups.sort(func(a, b *group) int { return compareDigests(a.digest, b.digest) })
+	marked := e.plan.groups.take()
 	for _, staged := range []bool{false, true} {
-		for _, g := range marked {
+		for _, mark := range marked {
+			g := mark.key
 			if len(g.subjects) == 0 {
 				continue // nobody is judged by it any more
 			}
-			e.plan.recomputed[g] = struct{}{}
+			e.plan.recomputed.put(g, struct{}{})
 			if err := e.settleGroup(g, staged); err != nil {
 				return err
 			}
@@ -470,7 +470,7 @@ func (e *Engine) recompile(g *group, at **program, d Direction, staged bool) err
 	set(e.plan, at, next)
 	// Equal cells: the descriptor in force already leads there, and the verdict epoch need not rise.
 	if old == nil || old.content != next.content {
-		e.plan.programs[next.number] = next
+		e.plan.programs.put(next.number, next)
 	}
 	if old.publishedNumber() != next.publishedNumber() {
 		e.markSubjects(g)
@@ -504,13 +504,13 @@ func (e *Engine) removeProgram(g *group, at **program) {
 	p := *at
 	e.letGo(g, p)
 	e.release(KindProgram, p.digest, 1)
-	e.plan.programs[p.number] = nil
+	e.plan.programs.put(p.number, nil)
 	set(e.plan, at, nil)
 }
 
 func (e *Engine) markSubjects(g *group) {
 	for _, s := range g.subjects {
-		e.plan.subjects[s] = struct{}{}
+		e.plan.subjects.put(s, struct{}{})
 	}
 }
 
@@ -527,7 +527,7 @@ func (e *Engine) removeGroup(g *group) {
 	drop(e.plan, e.groups, g.digest)
 	if g.space != nil {
 		drop(e.plan, g.space.groups, g)
-		e.plan.spaces[g.space.name] = g.space
+		e.plan.spaces.put(g.space, struct{}{})
 	}
 	for d := range g.programs {
 		for _, at := range []**program{&g.programs[d], &g.staged[d]} {
@@ -540,15 +540,15 @@ func (e *Engine) removeGroup(g *group) {
 
 // sweepContents gives up cells and rules that no program uses any more.
 func (e *Engine) sweepContents() {
-	for c := range e.plan.contents {
-		if c.refs == 0 {
+	for _, mark := range e.plan.contents.entries {
+		if c := mark.key; c.refs == 0 {
 			drop(e.plan, e.contents, c.digest)
-			delete(e.plan.fresh, c.digest)
+			e.plan.fresh.drop(c.digest)
 			e.release(KindCells, c.digest, uint32(len(c.cells)))
 		}
 	}
-	for r := range e.plan.rules {
-		if r.refs == 0 {
+	for _, mark := range e.plan.rules.entries {
+		if r := mark.key; r.refs == 0 {
 			drop(e.plan, e.rules, r.digest)
 			e.release(KindRule, r.digest, 1)
 		}

@@ -69,7 +69,7 @@ type compiling struct {
 // number asks for n consecutive numbers, to be given back if the plan fails.
 func (e *Engine) number(kind Kind, digest Digest, n uint32) (uint32, error) {
 	p, name := e.plan, number{kind, digest}
-	_, ours := p.released[name] // all the time
+	_, ours := p.released.get(name) // all the time
 	if p.isShort(kind) && !ours {
 		return p.pretend(kind, n), nil
 	}
@@ -81,10 +81,10 @@ func (e *Engine) number(kind Kind, digest Digest, n uint32) (uint32, error) {
 		return 0, err
 	}
 	if ours {
-		delete(p.released, name)
+		p.released.drop(name)
 		return first, nil
 	}
-	p.assigned[name] = n
+	p.assigned.put(name, n)
 	p.taken[kind] += n
 	return first, nil
 }
@@ -114,7 +114,7 @@ func (p *plan) pretend(kind Kind, n uint32) uint32 {
 
 // release gives numbers back once the plan is carried out.
 func (e *Engine) release(kind Kind, digest Digest, n uint32) {
-	e.plan.released[number{kind, digest}] = n
+	e.plan.released.put(number{kind, digest}, n)
 }
 
 // room says whether a plan that is complete fits.

@@ -56,16 +56,7 @@ func (r ClassInfo) Cells() []string {
 func (e *Engine) Classes() []ClassInfo {
 	var out []ClassInfo
 	for _, c := range e.classes {
-		info := ClassInfo{Class: c.number, Peers: c.refs}
-		if c.number == 0 {
-			info.Peers-- // the engine itself keeps the empty class
-		}
-		for bit := range uint32(64 * len(c.bits)) {
-			if c.bits.has(bit) {
-				info.Selectors = append(info.Selectors, bit)
-			}
-		}
-		out = append(out, info)
+		out = append(out, ClassInfo{Class: c.number, Selectors: slices.Collect(c.bits.all()), Peers: c.count})
 	}
 	slices.SortFunc(out, func(a, b ClassInfo) int { return cmp.Compare(a.Class, b.Class) })
 	return out

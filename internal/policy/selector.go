@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"tendril.io/tendril/internal/ipproto"
@@ -192,125 +193,81 @@ func (t Entity) valid() bool {
 // few that may match it and not with all.
 type registry struct {
 	byDigest map[Digest]*selector
-	plain    map[*selector]struct{}                          // must be tried on every peer
-	byValue  map[label.Key]map[string]map[*selector]struct{} // by one requirement's key and value
+	byLabels index[*selector]
+	others   map[*selector]struct{} // everybody's, and entities: must be tried on every peer
 	byPort   map[NamedPort]map[*selector]struct{}
 	byGroup  map[groupKey]map[*selector]struct{} // those of groups, by what they name
+	found    bitset                              // what find finds, while it does
 }
 
 func newRegistry() registry {
 	return registry{
 		byDigest: map[Digest]*selector{},
-		plain:    map[*selector]struct{}{},
-		byValue:  map[label.Key]map[string]map[*selector]struct{}{},
+		byLabels: newIndex[*selector](),
+		others:   map[*selector]struct{}{},
 		byPort:   map[NamedPort]map[*selector]struct{}{},
 		byGroup:  map[groupKey]map[*selector]struct{}{},
 	}
 }
 
-// handle returns the requirement by which a selector is found: an In of few values, of the pod rather than of its
-// namespace.
-func (s *selector) handle() *label.Requirement {
-	if s.labels == nil {
-		return nil
-	}
-	var best *label.Requirement
-	requirements := s.labels.Requirements()
-	for i := range requirements {
-		r := &requirements[i]
-		if r.Operator == label.In && (best == nil || len(r.Values) < len(best.Values)) {
-			best = r
-		}
-	}
-	return best
-}
-
 func (r *registry) add(s *selector) {
 	r.byDigest[s.digest] = s
-	h := s.handle()
 	switch {
 	case s.cidr != nil: // found by place
 	case s.group != nil:
 		insert(r.byGroup, s.group.ref.key(), s)
 	case s.port != nil:
 		insert(r.byPort, s.port.port, s)
-	case h == nil:
-		r.plain[s] = struct{}{}
+	case s.labels != nil:
+		r.byLabels.add(s.labels, s)
 	default:
-		if r.byValue[h.Key] == nil {
-			r.byValue[h.Key] = map[string]map[*selector]struct{}{}
-		}
-		for _, v := range h.Values {
-			insert(r.byValue[h.Key], v, s)
-		}
+		r.others[s] = struct{}{}
 	}
 }
 
 func (r *registry) remove(s *selector) {
 	delete(r.byDigest, s.digest)
-	delete(r.plain, s)
-	if s.group != nil {
+	switch {
+	case s.cidr != nil:
+	case s.group != nil:
 		extract(r.byGroup, s.group.ref.key(), s)
-	}
-	if s.port != nil {
+	case s.port != nil:
 		extract(r.byPort, s.port.port, s)
-	}
-	if h := s.handle(); h != nil {
-		for _, v := range h.Values {
-			extract(r.byValue[h.Key], v, s)
-		}
-		if len(r.byValue[h.Key]) == 0 {
-			delete(r.byValue, h.Key)
-		}
-	}
-}
-
-// insert adds a selector to the set at k.
-func insert[K comparable](sets map[K]map[*selector]struct{}, k K, s *selector) {
-	if sets[k] == nil {
-		sets[k] = map[*selector]struct{}{}
-	}
-	sets[k][s] = struct{}{}
-}
-
-// extract takes a selector out of the set at k.
-func extract[K comparable](sets map[K]map[*selector]struct{}, k K, s *selector) {
-	if delete(sets[k], s); len(sets[k]) == 0 {
-		delete(sets, k)
+	case s.labels != nil:
+		r.byLabels.remove(s.labels, s)
+	default:
+		delete(r.others, s)
 	}
 }
 
 // matching returns the bits of all selectors that hold a peer, and how many were tried.
 func (r *registry) matching(p *peer) (found bitset, tried int) {
-	found, tried = r.find(p)
+	tried = r.find(p)
 	for _, s := range p.cidrs {
 		tried++
-		found.add(s.bit)
+		r.found.add(s.bit)
 	}
-	return found, tried
+	return slices.Clone(r.found), tried
 }
 
-// find is matching for what is no range.
-func (r *registry) find(p *peer) (found bitset, tried int) {
+// find is matching for what is no range. What it finds holds until the next time.
+func (r *registry) find(p *peer) (tried int) {
+	r.found = r.found[:0]
 	try := func(some map[*selector]struct{}) {
 		for s := range some {
 			if tried++; s.matches(p) {
-				found.add(s.bit)
+				r.found.add(s.bit)
 			}
 		}
 	}
-	try(r.plain)
+	try(r.others)
 	for i := range p.ports {
 		if i == 0 || p.ports[i] != p.ports[i-1] {
 			try(r.byPort[p.ports[i]])
 		}
 	}
-	for key, values := range r.byValue {
-		if value, ok := p.Attribute(key); ok {
-			try(values[value])
-		}
-	}
-	return found, tried
+	r.byLabels.candidates(p, try)
+	return tried
 }
 
 // intern returns the selector that means the same as s, with one more reference.
@@ -371,9 +328,8 @@ func (e *Engine) evaluateSelectors() {
 		return
 	}
 	for p := range maps.Values(e.peers) {
-		found, tried := search.find(p)
-		e.plan.delta.Work.SelectorsEvaluated += tried
-		if bits := p.bits.union(found); !bits.equal(p.bits) {
+		e.plan.delta.Work.SelectorsEvaluated += search.find(p)
+		if bits := p.bits.union(search.found); !bits.equal(p.bits) {
 			e.setBits(p, bits)
 		}
 	}
@@ -390,11 +346,13 @@ func (e *Engine) retire(before []*selector) {
 	if len(gone) == 0 {
 		return
 	}
+	var mask bitset
 	for _, s := range gone {
 		drop(e.plan, e.idle, s)
 		e.selectors.remove(s)
 		e.plan.undo = append(e.plan.undo, func() { e.selectors.add(s) })
 		e.release(KindSelector, s.digest, 1)
+		mask.add(s.bit)
 		if s.isRange() {
 			e.removeRange(s)
 		}
@@ -402,24 +360,37 @@ func (e *Engine) retire(before []*selector) {
 			e.unref(s.port.base)
 		}
 	}
-	for p := range maps.Values(e.peers) {
-		bits := p.bits
-		for _, s := range gone {
-			bits = bits.without(s.bit)
+	// Peers that may match are those of the classes that have a bit, and those whose class is not decided yet.
+	for bit := range mask.all() {
+		for c := range e.holders[bit] {
+			for p := c.first; p != nil; p = p.next {
+				e.strip(p, mask)
+			}
 		}
-		if !bits.equal(p.bits) {
-			e.setBits(p, bits)
-		}
+	}
+	for _, mark := range e.plan.peers.entries {
+		e.strip(mark.key, mask)
+	}
+}
+
+// strip takes the bits of selectors that go away from a peer.
+func (e *Engine) strip(p *peer, mask bitset) {
+	e.plan.delta.Work.SelectorsEvaluated++
+	if bits := p.bits.without(mask); !bits.equal(p.bits) {
+		e.setBits(p, bits)
 	}
 }
 
 // digestOf hashes strings so that no two lists of them give one input.
 func digestOf(parts ...string) Digest {
-	h := sha256.New()
+	var buffer [512]byte // most lists fit, so that no memory is asked for
+	b := buffer[:0]
 	for _, part := range parts {
-		fmt.Fprintf(h, "%d:%s", len(part), part)
+		b = append(strconv.AppendInt(b, int64(len(part)), 10), ':')
+		b = append(b, part...)
 	}
-	return Digest(h.Sum(nil)[:16])
+	sum := sha256.Sum256(b)
+	return Digest(sum[:16])
 }
 
 // protocolName is the name of an IP protocol as policies write it, or its number; 0 is any protocol.

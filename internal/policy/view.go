@@ -30,6 +30,8 @@ func (e *Engine) viewOf(base *selector, port Port, g *group) *view {
 	if v == nil {
 		v = &view{key: key, base: base, members: map[*peer][]NamedPort{}, counts: map[NamedPort]int{}, watchers: map[*group]int{}}
 		put(e.plan, e.views, key, v)
+		insert(e.viewsByName, key.name, v)
+		e.plan.undo = append(e.plan.undo, func() { extract(e.viewsByName, key.name, v) })
 		set(e.plan, &base.refs, base.refs+1)
 		for p := range maps.Values(e.peers) {
 			e.recount(v, p, v.contribution(p))
@@ -48,6 +50,8 @@ func (e *Engine) leaveView(v *view, g *group) {
 	drop(e.plan, v.watchers, g)
 	if len(v.watchers) == 0 {
 		drop(e.plan, e.views, v.key)
+		extract(e.viewsByName, v.key.name, v)
+		e.plan.undo = append(e.plan.undo, func() { insert(e.viewsByName, v.key.name, v) })
 		e.unref(v.base)
 	}
 }
@@ -75,22 +79,23 @@ func (v *view) contribution(p *peer) []NamedPort {
 
 // watch looks again at what a new or changed peer contributes.
 func (e *Engine) watch(p *peer) {
-	if len(p.ports) == 0 {
-		return
-	}
-	for v := range maps.Values(e.views) {
-		e.recount(v, p, v.contribution(p))
+	e.eachView(p, func(v *view) { e.recount(v, p, v.contribution(p)) })
+}
+
+// eachView calls do with the views of the names that a peer has for its ports.
+func (e *Engine) eachView(p *peer, do func(*view)) {
+	for i := range p.ports {
+		if i == 0 || p.ports[i].Name != p.ports[i-1].Name {
+			for v := range e.viewsByName[p.ports[i].Name] {
+				do(v)
+			}
+		}
 	}
 }
 
 // unwatch forgets a peer.
 func (e *Engine) unwatch(p *peer) {
-	if len(p.ports) == 0 {
-		return
-	}
-	for v := range maps.Values(e.views) {
-		e.recount(v, p, nil)
-	}
+	e.eachView(p, func(v *view) { e.recount(v, p, nil) })
 }
 
 // recount replaces a peer's contribution and marks the watchers if the set of numbers changed.
@@ -119,7 +124,7 @@ func (e *Engine) recount(v *view, p *peer, ports []NamedPort) {
 	}
 	if changed {
 		for g := range v.watchers {
-			e.plan.groups[g] = struct{}{}
+			e.plan.groups.put(g, struct{}{})
 		}
 	}
 }

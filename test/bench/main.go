@@ -151,7 +151,7 @@ func want() map[string]float64 {
 		"verdict_ns_1rule_cold": 0, "verdict_ns_16rules_cold": 0,
 		"stub_load_ms_p50": -1, "cni_add_ms_p50": -30, "cni_add_ms_p99": 0, "cni_add_30_parallel_s": -0.6,
 		"cni_add_100_parallel_s": -2, "cold_start_to_first_pod_s": -1,
-		"policy_rule_change_ms_p50": -5, "policy_10k_rules_load_s": 0, "policy_bytes_per_identity": 0,
+		"policy_rule_change_ms_p50": -5, "policy_10k_rules_load_s": -1, "policy_bytes_per_identity": 0,
 		"identity_add_us_p50": 0, "identity_add_kernel_writes": -6,
 		"policy_apply_to_enforced_ms_p50": -20, "service_apply_to_answer_ms_p50": -20,
 		"agent_rss_mib_idle": -60, "bpf_maps_mib_default": -48,
