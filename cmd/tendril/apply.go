@@ -280,20 +280,30 @@ func current(ctx context.Context, s recordStore, records []kube.Record) (map[str
 	return present, nil
 }
 
-// compare says what writing the record would do. A policy's revision is the store's own, not the author's.
+// compare says what writing the record would do.
 func compare(have proto.Message, want kube.Record) string {
 	if have == nil {
 		return "created"
 	}
-	if policy, ok := have.(*storev1.Policy); ok {
-		wanted := proto.CloneOf(want.Value.(*storev1.Policy))
-		wanted.Revision = policy.GetRevision()
-		want.Value = wanted
-	}
-	if proto.Equal(have, want.Value) {
+	if proto.Equal(have, withStoresOwn(have, want.Value)) {
 		return "unchanged"
 	}
 	return "configured"
+}
+
+// withStoresOwn is a wanted record with what is the store's to say and not the author's: a policy's revision, and what a
+// service was given by pools.
+func withStoresOwn(have, want proto.Message) proto.Message {
+	want = proto.Clone(want)
+	switch have := have.(type) {
+	case *storev1.Policy:
+		want.(*storev1.Policy).Revision = have.GetRevision()
+	case *storev1.Service:
+		if asks := want.(*storev1.Service).GetLoadBalancer(); asks != nil {
+			asks.Grants, asks.Shortfalls = have.GetLoadBalancer().GetGrants(), have.GetLoadBalancer().GetShortfalls()
+		}
+	}
+	return want
 }
 
 // strongest is the result of an object of several records: a label set that is there already does not make its pod so.

@@ -23,6 +23,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"tendril.io/tendril/api/cilium"
+	"tendril.io/tendril/api/tendril"
 )
 
 // Object is one object of a manifest: decoded, known to have no unknown field, not yet checked for meaning.
@@ -61,6 +62,7 @@ func kinds() []kind {
 		{"v1", "Namespace", false, reflect.TypeFor[corev1.Namespace]()},
 		{"v1", "Node", false, reflect.TypeFor[corev1.Node]()},
 		{"v1", "Pod", true, reflect.TypeFor[corev1.Pod]()},
+		{tendril.APIVersion, tendril.KindLoadBalancerPool, false, reflect.TypeFor[tendril.LoadBalancerPool]()},
 		{"v1", "Service", true, reflect.TypeFor[corev1.Service]()},
 		{"discovery.k8s.io/v1", "EndpointSlice", true, reflect.TypeFor[discoveryv1.EndpointSlice]()},
 		{cilium.APIVersion, cilium.KindCIDRGroup, false, reflect.TypeFor[cilium.CIDRGroup]()},

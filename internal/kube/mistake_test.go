@@ -52,8 +52,8 @@ kind: NetworkPolicy
 metadata: {name: x}
 `, `
 x.yaml document 1, Namespace Bad_Name: metadata.name: Invalid value: "Bad_Name": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')
-x.yaml document 2, Namespace x: apiVersion: Required value: say which kind of object this is; known are Namespace, Node, Pod, Service, EndpointSlice, CiliumCIDRGroup, NetworkPolicy, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy, ClusterNetworkPolicy, AdminNetworkPolicy, BaselineAdminNetworkPolicy
-x.yaml document 3, Secret x: kind: Invalid value: "Secret": not a kind that tendril reads; known are Namespace, Node, Pod, Service, EndpointSlice, CiliumCIDRGroup, NetworkPolicy, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy, ClusterNetworkPolicy, AdminNetworkPolicy, BaselineAdminNetworkPolicy
+x.yaml document 2, Namespace x: apiVersion: Required value: say which kind of object this is; known are Namespace, Node, Pod, LoadBalancerPool, Service, EndpointSlice, CiliumCIDRGroup, NetworkPolicy, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy, ClusterNetworkPolicy, AdminNetworkPolicy, BaselineAdminNetworkPolicy
+x.yaml document 3, Secret x: kind: Invalid value: "Secret": not a kind that tendril reads; known are Namespace, Node, Pod, LoadBalancerPool, Service, EndpointSlice, CiliumCIDRGroup, NetworkPolicy, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy, ClusterNetworkPolicy, AdminNetworkPolicy, BaselineAdminNetworkPolicy
 x.yaml document 4, NetworkPolicy x: apiVersion: Invalid value: "v1": kind NetworkPolicy is read as networking.k8s.io/v1
 `},
 		{"values of the wrong type", `
@@ -518,6 +518,62 @@ x.yaml document 2, EndpointSlice default/b: ports[2].protocol: Unsupported value
 x.yaml document 2, EndpointSlice default/b: endpoints[0].addresses: Required value: give the backend's address
 x.yaml document 2, EndpointSlice default/b: endpoints[1].addresses[0]: Invalid value: "fd00::1": not of addressType IPv4; each slice holds one family
 x.yaml document 2, EndpointSlice default/b: endpoints[2].addresses[0]: Invalid value: "x": not an IP address; write one like 10.1.2.3 or fd00::1
+`},
+		{"pools of addresses", `
+apiVersion: tendril.io/v1alpha1
+kind: LoadBalancerPool
+metadata: {name: a, namespace: shop}
+spec: {cidr: [192.0.2.0/24]}
+---
+apiVersion: tendril.io/v1alpha1
+kind: LoadBalancerPool
+metadata: {name: b}
+spec: {cidrs: []}
+---
+apiVersion: tendril.io/v1alpha1
+kind: LoadBalancerPool
+metadata: {name: c}
+spec:
+  cidrs: [192.0.2.10/24, x, 224.0.0.0/8, 192.0.2.64/26, "fe80::/64", "::ffff:192.0.2.1/128"]
+  serviceSelector: {matchLabels: {"a b": c}}
+  namespaceSelector: {matchExpressions: [{key: team, operator: In}]}
+`, `
+x.yaml document 1, LoadBalancerPool shop/a: spec.cidr: Forbidden: unknown field; did you mean "cidrs"?
+x.yaml document 1, LoadBalancerPool shop/a: metadata.namespace: Forbidden: a LoadBalancerPool belongs to no namespace; remove the field
+x.yaml document 2, LoadBalancerPool b: spec.cidrs: Required value: list at least one range of addresses, e.g. 192.0.2.64/26
+x.yaml document 3, LoadBalancerPool c: spec.cidrs[0]: Invalid value: "192.0.2.10/24": has bits behind its length; write 192.0.2.0/24 for the range, or 192.0.2.10 for the one address
+x.yaml document 3, LoadBalancerPool c: spec.cidrs[1]: Invalid value: "x": not an address range; write one like 10.1.0.0/16 or fd00:1::/32
+x.yaml document 3, LoadBalancerPool c: spec.cidrs[2]: Invalid value: "224.0.0.0/8": reaches into 224.0.0.0/4, which is multicast; no service can be reached there
+x.yaml document 3, LoadBalancerPool c: spec.cidrs[3]: Invalid value: "192.0.2.64/26": overlaps 192.0.2.0/24 of the same pool; write each address once
+x.yaml document 3, LoadBalancerPool c: spec.cidrs[4]: Invalid value: "fe80::/64": reaches into fe80::/10, which is link-local; no service can be reached there
+x.yaml document 3, LoadBalancerPool c: spec.cidrs[5]: Invalid value: "::ffff:192.0.2.1/128": an IPv4 range written as IPv6; write it like 10.1.0.0/16
+x.yaml document 3, LoadBalancerPool c: spec.serviceSelector.matchLabels[a b]: Invalid value: "a b": label key "a b": the name may hold letters, digits, '-', '_' and '.', and must begin and end with a letter or digit
+x.yaml document 3, LoadBalancerPool c: spec.namespaceSelector.matchExpressions[0].values: Required value: In compares with at least one value
+`},
+		{"what a service wants of pools", `
+apiVersion: v1
+kind: Service
+metadata: {name: a, annotations: {service.tendril.io/load-balancer-ips: "192.0.2.1, 192.0.2.2, fd00::1, x"}}
+spec: {type: LoadBalancer, clusterIP: 10.96.0.1, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: b, annotations: {service.tendril.io/load-balancer-ips: 192.0.2.1}}
+spec: {type: LoadBalancer, clusterIP: 10.96.0.2, loadBalancerIP: 192.0.2.2, ipFamilies: [IPv4, IPv4, IPX], ipFamilyPolicy: Both, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: c}
+spec: {type: LoadBalancer, clusterIPs: [10.96.0.3, "fd96::3"], ipFamilyPolicy: SingleStack, ports: [{port: 80}]}
+`, `
+x.yaml document 1, Service default/a: metadata.annotations[service.tendril.io/load-balancer-ips]: Invalid value: "192.0.2.2": a second IPv4 address; wish for at most one a family
+x.yaml document 1, Service default/a: metadata.annotations[service.tendril.io/load-balancer-ips]: Invalid value: "fd00::1": the service asks for no IPv6 address; add the family to ipFamilies or set ipFamilyPolicy
+x.yaml document 1, Service default/a: metadata.annotations[service.tendril.io/load-balancer-ips]: Invalid value: "x": not an IP address; write one like 10.1.2.3 or fd00::1
+x.yaml document 2, Service default/b: spec.ipFamilies[1]: Duplicate value: "IPv4"
+x.yaml document 2, Service default/b: spec.ipFamilies[2]: Unsupported value: "IPX": supported values: "IPv4", "IPv6"
+x.yaml document 2, Service default/b: spec.ipFamilyPolicy: Unsupported value: "Both": supported values: "SingleStack", "PreferDualStack", "RequireDualStack"
+x.yaml document 2, Service default/b: spec.loadBalancerIP: Invalid value: "192.0.2.2": is not in the annotation service.tendril.io/load-balancer-ips; remove one of the two
+x.yaml document 3, Service default/c: spec.ipFamilyPolicy: Invalid value: "SingleStack": the service has two families; give PreferDualStack or RequireDualStack, or one family
 `},
 		{"pods", `
 apiVersion: v1

@@ -12,6 +12,7 @@ import (
 
 	"tendril.io/tendril/api/cilium"
 	storev1 "tendril.io/tendril/api/store/v1"
+	"tendril.io/tendril/api/tendril"
 )
 
 // Record is one record of the store. Key is relative to the cluster's prefix, in the spelling of internal/store.
@@ -60,6 +61,9 @@ func (o *Object) records(cluster string) ([]Record, Mistakes) {
 	case *cilium.CIDRGroup:
 		value, errs := cidrGroupRecord(object)
 		return o.record("cidrgroups/"+o.Name, value, errs)
+	case *tendril.LoadBalancerPool:
+		value, errs := poolRecord(object)
+		return o.record("pools/"+o.Name, value, errs)
 	case *corev1.Service:
 		value, errs := serviceRecord(object)
 		return o.record("services/"+o.Namespace+"/"+o.Name, value, errs)

@@ -50,6 +50,41 @@ status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
 `, map[string]proto.Message{
 			"nodelabels/node1": &storev1.NodeLabels{Labels: map[string]string{"role": "edge"}},
 		}},
+		{"a pool is its ranges, canonical, and whom it is for", `
+apiVersion: tendril.io/v1alpha1
+kind: LoadBalancerPool
+metadata: {name: office, labels: {note: x}}
+spec:
+  cidrs: [192.0.2.64/26, "2001:DB8::/64", 198.51.100.1]
+  namespaceSelector: {matchLabels: {team: red}}
+`, map[string]proto.Message{
+			"pools/office": &storev1.LoadBalancerPool{
+				Prefixes:          []string{"192.0.2.64/26", "2001:db8::/64", "198.51.100.1/32"},
+				NamespaceSelector: []*storev1.Requirement{{Key: "team", Operator: "In", Values: []string{"red"}}},
+			},
+		}},
+		{"a load balancer asks for the families and addresses that it wants", `
+apiVersion: v1
+kind: Service
+metadata: {name: web, labels: {app: web}, annotations: {service.tendril.io/load-balancer-ips: "2001:db8::5"}}
+spec: {type: LoadBalancer, clusterIP: 10.96.0.1, ipFamilyPolicy: PreferDualStack, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: theirs}
+spec: {type: LoadBalancer, loadBalancerClass: example.com/theirs, clusterIP: 10.96.0.2, ports: [{port: 80}]}
+`, map[string]proto.Message{
+			"services/default/web": &storev1.Service{
+				Type: storev1.Service_LOAD_BALANCER, ClusterIps: [][]byte{{10, 96, 0, 1}}, Ports: []*storev1.ServicePort{{Protocol: 6, Port: 80}},
+				LoadBalancer: &storev1.LoadBalancer{
+					Families: []uint32{4, 6}, Prefer: true, Labels: map[string]string{"app": "web"},
+					Wishes: [][]byte{{0x20, 1, 0xd, 0xb8, 15: 5}},
+				},
+			},
+			"services/default/theirs": &storev1.Service{
+				Type: storev1.Service_LOAD_BALANCER, ClusterIps: [][]byte{{10, 96, 0, 2}}, Ports: []*storev1.ServicePort{{Protocol: 6, Port: 80}},
+			},
+		}},
 		{"a group of ranges is its ranges, canonical, and its labels", `
 apiVersion: cilium.io/v2alpha1
 kind: CiliumCIDRGroup

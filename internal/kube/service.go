@@ -22,9 +22,9 @@ const AnnotationAlgorithm = "service.tendril.io/algorithm"
 const defaultAffinitySeconds = 10800
 
 // serviceRecord gives a service's frontends and options. What an API server would choose (addresses, node ports) must be
-// given: nothing here allocates.
+// given.
 // Sources: the API references of Service and EndpointSlice. A field that the record leaves out does not concern the
-// datapath: ipFamilies and ipFamilyPolicy only tell the API server what to allocate.
+// datapath. Only addresses of load balancers are given out here, from pools: see setPools.
 func serviceRecord(s *corev1.Service) (*storev1.Service, field.ErrorList) {
 	at := field.NewPath("spec")
 	out := &storev1.Service{
@@ -40,6 +40,7 @@ func serviceRecord(s *corev1.Service) (*storev1.Service, field.ErrorList) {
 	collect(setTraffic(out, s, at))
 	collect(setAffinity(out, s, at))
 	collect(setExternal(out, s, at))
+	collect(setPools(out, s, at))
 	collect(setAlgorithm(out, s))
 	return out, errs
 }

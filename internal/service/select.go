@@ -143,6 +143,9 @@ func (b *Brain) plan(key serviceKey, r *record) plan {
 	if r.service == nil {
 		return p
 	}
+	for _, short := range r.service.Shortfalls {
+		p.problems = append(p.problems, Problem{"service " + key.String(), short.Message, short.Remedy})
+	}
 	// Ports are in the outer loop, so that the endpoints of a port are collected once for all its frontends.
 	taken := make(map[FrontendKey]bool, len(r.claims))
 	for i := range r.service.Ports {

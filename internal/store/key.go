@@ -26,6 +26,7 @@ const (
 	KindNamespace  Kind = "namespaces" // operator
 	KindNodeLabels Kind = "nodelabels" // operator
 	KindCIDRGroup  Kind = "cidrgroups" // operator
+	KindPool       Kind = "pools"      // operator
 	KindService    Kind = "services"   // operator
 	KindEndpoints  Kind = "endpoints"  // operator
 	KindPolicy     Kind = "policies"   // operator
@@ -81,6 +82,9 @@ func NodeLabelsKey(node string) Key { return Key{Kind: KindNodeLabels, First: no
 
 // CIDRGroupKey is cidrgroups/<name>.
 func CIDRGroupKey(name string) Key { return Key{Kind: KindCIDRGroup, First: name} }
+
+// PoolKey is pools/<name>.
+func PoolKey(name string) Key { return Key{Kind: KindPool, First: name} }
 
 // ServiceKey is services/<namespace>/<name>.
 func ServiceKey(namespace, name string) Key {
@@ -204,7 +208,7 @@ func shape(kind Kind, parts []string) (count int, known bool) {
 	switch kind {
 	case KindEpoch:
 		return 0, true
-	case KindNode, KindAlive, KindAck, KindLabels, KindNamespace, KindNodeLabels, KindCIDRGroup, KindCounter:
+	case KindNode, KindAlive, KindAck, KindLabels, KindNamespace, KindNodeLabels, KindCIDRGroup, KindPool, KindCounter:
 		return 1, true
 	case KindIP, KindService:
 		return 2, true
@@ -260,7 +264,7 @@ func parseHash(text string) (hash [16]byte, err error) {
 // referred to before what refers to it.
 func Filled() []Kind {
 	return []Kind{
-		KindLabels, KindNamespace, KindNodeLabels, KindCIDRGroup, KindService, KindEndpoints, KindPolicy, KindPod,
+		KindLabels, KindNamespace, KindNodeLabels, KindCIDRGroup, KindPool, KindService, KindEndpoints, KindPolicy, KindPod,
 	}
 }
 

@@ -35,6 +35,8 @@ func newMessage(kind Kind) proto.Message {
 		return &storev1.NodeLabels{}
 	case KindCIDRGroup:
 		return &storev1.CIDRGroup{}
+	case KindPool:
+		return &storev1.LoadBalancerPool{}
 	case KindService:
 		return &storev1.Service{}
 	case KindEndpoints:
@@ -85,6 +87,8 @@ func checkRow(key Key, record proto.Message) (err error) {
 		_, err = podRow(key, m)
 	case *storev1.CIDRGroup:
 		_, err = cidrGroupRow(key, m)
+	case *storev1.LoadBalancerPool:
+		_, err = poolOf(key, m)
 	case *storev1.Service:
 		_, err = serviceRow(key, m)
 	case *storev1.Endpoints:
@@ -206,11 +210,32 @@ func serviceRow(key Key, m *storev1.Service) (*table.Service, error) {
 	if row.LoadBalancerIPs, err = addrs("load_balancer_ips", m.GetLoadBalancerIps()); err != nil {
 		return nil, err
 	}
+	if err = lookAtGrants(row, m.GetLoadBalancer()); err != nil {
+		return nil, err
+	}
 	if row.SourceRanges, err = prefixes("source_ranges", m.GetSourceRanges()); err != nil {
 		return nil, err
 	}
 	row.Ports, err = servicePorts(m.GetPorts())
 	return row, err
+}
+
+// lookAtGrants adds what pools gave a service to the addresses that it was given otherwise, and why it goes without.
+func lookAtGrants(row *table.Service, m *storev1.LoadBalancer) error {
+	for _, grant := range m.GetGrants() {
+		given, err := addr("load_balancer.grants", grant.GetAddress())
+		if err != nil {
+			return err
+		}
+		row.LoadBalancerIPs = append(row.LoadBalancerIPs, given)
+	}
+	if _, err := addrs("load_balancer.wishes", m.GetWishes()); err != nil {
+		return err
+	}
+	for _, s := range m.GetShortfalls() {
+		row.Shortfalls = append(row.Shortfalls, table.Shortfall{Message: s.GetMessage(), Remedy: s.GetRemedy()})
+	}
+	return nil
 }
 
 // serviceType names a type as manifests do. A type of a newer version is an error: served as something else, the service

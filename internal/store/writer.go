@@ -43,8 +43,8 @@ type Result struct {
 // policyCounter is the key whose value is the highest policy revision given out.
 func policyCounter() Key { return Key{Kind: KindCounter, First: string(KindPolicy)} }
 
-// writeBatch leaves room for the policy counter in a transaction.
-const writeBatch = MaxWrites - 1
+// writeBatch leaves room for the two counters in a transaction.
+const writeBatch = MaxWrites - 2
 
 // writeTries is how often a batch is tried anew because another writer was faster.
 const writeTries = 16
@@ -77,7 +77,7 @@ type change struct {
 }
 
 // Apply writes and removes records, and leaves all others alone. Nothing is written if a record is bad. Records arrive
-// in transactions of up to 127, what others refer to first.
+// in transactions of up to 126, what others refer to first.
 func (w *Writer) Apply(ctx context.Context, records []Record) (Result, error) {
 	changes, err := checkRecords(records)
 	if err != nil {
@@ -282,39 +282,62 @@ func (w *Writer) each(ctx context.Context, kind Kind, do func(text string, value
 func (w *Writer) write(ctx context.Context, changes []change) (result Result, err error) {
 	// Each batch holds or fails as a whole. In between, readers see references that lead somewhere: see order.
 	for batch := range slices.Chunk(changes, writeBatch) {
-		if err := w.writeOne(ctx, batch, &result); err != nil {
-			return result, err
+		for more := true; more; batch = nil {
+			if more, err = w.writeOne(ctx, batch, &result); err != nil {
+				return result, err
+			}
 		}
 	}
 	return result, nil
 }
 
-// writeOne writes one batch in one transaction, again if another writer came between reading and writing.
-func (w *Writer) writeOne(ctx context.Context, batch []change, result *Result) error {
+// writeOne writes one batch in one transaction, again if another writer came between reading and writing. What the batch
+// means for services besides it may not fit into the transaction: more says that it should be called again, without a batch.
+func (w *Writer) writeOne(ctx context.Context, batch []change, result *Result) (more bool, err error) {
 	backoff := Backoff{Min: 2 * time.Millisecond, Max: 200 * time.Millisecond}
 	// Optimistic: another writer makes the transaction fail, not wait.
 	for range writeTries {
-		current, err := w.current(ctx, batch)
+		r, err := w.read(ctx, batch)
 		if err != nil {
-			return err
+			return false, fmt.Errorf("%s: %w", nameBatch(batch), err)
 		}
-		plan, err := planWrites(w.prefix, batch, current)
+		plan, err := planWrites(w.prefix, r)
 		if err != nil {
-			return err
+			return false, err
 		}
 		done, err := w.commit(ctx, plan)
 		if err != nil {
-			return fmt.Errorf("write %d records from key %q on: %w", len(batch), batch[0].key, err)
+			return false, fmt.Errorf("%s: %w", nameBatch(batch), err)
 		}
 		if done > 0 {
 			result.add(plan, done)
-			return nil
+			return r.more, nil
 		}
 		if !sleep(ctx, backoff.Next()) {
-			return ctx.Err()
+			return false, ctx.Err()
 		}
 	}
-	return fmt.Errorf("write %d records from key %q on: other writers were faster %d times; try again", len(batch), batch[0].key, writeTries)
+	return false, fmt.Errorf("%s: other writers were faster %d times; try again", nameBatch(batch), writeTries)
+}
+
+// nameBatch says in errors what was being written.
+func nameBatch(batch []change) string {
+	if len(batch) == 0 {
+		return "give addresses to services"
+	}
+	return fmt.Sprintf("write %d records from key %q on", len(batch), batch[0].key)
+}
+
+// read reads what a batch is compared with.
+func (w *Writer) read(ctx context.Context, batch []change) (*round, error) {
+	current, err := w.current(ctx, batch)
+	if err != nil {
+		return nil, err
+	}
+	if concerned(batch, current) {
+		return w.allotRound(ctx, batch, current)
+	}
+	return &round{changes: batch, current: current}, nil
 }
 
 // stored is what the store has under a key; revision 0: nothing.
@@ -332,7 +355,7 @@ func (w *Writer) current(ctx context.Context, batch []change) ([]stored, error) 
 	ops = append(ops, clientv3.OpGet(w.prefix+policyCounter().String()))
 	response, err := w.client.Txn(ctx).Then(ops...).Commit()
 	if err != nil {
-		return nil, fmt.Errorf("read %d records from key %q on: %w", len(batch), batch[0].key, err)
+		return nil, fmt.Errorf("read: %w", err)
 	}
 	current := make([]stored, len(ops))
 	for i, r := range response.Responses {
@@ -350,18 +373,24 @@ type plan struct {
 	result     Result
 }
 
-// planWrites compares a batch with what is there. It is pure. current has one element more than batch: the counter.
-func planWrites(prefix string, batch []change, current []stored) (*plan, error) {
+// planWrites compares a round's changes with what is there. It is pure.
+func planWrites(prefix string, r *round) (*plan, error) {
 	p := &plan{}
 	var counter storev1.Synced
-	at := current[len(batch)]
+	at := r.current[len(r.changes)]
 	if err := proto.Unmarshal(at.value, &counter); err != nil {
 		return nil, fmt.Errorf("key %q: %w", policyCounter(), err)
 	}
 	// The counter is a condition of the transaction too, if it moves: no two policies get one revision.
 	before := counter.GetRevision()
-	for i, c := range batch {
-		if err := p.plan(prefix, c, current[i], &counter); err != nil {
+	for i, c := range r.changes {
+		if err := p.plan(prefix, c, r.current[i], &counter); err != nil {
+			return nil, err
+		}
+	}
+	if r.claims != nil && len(p.ops) > 0 {
+		moved := &storev1.Synced{Revision: r.claims.counter.GetRevision() + 1}
+		if err := p.put(prefix+addressCounter().String(), moved, r.claims.moved); err != nil {
 			return nil, err
 		}
 	}

@@ -90,13 +90,17 @@ type Service struct {
 	InternalLocal       bool
 	ExternalLocal       bool
 	ExternalIPs         []netip.Addr
-	LoadBalancerIPs     []netip.Addr
+	LoadBalancerIPs     []netip.Addr // given by a pool or by somebody else's controller
+	Shortfalls          []Shortfall  // why it has no address of a family that it asks for
 	SourceRanges        []netip.Prefix
 	HealthCheckNodePort uint16
 	TrafficDistribution string
 	PublishNotReady     bool
 	Algorithm           string // random or maglev
 }
+
+// Shortfall is why a service goes without an address that it asks for.
+type Shortfall struct{ Message, Remedy string }
 
 // ServicePort is one port of a service.
 type ServicePort struct {

@@ -73,7 +73,7 @@ func (x Service_Type) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Service_Type.Descriptor instead.
 func (Service_Type) EnumDescriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{12, 0}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{17, 0}
 }
 
 // Key: epoch. The random id of this filling of the store.
@@ -762,6 +762,320 @@ func (x *CIDRGroup) GetLabels() map[string]string {
 	return nil
 }
 
+// A condition on labels, as a label selector of Kubernetes spells it.
+type Requirement struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Operator      string                 `protobuf:"bytes,2,opt,name=operator,proto3" json:"operator,omitempty"` // In, NotIn, Exists, DoesNotExist
+	Values        []string               `protobuf:"bytes,3,rep,name=values,proto3" json:"values,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Requirement) Reset() {
+	*x = Requirement{}
+	mi := &file_store_v1_store_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Requirement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Requirement) ProtoMessage() {}
+
+func (x *Requirement) ProtoReflect() protoreflect.Message {
+	mi := &file_store_v1_store_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Requirement.ProtoReflect.Descriptor instead.
+func (*Requirement) Descriptor() ([]byte, []int) {
+	return file_store_v1_store_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Requirement) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Requirement) GetOperator() string {
+	if x != nil {
+		return x.Operator
+	}
+	return ""
+}
+
+func (x *Requirement) GetValues() []string {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+// Key: pools/<name>. A LoadBalancerPool: addresses for services of type LoadBalancer.
+type LoadBalancerPool struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Prefixes          []string               `protobuf:"bytes,1,rep,name=prefixes,proto3" json:"prefixes,omitempty"`                                            // canonical
+	ServiceSelector   []*Requirement         `protobuf:"bytes,2,rep,name=service_selector,json=serviceSelector,proto3" json:"service_selector,omitempty"`       // all hold for a service's labels; none: every service
+	NamespaceSelector []*Requirement         `protobuf:"bytes,3,rep,name=namespace_selector,json=namespaceSelector,proto3" json:"namespace_selector,omitempty"` // the same for its namespace's labels
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *LoadBalancerPool) Reset() {
+	*x = LoadBalancerPool{}
+	mi := &file_store_v1_store_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadBalancerPool) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadBalancerPool) ProtoMessage() {}
+
+func (x *LoadBalancerPool) ProtoReflect() protoreflect.Message {
+	mi := &file_store_v1_store_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadBalancerPool.ProtoReflect.Descriptor instead.
+func (*LoadBalancerPool) Descriptor() ([]byte, []int) {
+	return file_store_v1_store_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *LoadBalancerPool) GetPrefixes() []string {
+	if x != nil {
+		return x.Prefixes
+	}
+	return nil
+}
+
+func (x *LoadBalancerPool) GetServiceSelector() []*Requirement {
+	if x != nil {
+		return x.ServiceSelector
+	}
+	return nil
+}
+
+func (x *LoadBalancerPool) GetNamespaceSelector() []*Requirement {
+	if x != nil {
+		return x.NamespaceSelector
+	}
+	return nil
+}
+
+// An address that a pool gave to a service. It belongs to nobody else until it is given back.
+type Grant struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Pool          string                 `protobuf:"bytes,2,opt,name=pool,proto3" json:"pool,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Grant) Reset() {
+	*x = Grant{}
+	mi := &file_store_v1_store_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Grant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Grant) ProtoMessage() {}
+
+func (x *Grant) ProtoReflect() protoreflect.Message {
+	mi := &file_store_v1_store_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Grant.ProtoReflect.Descriptor instead.
+func (*Grant) Descriptor() ([]byte, []int) {
+	return file_store_v1_store_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Grant) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *Grant) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+// Why a service goes without an address that it asks for.
+type Shortfall struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Message       string                 `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
+	Remedy        string                 `protobuf:"bytes,2,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Shortfall) Reset() {
+	*x = Shortfall{}
+	mi := &file_store_v1_store_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Shortfall) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Shortfall) ProtoMessage() {}
+
+func (x *Shortfall) ProtoReflect() protoreflect.Message {
+	mi := &file_store_v1_store_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Shortfall.ProtoReflect.Descriptor instead.
+func (*Shortfall) Descriptor() ([]byte, []int) {
+	return file_store_v1_store_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Shortfall) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Shortfall) GetRemedy() string {
+	if x != nil {
+		return x.Remedy
+	}
+	return ""
+}
+
+// What a service of type LoadBalancer asks of the pools, and what it was given: the last two fields are the store
+// writer's own, not the manifest's.
+type LoadBalancer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Families      []uint32               `protobuf:"varint,1,rep,packed,name=families,proto3" json:"families,omitempty"`                                                               // 4 and 6, the first one first
+	Prefer        bool                   `protobuf:"varint,2,opt,name=prefer,proto3" json:"prefer,omitempty"`                                                                          // PreferDualStack: the second family may be missing
+	Wishes        [][]byte               `protobuf:"bytes,3,rep,name=wishes,proto3" json:"wishes,omitempty"`                                                                           // these addresses and no others, at most one a family
+	Labels        map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // of the service: what pools select it by
+	Grants        []*Grant               `protobuf:"bytes,5,rep,name=grants,proto3" json:"grants,omitempty"`
+	Shortfalls    []*Shortfall           `protobuf:"bytes,6,rep,name=shortfalls,proto3" json:"shortfalls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoadBalancer) Reset() {
+	*x = LoadBalancer{}
+	mi := &file_store_v1_store_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadBalancer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadBalancer) ProtoMessage() {}
+
+func (x *LoadBalancer) ProtoReflect() protoreflect.Message {
+	mi := &file_store_v1_store_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadBalancer.ProtoReflect.Descriptor instead.
+func (*LoadBalancer) Descriptor() ([]byte, []int) {
+	return file_store_v1_store_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *LoadBalancer) GetFamilies() []uint32 {
+	if x != nil {
+		return x.Families
+	}
+	return nil
+}
+
+func (x *LoadBalancer) GetPrefer() bool {
+	if x != nil {
+		return x.Prefer
+	}
+	return false
+}
+
+func (x *LoadBalancer) GetWishes() [][]byte {
+	if x != nil {
+		return x.Wishes
+	}
+	return nil
+}
+
+func (x *LoadBalancer) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *LoadBalancer) GetGrants() []*Grant {
+	if x != nil {
+		return x.Grants
+	}
+	return nil
+}
+
+func (x *LoadBalancer) GetShortfalls() []*Shortfall {
+	if x != nil {
+		return x.Shortfalls
+	}
+	return nil
+}
+
 type ServicePort struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -774,7 +1088,7 @@ type ServicePort struct {
 
 func (x *ServicePort) Reset() {
 	*x = ServicePort{}
-	mi := &file_store_v1_store_proto_msgTypes[11]
+	mi := &file_store_v1_store_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -786,7 +1100,7 @@ func (x *ServicePort) String() string {
 func (*ServicePort) ProtoMessage() {}
 
 func (x *ServicePort) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[11]
+	mi := &file_store_v1_store_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -799,7 +1113,7 @@ func (x *ServicePort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePort.ProtoReflect.Descriptor instead.
 func (*ServicePort) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{11}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ServicePort) GetName() string {
@@ -846,14 +1160,15 @@ type Service struct {
 	HealthCheckNodePort uint32                 `protobuf:"varint,11,opt,name=health_check_node_port,json=healthCheckNodePort,proto3" json:"health_check_node_port,omitempty"`
 	TrafficDistribution string                 `protobuf:"bytes,12,opt,name=traffic_distribution,json=trafficDistribution,proto3" json:"traffic_distribution,omitempty"`
 	PublishNotReady     bool                   `protobuf:"varint,13,opt,name=publish_not_ready,json=publishNotReady,proto3" json:"publish_not_ready,omitempty"`
-	Algorithm           string                 `protobuf:"bytes,14,opt,name=algorithm,proto3" json:"algorithm,omitempty"` // random (empty) or maglev
+	Algorithm           string                 `protobuf:"bytes,14,opt,name=algorithm,proto3" json:"algorithm,omitempty"`                           // random (empty) or maglev
+	LoadBalancer        *LoadBalancer          `protobuf:"bytes,15,opt,name=load_balancer,json=loadBalancer,proto3" json:"load_balancer,omitempty"` // absent: it asks for none, or a controller of somebody else's gives them
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_store_v1_store_proto_msgTypes[12]
+	mi := &file_store_v1_store_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -865,7 +1180,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[12]
+	mi := &file_store_v1_store_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -878,7 +1193,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{12}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Service) GetType() Service_Type {
@@ -979,6 +1294,13 @@ func (x *Service) GetAlgorithm() string {
 	return ""
 }
 
+func (x *Service) GetLoadBalancer() *LoadBalancer {
+	if x != nil {
+		return x.LoadBalancer
+	}
+	return nil
+}
+
 type Backend struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Addresses     [][]byte               `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"`
@@ -994,7 +1316,7 @@ type Backend struct {
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_store_v1_store_proto_msgTypes[13]
+	mi := &file_store_v1_store_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1006,7 +1328,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[13]
+	mi := &file_store_v1_store_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1019,7 +1341,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{13}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Backend) GetAddresses() [][]byte {
@@ -1082,7 +1404,7 @@ type EndpointPort struct {
 
 func (x *EndpointPort) Reset() {
 	*x = EndpointPort{}
-	mi := &file_store_v1_store_proto_msgTypes[14]
+	mi := &file_store_v1_store_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1094,7 +1416,7 @@ func (x *EndpointPort) String() string {
 func (*EndpointPort) ProtoMessage() {}
 
 func (x *EndpointPort) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[14]
+	mi := &file_store_v1_store_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1107,7 +1429,7 @@ func (x *EndpointPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointPort.ProtoReflect.Descriptor instead.
 func (*EndpointPort) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{14}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *EndpointPort) GetName() string {
@@ -1142,7 +1464,7 @@ type Endpoints struct {
 
 func (x *Endpoints) Reset() {
 	*x = Endpoints{}
-	mi := &file_store_v1_store_proto_msgTypes[15]
+	mi := &file_store_v1_store_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +1476,7 @@ func (x *Endpoints) String() string {
 func (*Endpoints) ProtoMessage() {}
 
 func (x *Endpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[15]
+	mi := &file_store_v1_store_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1489,7 @@ func (x *Endpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoints.ProtoReflect.Descriptor instead.
 func (*Endpoints) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{15}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Endpoints) GetPorts() []*EndpointPort {
@@ -1196,7 +1518,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_store_v1_store_proto_msgTypes[16]
+	mi := &file_store_v1_store_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1208,7 +1530,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[16]
+	mi := &file_store_v1_store_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1221,7 +1543,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{16}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Policy) GetObject() []byte {
@@ -1256,7 +1578,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_store_v1_store_proto_msgTypes[17]
+	mi := &file_store_v1_store_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1590,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[17]
+	mi := &file_store_v1_store_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1603,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{17}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Ack) GetPolicyRevision() uint64 {
@@ -1309,7 +1631,7 @@ type Write struct {
 
 func (x *Write) Reset() {
 	*x = Write{}
-	mi := &file_store_v1_store_proto_msgTypes[18]
+	mi := &file_store_v1_store_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1321,7 +1643,7 @@ func (x *Write) String() string {
 func (*Write) ProtoMessage() {}
 
 func (x *Write) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[18]
+	mi := &file_store_v1_store_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1334,7 +1656,7 @@ func (x *Write) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Write.ProtoReflect.Descriptor instead.
 func (*Write) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{18}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Write) GetKey() string {
@@ -1368,7 +1690,7 @@ type PutRequest struct {
 
 func (x *PutRequest) Reset() {
 	*x = PutRequest{}
-	mi := &file_store_v1_store_proto_msgTypes[19]
+	mi := &file_store_v1_store_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1380,7 +1702,7 @@ func (x *PutRequest) String() string {
 func (*PutRequest) ProtoMessage() {}
 
 func (x *PutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[19]
+	mi := &file_store_v1_store_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1393,7 +1715,7 @@ func (x *PutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRequest.ProtoReflect.Descriptor instead.
 func (*PutRequest) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{19}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PutRequest) GetNode() string {
@@ -1419,7 +1741,7 @@ type PutResponse struct {
 
 func (x *PutResponse) Reset() {
 	*x = PutResponse{}
-	mi := &file_store_v1_store_proto_msgTypes[20]
+	mi := &file_store_v1_store_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1431,7 +1753,7 @@ func (x *PutResponse) String() string {
 func (*PutResponse) ProtoMessage() {}
 
 func (x *PutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[20]
+	mi := &file_store_v1_store_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1444,7 +1766,7 @@ func (x *PutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutResponse.ProtoReflect.Descriptor instead.
 func (*PutResponse) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{20}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PutResponse) GetRevision() int64 {
@@ -1521,12 +1843,38 @@ const file_store_v1_store_proto_rawDesc = "" +
 	"\x06labels\x18\x02 \x03(\v2'.tendril.store.v1.CIDRGroup.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"S\n" +
+	"\vRequirement\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1a\n" +
+	"\boperator\x18\x02 \x01(\tR\boperator\x12\x16\n" +
+	"\x06values\x18\x03 \x03(\tR\x06values\"\xc6\x01\n" +
+	"\x10LoadBalancerPool\x12\x1a\n" +
+	"\bprefixes\x18\x01 \x03(\tR\bprefixes\x12H\n" +
+	"\x10service_selector\x18\x02 \x03(\v2\x1d.tendril.store.v1.RequirementR\x0fserviceSelector\x12L\n" +
+	"\x12namespace_selector\x18\x03 \x03(\v2\x1d.tendril.store.v1.RequirementR\x11namespaceSelector\"5\n" +
+	"\x05Grant\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
+	"\x04pool\x18\x02 \x01(\tR\x04pool\"=\n" +
+	"\tShortfall\x12\x18\n" +
+	"\amessage\x18\x01 \x01(\tR\amessage\x12\x16\n" +
+	"\x06remedy\x18\x02 \x01(\tR\x06remedy\"\xc7\x02\n" +
+	"\fLoadBalancer\x12\x1a\n" +
+	"\bfamilies\x18\x01 \x03(\rR\bfamilies\x12\x16\n" +
+	"\x06prefer\x18\x02 \x01(\bR\x06prefer\x12\x16\n" +
+	"\x06wishes\x18\x03 \x03(\fR\x06wishes\x12B\n" +
+	"\x06labels\x18\x04 \x03(\v2*.tendril.store.v1.LoadBalancer.LabelsEntryR\x06labels\x12/\n" +
+	"\x06grants\x18\x05 \x03(\v2\x17.tendril.store.v1.GrantR\x06grants\x12;\n" +
+	"\n" +
+	"shortfalls\x18\x06 \x03(\v2\x1b.tendril.store.v1.ShortfallR\n" +
+	"shortfalls\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"n\n" +
 	"\vServicePort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\rR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x1b\n" +
-	"\tnode_port\x18\x04 \x01(\rR\bnodePort\"\x81\x06\n" +
+	"\tnode_port\x18\x04 \x01(\rR\bnodePort\"\xc6\x06\n" +
 	"\aService\x122\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x1e.tendril.store.v1.Service.TypeR\x04type\x12\x1f\n" +
 	"\vcluster_ips\x18\x02 \x03(\fR\n" +
@@ -1543,7 +1891,8 @@ const file_store_v1_store_proto_rawDesc = "" +
 	"\x16health_check_node_port\x18\v \x01(\rR\x13healthCheckNodePort\x121\n" +
 	"\x14traffic_distribution\x18\f \x01(\tR\x13trafficDistribution\x12*\n" +
 	"\x11publish_not_ready\x18\r \x01(\bR\x0fpublishNotReady\x12\x1c\n" +
-	"\talgorithm\x18\x0e \x01(\tR\talgorithm\x1a;\n" +
+	"\talgorithm\x18\x0e \x01(\tR\talgorithm\x12C\n" +
+	"\rload_balancer\x18\x0f \x01(\v2\x1e.tendril.store.v1.LoadBalancerR\floadBalancer\x1a;\n" +
 	"\rSelectorEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"K\n" +
@@ -1601,55 +1950,67 @@ func file_store_v1_store_proto_rawDescGZIP() []byte {
 }
 
 var file_store_v1_store_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_store_v1_store_proto_goTypes = []any{
-	(Service_Type)(0),    // 0: tendril.store.v1.Service.Type
-	(*Epoch)(nil),        // 1: tendril.store.v1.Epoch
-	(*Synced)(nil),       // 2: tendril.store.v1.Synced
-	(*Node)(nil),         // 3: tendril.store.v1.Node
-	(*Alive)(nil),        // 4: tendril.store.v1.Alive
-	(*NamedPort)(nil),    // 5: tendril.store.v1.NamedPort
-	(*Pod)(nil),          // 6: tendril.store.v1.Pod
-	(*IP)(nil),           // 7: tendril.store.v1.IP
-	(*LabelSet)(nil),     // 8: tendril.store.v1.LabelSet
-	(*Namespace)(nil),    // 9: tendril.store.v1.Namespace
-	(*NodeLabels)(nil),   // 10: tendril.store.v1.NodeLabels
-	(*CIDRGroup)(nil),    // 11: tendril.store.v1.CIDRGroup
-	(*ServicePort)(nil),  // 12: tendril.store.v1.ServicePort
-	(*Service)(nil),      // 13: tendril.store.v1.Service
-	(*Backend)(nil),      // 14: tendril.store.v1.Backend
-	(*EndpointPort)(nil), // 15: tendril.store.v1.EndpointPort
-	(*Endpoints)(nil),    // 16: tendril.store.v1.Endpoints
-	(*Policy)(nil),       // 17: tendril.store.v1.Policy
-	(*Ack)(nil),          // 18: tendril.store.v1.Ack
-	(*Write)(nil),        // 19: tendril.store.v1.Write
-	(*PutRequest)(nil),   // 20: tendril.store.v1.PutRequest
-	(*PutResponse)(nil),  // 21: tendril.store.v1.PutResponse
-	nil,                  // 22: tendril.store.v1.LabelSet.LabelsEntry
-	nil,                  // 23: tendril.store.v1.Namespace.LabelsEntry
-	nil,                  // 24: tendril.store.v1.NodeLabels.LabelsEntry
-	nil,                  // 25: tendril.store.v1.CIDRGroup.LabelsEntry
-	nil,                  // 26: tendril.store.v1.Service.SelectorEntry
+	(Service_Type)(0),        // 0: tendril.store.v1.Service.Type
+	(*Epoch)(nil),            // 1: tendril.store.v1.Epoch
+	(*Synced)(nil),           // 2: tendril.store.v1.Synced
+	(*Node)(nil),             // 3: tendril.store.v1.Node
+	(*Alive)(nil),            // 4: tendril.store.v1.Alive
+	(*NamedPort)(nil),        // 5: tendril.store.v1.NamedPort
+	(*Pod)(nil),              // 6: tendril.store.v1.Pod
+	(*IP)(nil),               // 7: tendril.store.v1.IP
+	(*LabelSet)(nil),         // 8: tendril.store.v1.LabelSet
+	(*Namespace)(nil),        // 9: tendril.store.v1.Namespace
+	(*NodeLabels)(nil),       // 10: tendril.store.v1.NodeLabels
+	(*CIDRGroup)(nil),        // 11: tendril.store.v1.CIDRGroup
+	(*Requirement)(nil),      // 12: tendril.store.v1.Requirement
+	(*LoadBalancerPool)(nil), // 13: tendril.store.v1.LoadBalancerPool
+	(*Grant)(nil),            // 14: tendril.store.v1.Grant
+	(*Shortfall)(nil),        // 15: tendril.store.v1.Shortfall
+	(*LoadBalancer)(nil),     // 16: tendril.store.v1.LoadBalancer
+	(*ServicePort)(nil),      // 17: tendril.store.v1.ServicePort
+	(*Service)(nil),          // 18: tendril.store.v1.Service
+	(*Backend)(nil),          // 19: tendril.store.v1.Backend
+	(*EndpointPort)(nil),     // 20: tendril.store.v1.EndpointPort
+	(*Endpoints)(nil),        // 21: tendril.store.v1.Endpoints
+	(*Policy)(nil),           // 22: tendril.store.v1.Policy
+	(*Ack)(nil),              // 23: tendril.store.v1.Ack
+	(*Write)(nil),            // 24: tendril.store.v1.Write
+	(*PutRequest)(nil),       // 25: tendril.store.v1.PutRequest
+	(*PutResponse)(nil),      // 26: tendril.store.v1.PutResponse
+	nil,                      // 27: tendril.store.v1.LabelSet.LabelsEntry
+	nil,                      // 28: tendril.store.v1.Namespace.LabelsEntry
+	nil,                      // 29: tendril.store.v1.NodeLabels.LabelsEntry
+	nil,                      // 30: tendril.store.v1.CIDRGroup.LabelsEntry
+	nil,                      // 31: tendril.store.v1.LoadBalancer.LabelsEntry
+	nil,                      // 32: tendril.store.v1.Service.SelectorEntry
 }
 var file_store_v1_store_proto_depIdxs = []int32{
 	5,  // 0: tendril.store.v1.Pod.named_ports:type_name -> tendril.store.v1.NamedPort
-	22, // 1: tendril.store.v1.LabelSet.labels:type_name -> tendril.store.v1.LabelSet.LabelsEntry
-	23, // 2: tendril.store.v1.Namespace.labels:type_name -> tendril.store.v1.Namespace.LabelsEntry
-	24, // 3: tendril.store.v1.NodeLabels.labels:type_name -> tendril.store.v1.NodeLabels.LabelsEntry
-	25, // 4: tendril.store.v1.CIDRGroup.labels:type_name -> tendril.store.v1.CIDRGroup.LabelsEntry
-	0,  // 5: tendril.store.v1.Service.type:type_name -> tendril.store.v1.Service.Type
-	12, // 6: tendril.store.v1.Service.ports:type_name -> tendril.store.v1.ServicePort
-	26, // 7: tendril.store.v1.Service.selector:type_name -> tendril.store.v1.Service.SelectorEntry
-	15, // 8: tendril.store.v1.Endpoints.ports:type_name -> tendril.store.v1.EndpointPort
-	14, // 9: tendril.store.v1.Endpoints.backends:type_name -> tendril.store.v1.Backend
-	19, // 10: tendril.store.v1.PutRequest.writes:type_name -> tendril.store.v1.Write
-	20, // 11: tendril.store.v1.Publish.Put:input_type -> tendril.store.v1.PutRequest
-	21, // 12: tendril.store.v1.Publish.Put:output_type -> tendril.store.v1.PutResponse
-	12, // [12:13] is the sub-list for method output_type
-	11, // [11:12] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	27, // 1: tendril.store.v1.LabelSet.labels:type_name -> tendril.store.v1.LabelSet.LabelsEntry
+	28, // 2: tendril.store.v1.Namespace.labels:type_name -> tendril.store.v1.Namespace.LabelsEntry
+	29, // 3: tendril.store.v1.NodeLabels.labels:type_name -> tendril.store.v1.NodeLabels.LabelsEntry
+	30, // 4: tendril.store.v1.CIDRGroup.labels:type_name -> tendril.store.v1.CIDRGroup.LabelsEntry
+	12, // 5: tendril.store.v1.LoadBalancerPool.service_selector:type_name -> tendril.store.v1.Requirement
+	12, // 6: tendril.store.v1.LoadBalancerPool.namespace_selector:type_name -> tendril.store.v1.Requirement
+	31, // 7: tendril.store.v1.LoadBalancer.labels:type_name -> tendril.store.v1.LoadBalancer.LabelsEntry
+	14, // 8: tendril.store.v1.LoadBalancer.grants:type_name -> tendril.store.v1.Grant
+	15, // 9: tendril.store.v1.LoadBalancer.shortfalls:type_name -> tendril.store.v1.Shortfall
+	0,  // 10: tendril.store.v1.Service.type:type_name -> tendril.store.v1.Service.Type
+	17, // 11: tendril.store.v1.Service.ports:type_name -> tendril.store.v1.ServicePort
+	32, // 12: tendril.store.v1.Service.selector:type_name -> tendril.store.v1.Service.SelectorEntry
+	16, // 13: tendril.store.v1.Service.load_balancer:type_name -> tendril.store.v1.LoadBalancer
+	20, // 14: tendril.store.v1.Endpoints.ports:type_name -> tendril.store.v1.EndpointPort
+	19, // 15: tendril.store.v1.Endpoints.backends:type_name -> tendril.store.v1.Backend
+	24, // 16: tendril.store.v1.PutRequest.writes:type_name -> tendril.store.v1.Write
+	25, // 17: tendril.store.v1.Publish.Put:input_type -> tendril.store.v1.PutRequest
+	26, // 18: tendril.store.v1.Publish.Put:output_type -> tendril.store.v1.PutResponse
+	18, // [18:19] is the sub-list for method output_type
+	17, // [17:18] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_store_v1_store_proto_init() }
@@ -1663,7 +2024,7 @@ func file_store_v1_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_store_v1_store_proto_rawDesc), len(file_store_v1_store_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   26,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,335 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
+
+	storev1 "tendril.io/tendril/api/store/v1"
+	"tendril.io/tendril/internal/label"
+	"tendril.io/tendril/internal/service"
+)
+
+// addressCounter is the key that every write with a say in load balancers' addresses moves: pools, namespaces, services of
+// that type. Each such write has the counter that it read as a condition, so that of two writers at once the slower one
+// starts over with what the faster one wrote, and no address is given twice.
+func addressCounter() Key { return Key{Kind: KindCounter, First: string(KindPool)} }
+
+// claims is everything that has a say in who gets which address, at one revision of the store.
+type claims struct {
+	counter    storev1.Synced
+	moved      int64 // revision at which the counter last moved; 0: never
+	pools      map[Key]*storev1.LoadBalancerPool
+	namespaces map[string]map[string]string
+	services   map[Key]claimant
+	nodes      []*storev1.Node
+}
+
+// claimant is a service as it is in the store.
+type claimant struct {
+	stored
+	record *storev1.Service
+}
+
+// concerned says whether a batch has a say in addresses. An empty one has: it is there to give what others left undone.
+func concerned(batch []change, current []stored) bool {
+	for i, c := range batch {
+		switch c.key.Kind {
+		case KindPool, KindNamespace:
+			return true
+		case KindService:
+			if asks(c.value) || asks(readService(current[i].value)) {
+				return true
+			}
+		}
+	}
+	return len(batch) == 0
+}
+
+// asks says whether a record asks for an address.
+func asks(value proto.Message) bool {
+	m, ok := value.(*storev1.Service)
+	return ok && m.GetLoadBalancer() != nil
+}
+
+// readService decodes a service. What cannot be read asks for nothing, and is overwritten.
+func readService(value []byte) *storev1.Service {
+	m := &storev1.Service{}
+	if proto.Unmarshal(value, m) != nil {
+		return &storev1.Service{}
+	}
+	return m
+}
+
+// readClaims reads all of them.
+func (w *Writer) readClaims(ctx context.Context) (*claims, error) {
+	all := func(kind Kind) clientv3.Op { return clientv3.OpGet(w.prefix+string(kind)+"/", clientv3.WithPrefix()) }
+	response, err := w.client.Txn(ctx).Then(
+		clientv3.OpGet(w.prefix+addressCounter().String()), all(KindPool), all(KindNamespace), all(KindNode), all(KindService),
+	).Commit()
+	if err != nil {
+		return nil, fmt.Errorf("read what has a say in load balancers' addresses: %w", err)
+	}
+	c := &claims{
+		pools: map[Key]*storev1.LoadBalancerPool{}, namespaces: map[string]map[string]string{}, services: map[Key]claimant{},
+	}
+	for _, r := range response.Responses {
+		for _, kv := range r.GetResponseRange().GetKvs() {
+			key, err := ParseKey(string(kv.Key[len(w.prefix):]))
+			if err != nil {
+				continue // a malformed key is not ours to judge: readers report it
+			}
+			if err := c.add(key, kv.Value, kv.ModRevision); err != nil {
+				return nil, fmt.Errorf("key %q: %w", key, err)
+			}
+		}
+	}
+	return c, nil
+}
+
+// add takes a record of the store. A counter that cannot be read is an error: to start over would be to lose the order of
+// writes. Other records that cannot be read have no say.
+func (c *claims) add(key Key, value []byte, revision int64) error {
+	switch key.Kind {
+	case KindCounter:
+		c.moved = revision
+		return proto.Unmarshal(value, &c.counter)
+	case KindService:
+		c.services[key] = claimant{stored{value, revision}, readService(value)}
+		return nil
+	}
+	message := newMessage(key.Kind)
+	if proto.Unmarshal(value, message) == nil {
+		c.put(key, message)
+	}
+	return nil
+}
+
+// put takes a record as it will be; nil: it will be gone.
+func (c *claims) put(key Key, value proto.Message) {
+	switch m := value.(type) {
+	case *storev1.LoadBalancerPool:
+		c.pools[key] = m
+	case *storev1.Namespace:
+		c.namespaces[key.First] = m.GetLabels()
+	case *storev1.Node:
+		c.nodes = append(c.nodes, m)
+	case *storev1.Service:
+		c.services[key] = claimant{c.services[key].stored, m}
+	case nil:
+		delete(c.pools, key)
+		delete(c.services, key)
+		if key.Kind == KindNamespace {
+			delete(c.namespaces, key.First)
+		}
+	}
+}
+
+// allot answers every service that asks. What it holds is in its record.
+func (c *claims) allot() (map[Key]service.Allotment, error) {
+	var pools []service.Pool
+	for key, m := range c.pools {
+		pool, err := poolOf(key, m)
+		if err != nil {
+			return nil, fmt.Errorf("key %q: %w", key, err)
+		}
+		pools = append(pools, *pool)
+	}
+	var keys []Key
+	var requests []service.Request
+	for key, s := range c.services {
+		if !asks(s.record) {
+			continue
+		}
+		request := requestOf(key, s.record.GetLoadBalancer())
+		request.NamespaceLabels = label.SetOf(c.namespaces[key.First])
+		keys, requests = append(keys, key), append(requests, request)
+	}
+	answers := make(map[Key]service.Allotment, len(keys))
+	for i, answer := range service.Allot(pools, requests, c.occupied()) {
+		answers[keys[i]] = answer
+	}
+	return answers, nil
+}
+
+// occupied is what belongs to nodes, and what services have been given otherwise.
+func (c *claims) occupied() service.Occupied {
+	o := service.Occupied{Addrs: map[netip.Addr]string{}}
+	note := func(owner string, lists ...[][]byte) {
+		for _, bytes := range slices.Concat(lists...) {
+			if addr, ok := netip.AddrFromSlice(bytes); ok {
+				o.Addrs[addr] = owner
+			}
+		}
+	}
+	for _, node := range c.nodes {
+		note("a node", node.GetAddresses(), node.GetRouterAddresses(), node.GetHealthAddresses())
+		if cidrs, err := prefixes("pod_cidrs", node.GetPodCidrs()); err == nil {
+			o.Prefixes = append(o.Prefixes, cidrs...)
+		}
+	}
+	for key, s := range c.services {
+		owner := "service " + key.First + "/" + key.Second
+		note(owner, s.record.GetClusterIps(), s.record.GetExternalIps(), s.record.GetLoadBalancerIps())
+	}
+	return o
+}
+
+// round is what one transaction of the writer is about.
+type round struct {
+	changes []change
+	current []stored // what the store has of them and, last, the policy counter
+	claims  *claims  // nil: the changes have no say in addresses
+	more    bool     // services are left whose answer is another now
+}
+
+// allotRound completes a batch with what its services are given, and with the services besides it whose answer is another
+// now. Where those do not all fit, addresses are given back first: at no revision do two records have one.
+func (w *Writer) allotRound(ctx context.Context, batch []change, current []stored) (*round, error) {
+	c, err := w.readClaims(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r := &round{changes: slices.Clone(batch), current: slices.Clone(current[:len(batch)]), claims: c}
+	for i, change := range batch {
+		if m, ok := change.value.(*storev1.Service); ok {
+			r.changes[i].value = withHeld(m, readService(current[i].value))
+		}
+		c.put(change.key, r.changes[i].value)
+	}
+	answers, err := c.allot()
+	if err != nil {
+		return nil, err
+	}
+	others := c.differing(answers, batch)
+	r.more = len(batch)+len(others) > writeBatch
+	if losers := slices.DeleteFunc(slices.Clone(others), func(key Key) bool { return !c.loses(key, answers[key]) }); r.more && len(losers) > 0 {
+		others = losers
+		for key, answer := range answers {
+			answers[key] = c.kept(key, answer)
+		}
+	}
+	for i, change := range r.changes {
+		if answer, ok := answers[change.key]; ok {
+			r.changes[i].value = withAnswer(change.value.(*storev1.Service), answer)
+		}
+	}
+	for _, key := range others[:min(len(others), writeBatch-len(batch))] {
+		r.changes = append(r.changes, change{key, withAnswer(c.services[key].record, answers[key])})
+		r.current = append(r.current, c.services[key].stored)
+	}
+	r.current = append(r.current, current[len(batch)])
+	return r, nil
+}
+
+// differing lists the services outside a batch whose answer is not what their record says, sorted.
+func (c *claims) differing(answers map[Key]service.Allotment, batch []change) []Key {
+	inside := make(map[Key]bool, len(batch))
+	for _, change := range batch {
+		inside[change.key] = true
+	}
+	var keys []Key
+	for key, answer := range answers {
+		record := c.services[key].record
+		if !inside[key] && !proto.Equal(record, withAnswer(record, answer)) {
+			keys = append(keys, key)
+		}
+	}
+	slices.SortFunc(keys, func(a, b Key) int { return strings.Compare(a.String(), b.String()) })
+	return keys
+}
+
+// loses says whether an answer takes an address away from its service.
+func (c *claims) loses(key Key, answer service.Allotment) bool {
+	return len(c.kept(key, answer).Grants) < len(c.services[key].record.GetLoadBalancer().GetGrants())
+}
+
+// kept is what a service is given of what it has already.
+func (c *claims) kept(key Key, answer service.Allotment) service.Allotment {
+	held := requestOf(key, c.services[key].record.GetLoadBalancer()).Held
+	answer.Grants = slices.DeleteFunc(slices.Clone(answer.Grants), func(g service.Grant) bool {
+		return !slices.ContainsFunc(held, func(h service.Grant) bool { return h.Addr == g.Addr })
+	})
+	return answer
+}
+
+// withHeld is a service as its author wrote it, with what it was given before. A record that comes with grants of its own,
+// as when a store is filled from another one, keeps them where the store has none.
+func withHeld(m, before *storev1.Service) *storev1.Service {
+	was := before.GetLoadBalancer()
+	if m.GetLoadBalancer() == nil || len(was.GetGrants()) == 0 {
+		return m
+	}
+	m = proto.CloneOf(m)
+	m.LoadBalancer.Grants = was.GetGrants()
+	return m
+}
+
+// withAnswer is a service with what it is given now.
+func withAnswer(m *storev1.Service, answer service.Allotment) *storev1.Service {
+	m = proto.CloneOf(m)
+	m.LoadBalancer.Grants, m.LoadBalancer.Shortfalls = nil, nil
+	for _, g := range answer.Grants {
+		m.LoadBalancer.Grants = append(m.LoadBalancer.Grants, &storev1.Grant{Address: g.Addr.AsSlice(), Pool: g.Pool})
+	}
+	for _, s := range answer.Shortfalls {
+		m.LoadBalancer.Shortfalls = append(m.LoadBalancer.Shortfalls, &storev1.Shortfall{Message: s.Message, Remedy: s.Remedy})
+	}
+	return m
+}
+
+// poolOf reads a pool.
+func poolOf(key Key, m *storev1.LoadBalancerPool) (*service.Pool, error) {
+	pool := &service.Pool{Name: key.First}
+	var err error
+	if pool.Prefixes, err = prefixes("prefixes", m.GetPrefixes()); err != nil {
+		return nil, err
+	}
+	if pool.Services, err = selector("service_selector", label.ScopePod, m.GetServiceSelector()); err != nil {
+		return nil, err
+	}
+	pool.Namespaces, err = selector("namespace_selector", label.ScopeNamespace, m.GetNamespaceSelector())
+	return pool, err
+}
+
+// selector reads conditions on labels.
+func selector(field string, scope label.Scope, list []*storev1.Requirement) (label.Selector, error) {
+	var all []label.Requirement
+	for _, m := range list {
+		operators := []label.Operator{label.In, label.NotIn, label.Exists, label.DoesNotExist}
+		at := slices.IndexFunc(operators, func(o label.Operator) bool { return o.String() == m.GetOperator() })
+		if at < 0 {
+			return label.Selector{}, fmt.Errorf("%s: operator %q is not known to this version", field, m.GetOperator())
+		}
+		all = append(all, label.Requirement{Key: label.Key{Scope: scope, Name: m.GetKey()}, Operator: operators[at], Values: m.GetValues()})
+	}
+	s, err := label.NewSelector(all...)
+	if err != nil {
+		return s, fmt.Errorf("%s: %w", field, err)
+	}
+	return s, nil
+}
+
+// requestOf reads what a service asks for. Addresses that are none were kept out when the record was written.
+func requestOf(key Key, m *storev1.LoadBalancer) service.Request {
+	r := service.Request{Namespace: key.First, Name: key.Second, Labels: label.SetOf(m.GetLabels()), Prefer: m.GetPrefer()}
+	for _, family := range m.GetFamilies() {
+		r.Families = append(r.Families, int(family))
+	}
+	for _, bytes := range m.GetWishes() {
+		if addr, ok := netip.AddrFromSlice(bytes); ok {
+			r.Wishes = append(r.Wishes, addr)
+		}
+	}
+	for _, g := range m.GetGrants() {
+		if addr, ok := netip.AddrFromSlice(g.GetAddress()); ok {
+			r.Held = append(r.Held, service.Grant{Addr: addr, Pool: g.GetPool()})
+		}
+	}
+	return r
+}
