@@ -8,6 +8,8 @@
 //	publish.go  numbers for backends and slot ranges; the Delta between what the kernel has and what it should have
 //	view.go     the same as rows for people
 //
+// Apart from that, pool.go says which pool gives which address to which service; the writer of the store asks it.
+//
 // A frontend refers to a range of slots, a slot to a backend's number. A range is never written while a frontend
 // refers to it: other content gets another range, the frontend moves over in one write, and the old range is released.
 // A frontend has two ranges: one for clients of its node, one for those of elsewhere, to which externalTrafficPolicy applies.

@@ -19,6 +19,7 @@
 // alive/<node> is the one leased key. Agents hold no lease, because they may only read: the Publish service does.
 //
 // Writing by the operator, the lab and `tendril apply` (writer.go): a Writer writes what differs and nothing else.
+// Where a write has a say in load balancers' addresses, it gives them in the same transaction (pool.go).
 //
 // Both files, snapshot and journal, are a log (log.go) that may be torn at any byte.
 //

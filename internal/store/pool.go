@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 	storev1 "tendril.io/tendril/api/store/v1"
 	"tendril.io/tendril/internal/label"
 	"tendril.io/tendril/internal/service"
+	"tendril.io/tendril/internal/table"
 )
 
 // addressCounter is the key that every write with a say in load balancers' addresses moves: pools, namespaces, services of
@@ -190,15 +192,17 @@ type round struct {
 
 // allotRound completes a batch with what its services are given, and with the services besides it whose answer is another
 // now. Where those do not all fit, addresses are given back first: at no revision do two records have one.
-func (w *Writer) allotRound(ctx context.Context, batch []change, current []stored) (*round, error) {
-	c, err := w.readClaims(ctx)
-	if err != nil {
-		return nil, err
+func (w *Writer) allotRound(ctx context.Context, batch []change, current []stored, c *claims) (*round, error) {
+	if c == nil {
+		var err error
+		if c, err = w.readClaims(ctx); err != nil {
+			return nil, err
+		}
 	}
 	r := &round{changes: slices.Clone(batch), current: slices.Clone(current[:len(batch)]), claims: c}
 	for i, change := range batch {
 		if m, ok := change.value.(*storev1.Service); ok {
-			r.changes[i].value = withHeld(m, readService(current[i].value))
+			r.changes[i].value = c.withHeld(change.key, m, readService(current[i].value))
 		}
 		c.put(change.key, r.changes[i].value)
 	}
@@ -217,6 +221,7 @@ func (w *Writer) allotRound(ctx context.Context, batch []change, current []store
 	for i, change := range r.changes {
 		if answer, ok := answers[change.key]; ok {
 			r.changes[i].value = withAnswer(change.value.(*storev1.Service), answer)
+			c.put(change.key, r.changes[i].value)
 		}
 	}
 	for _, key := range others[:min(len(others), writeBatch-len(batch))] {
@@ -227,6 +232,22 @@ func (w *Writer) allotRound(ctx context.Context, batch []change, current []store
 	return r, nil
 }
 
+// committed has the round's claims be those of the store after its plan, so that the next round need not read them all.
+func (r *round) committed(p *plan, revision int64) error {
+	if r.claims == nil {
+		return nil
+	}
+	for _, put := range p.puts {
+		if put.key.Kind == KindCounter && put.key != addressCounter() {
+			continue
+		}
+		if err := r.claims.add(put.key, put.value, revision); err != nil {
+			return fmt.Errorf("key %q: %w", put.key, err)
+		}
+	}
+	return nil
+}
+
 // differing lists the services outside a batch whose answer is not what their record says, sorted.
 func (c *claims) differing(answers map[Key]service.Allotment, batch []change) []Key {
 	inside := make(map[Key]bool, len(batch))
@@ -235,13 +256,24 @@ func (c *claims) differing(answers map[Key]service.Allotment, batch []change) []
 	}
 	var keys []Key
 	for key, answer := range answers {
-		record := c.services[key].record
-		if !inside[key] && !proto.Equal(record, withAnswer(record, answer)) {
+		if !inside[key] && !says(c.services[key].record.GetLoadBalancer(), answer) {
 			keys = append(keys, key)
 		}
 	}
 	slices.SortFunc(keys, func(a, b Key) int { return strings.Compare(a.String(), b.String()) })
 	return keys
+}
+
+// says tells whether a record has an answer already. Every service is asked in every round, so nothing is copied.
+func says(m *storev1.LoadBalancer, answer service.Allotment) bool {
+	sameGrant := func(m *storev1.Grant, g service.Grant) bool {
+		addr, ok := netip.AddrFromSlice(m.GetAddress())
+		return ok && addr == g.Addr && m.GetPool() == g.Pool
+	}
+	sameShortfall := func(m *storev1.Shortfall, s table.Shortfall) bool {
+		return m.GetMessage() == s.Message && m.GetRemedy() == s.Remedy
+	}
+	return slices.EqualFunc(m.GetGrants(), answer.Grants, sameGrant) && slices.EqualFunc(m.GetShortfalls(), answer.Shortfalls, sameShortfall)
 }
 
 // loses says whether an answer takes an address away from its service.
@@ -259,15 +291,30 @@ func (c *claims) kept(key Key, answer service.Allotment) service.Allotment {
 }
 
 // withHeld is a service as its author wrote it, with what it was given before. A record that comes with grants of its own,
-// as when a store is filled from another one, keeps them where the store has none.
-func withHeld(m, before *storev1.Service) *storev1.Service {
-	was := before.GetLoadBalancer()
-	if m.GetLoadBalancer() == nil || len(was.GetGrants()) == 0 {
+// as when a store is filled from another one, keeps those that the store has at nobody.
+func (c *claims) withHeld(key Key, m, before *storev1.Service) *storev1.Service {
+	asks, held := m.GetLoadBalancer(), before.GetLoadBalancer().GetGrants()
+	if asks == nil || len(held)+len(asks.GetGrants()) == 0 {
 		return m
 	}
+	if len(held) == 0 {
+		held = slices.DeleteFunc(slices.Clone(asks.GetGrants()), func(g *storev1.Grant) bool { return c.isHeld(g, key) })
+	}
 	m = proto.CloneOf(m)
-	m.LoadBalancer.Grants = was.GetGrants()
+	m.LoadBalancer.Grants = held
 	return m
+}
+
+// isHeld says whether a service besides the one of a key has an address.
+func (c *claims) isHeld(grant *storev1.Grant, except Key) bool {
+	for key, s := range c.services {
+		for _, g := range s.record.GetLoadBalancer().GetGrants() {
+			if key != except && bytes.Equal(g.GetAddress(), grant.GetAddress()) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // withAnswer is a service with what it is given now.

@@ -281,43 +281,48 @@ func (w *Writer) each(ctx context.Context, kind Kind, do func(text string, value
 // write applies changes in batches.
 func (w *Writer) write(ctx context.Context, changes []change) (result Result, err error) {
 	// Each batch holds or fails as a whole. In between, readers see references that lead somewhere: see order.
+	var known *claims
 	for batch := range slices.Chunk(changes, writeBatch) {
 		for more := true; more; batch = nil {
-			if more, err = w.writeOne(ctx, batch, &result); err != nil {
+			r, err := w.writeOne(ctx, batch, known, &result)
+			if err != nil {
 				return result, err
 			}
+			known, more = r.claims, r.more
 		}
 	}
 	return result, nil
 }
 
 // writeOne writes one batch in one transaction, again if another writer came between reading and writing. What the batch
-// means for services besides it may not fit into the transaction: more says that it should be called again, without a batch.
-func (w *Writer) writeOne(ctx context.Context, batch []change, result *Result) (more bool, err error) {
+// means for services besides it may not fit into the transaction: the round then says that there is more, for a call without a
+// batch. known is what the round before had read and written, if it has a say in addresses; it may be behind the store.
+func (w *Writer) writeOne(ctx context.Context, batch []change, known *claims, result *Result) (*round, error) {
 	backoff := Backoff{Min: 2 * time.Millisecond, Max: 200 * time.Millisecond}
 	// Optimistic: another writer makes the transaction fail, not wait.
 	for range writeTries {
-		r, err := w.read(ctx, batch)
+		r, err := w.read(ctx, batch, known)
 		if err != nil {
-			return false, fmt.Errorf("%s: %w", nameBatch(batch), err)
+			return nil, fmt.Errorf("%s: %w", nameBatch(batch), err)
 		}
 		plan, err := planWrites(w.prefix, r)
 		if err != nil {
-			return false, err
+			return nil, err
 		}
 		done, err := w.commit(ctx, plan)
 		if err != nil {
-			return false, fmt.Errorf("%s: %w", nameBatch(batch), err)
+			return nil, fmt.Errorf("%s: %w", nameBatch(batch), err)
 		}
 		if done > 0 {
 			result.add(plan, done)
-			return r.more, nil
+			return r, r.committed(plan, done)
 		}
+		known = nil
 		if !sleep(ctx, backoff.Next()) {
-			return false, ctx.Err()
+			return nil, ctx.Err()
 		}
 	}
-	return false, fmt.Errorf("%s: other writers were faster %d times; try again", nameBatch(batch), writeTries)
+	return nil, fmt.Errorf("%s: other writers were faster %d times; try again", nameBatch(batch), writeTries)
 }
 
 // nameBatch says in errors what was being written.
@@ -329,13 +334,13 @@ func nameBatch(batch []change) string {
 }
 
 // read reads what a batch is compared with.
-func (w *Writer) read(ctx context.Context, batch []change) (*round, error) {
+func (w *Writer) read(ctx context.Context, batch []change, known *claims) (*round, error) {
 	current, err := w.current(ctx, batch)
 	if err != nil {
 		return nil, err
 	}
 	if concerned(batch, current) {
-		return w.allotRound(ctx, batch, current)
+		return w.allotRound(ctx, batch, current, known)
 	}
 	return &round{changes: batch, current: current}, nil
 }
@@ -370,7 +375,14 @@ func (w *Writer) current(ctx context.Context, batch []change) ([]stored, error) 
 type plan struct {
 	conditions []clientv3.Cmp
 	ops        []clientv3.Op
+	puts       []planned
 	result     Result
+}
+
+// planned is a record that a plan writes.
+type planned struct {
+	key   Key
+	value []byte
 }
 
 // planWrites compares a round's changes with what is there. It is pure.
@@ -390,7 +402,7 @@ func planWrites(prefix string, r *round) (*plan, error) {
 	}
 	if r.claims != nil && len(p.ops) > 0 {
 		moved := &storev1.Synced{Revision: r.claims.counter.GetRevision() + 1}
-		if err := p.put(prefix+addressCounter().String(), moved, r.claims.moved); err != nil {
+		if err := p.put(prefix, addressCounter(), moved, r.claims.moved); err != nil {
 			return nil, err
 		}
 	}
@@ -398,7 +410,7 @@ func planWrites(prefix string, r *round) (*plan, error) {
 		return p, nil
 	}
 	p.result.PolicyRevision = counter.GetRevision()
-	return p, p.put(prefix+policyCounter().String(), &counter, at.revision)
+	return p, p.put(prefix, policyCounter(), &counter, at.revision)
 }
 
 // plan adds one change, if it changes anything.
@@ -424,16 +436,18 @@ func (p *plan) plan(prefix string, c change, now stored, counter *storev1.Synced
 		return nil
 	}
 	p.result.Written++
-	return p.put(name, wanted, now.revision)
+	return p.put(prefix, c.key, wanted, now.revision)
 }
 
-func (p *plan) put(name string, value proto.Message, revision int64) error {
+func (p *plan) put(prefix string, key Key, value proto.Message, revision int64) error {
 	bytes, err := proto.MarshalOptions{Deterministic: true}.Marshal(value)
 	if err != nil {
-		return fmt.Errorf("key %q: %w", name, err)
+		return fmt.Errorf("key %q: %w", key, err)
 	}
+	name := prefix + key.String()
 	p.conditions = append(p.conditions, clientv3.Compare(clientv3.ModRevision(name), "=", revision))
 	p.ops = append(p.ops, clientv3.OpPut(name, string(bytes)))
+	p.puts = append(p.puts, planned{key, bytes})
 	return nil
 }
 
