@@ -253,8 +253,12 @@ func TestPolicyThatDoesNotFitIsRefusedWhole(t *testing.T) {
 		t.Errorf("got selectors\n%s\nwant those of rule1's earlier version and of small, none of the refused version", got)
 	}
 	delete(n.numbers.Room, policy.KindSelector)
-	n.engine.SetSubject(2, app("other"))
-	n.told.Subjects[2] = app("other")
+	n.come(2, app("other"))
+	n.quiet(t)
+	if got := n.engine.Refused(); len(got) != 1 {
+		t.Errorf("a pod that comes makes no room, got refused %v", got)
+	}
+	n.leave(2)
 	n.quiet(t)
 	if got := n.engine.Refused(); len(got) != 0 {
 		t.Errorf("there is room now, got refused %v", got)

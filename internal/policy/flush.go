@@ -36,9 +36,7 @@ func (e *Engine) Flush() (Delta, error) {
 	}
 	// The loop ends: each round refuses a policy that the round before had.
 	//
-	// What a refused policy had taken is free only after the next publication, so that one refusal may have caused
-	// another: all but the first are tried once more then.
-	e.retry = now[min(1, len(now)):]
+	e.retry = e.worthAnother(now)
 	e.staged.reset()
 	e.started = true
 	return e.commit(), nil
@@ -53,9 +51,27 @@ func (e *Engine) givenPolicies() (again func() (map[Key]*policyInput, map[Key]re
 	return func() (map[Key]*policyInput, map[Key]refusal) { return staged, refused }
 }
 
-// tryAgain stages refused policies once more if something that was changed or let go may have made room.
+// worthAnother picks, of the policies refused in this flush, those that the next one tries again. What a refused policy
+// had taken is free only after the next publication, so that one refusal may have caused another: all but the first
+// are tried once more, as long as some of those that were tried again did fit.
+func (e *Engine) worthAnother(refused []Key) []Key {
+	fits := func(key Key) bool { return !slices.Contains(refused, key) }
+	if len(e.retry) > 0 && !slices.ContainsFunc(e.retry, fits) {
+		return nil
+	}
+	return refused[min(1, len(refused)):]
+}
+
+// tryAgain stages refused policies once more if something that was changed or let go may have made room: a pod that
+// comes makes none.
 func (e *Engine) tryAgain() {
-	moved := len(e.staged.policies)+len(e.idle)+len(e.staged.subjects) > 0
+	if len(e.refused) == 0 {
+		return
+	}
+	moved := len(e.staged.policies)+len(e.idle) > 0
+	for endpoint := range e.staged.subjects {
+		moved = moved || e.subjects[endpoint] != nil
+	}
 	for key, r := range e.refused {
 		if _, newer := e.staged.policies[key]; r.invalid || newer || !moved && !slices.Contains(e.retry, key) {
 			continue

@@ -203,3 +203,27 @@ func labelsOf(pairs ...string) label.Set {
 func app2selector(i int) label.Selector {
 	return label.MustSelector(label.Equals(fmt.Sprint("x", i), "1"))
 }
+
+// Many policies that do not fit are asked about twice, however many they are: once, and once when what the others had
+// taken is free. A pod that comes does not ask about them again.
+func TestManyPoliciesThatDoNotFitAreNotTriedForEver(t *testing.T) {
+	n := newNode()
+	n.come(1, app("db"))
+	n.quiet(t)
+	n.numbers.Room[policy.KindSelector] = 4
+	for i := range 200 {
+		mustSet(t, n.engine, allow(fmt.Sprint("p", i), "db", policy.Rule{Peers: []policy.Peer{pods(fmt.Sprint("a", i))}}))
+	}
+	flushes := 0
+	for ; n.engine.Pending(); flushes++ {
+		n.flush(t, nil)
+	}
+	refused := len(n.engine.Refused())
+	if flushes > 4 || refused < 190 || refused == 200 {
+		t.Errorf("%d flushes, %d of 200 refused, want at most 4, and most of them", flushes, refused)
+	}
+	n.come(2, app("db"))
+	if delta := n.flush(t, nil); delta.Work.ProgramsCompiled != 0 {
+		t.Errorf("%d programs compiled for a pod of a known group, want none", delta.Work.ProgramsCompiled)
+	}
+}
