@@ -83,8 +83,10 @@ func newDeleteCommand(a *app) *cobra.Command {
 		Use:     "delete -f FILE|DIR|-",
 		GroupID: groupApply,
 		Short:   "Delete from the cluster what manifests describe",
-		Args:    cobra.NoArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return f.run(cmd, f.deleteRecords) },
+		Example: `  tendril delete -f examples/
+  tendril delete -f policy.yaml --ignore-not-found`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd, f.deleteRecords) },
 	}
 	f.add(cmd)
 	cmd.Flags().BoolVar(&f.ignoreNotFound, "ignore-not-found", false, "succeed where an object is not in the cluster")
@@ -218,12 +220,31 @@ func applyRecords(ctx context.Context, s recordStore, records []kube.Record, dry
 		writes = append(writes, store.Record{Key: record.Key, Value: record.Value})
 		results[record.Object] = strongest(results[record.Object], compare(present[record.Key], record))
 	}
+	if err := tooLarge(records); err != nil {
+		return nil, err
+	}
 	if !dryRun {
 		if _, err := s.Apply(ctx, writes); err != nil {
 			return nil, err
 		}
 	}
 	return outcomesOf(records, results, dryRun), nil
+}
+
+// maxRecord bounds one record, in bytes: etcd takes requests of 1.5 MiB unless told otherwise, and a request holds names and
+// conditions besides.
+const maxRecord = 1 << 20
+
+// tooLarge names every object that the store would not take, before it is asked.
+func tooLarge(records []kube.Record) error {
+	var errs []error
+	for _, record := range records {
+		if size := proto.Size(record.Value); size > maxRecord {
+			errs = append(errs, fmt.Errorf("%s: needs %d bytes in the store, which takes %d an object: nothing was changed; split it into several",
+				record.Object, size, maxRecord))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // deleteRecords removes the records; label sets stay, since other pods may have the same.

@@ -236,6 +236,20 @@ func TestNodesAndGroupsOfRangesAreAppliedAndDeletedLikeTheOthers(t *testing.T) {
 	}
 }
 
+// The store would say only that some request was too long, and a dry run would have promised that it works.
+func TestAnObjectThatTheStoreWouldNotTakeIsNamedBeforeItIsAsked(t *testing.T) {
+	group := "apiVersion: cilium.io/v2\nkind: CiliumCIDRGroup\nmetadata: {name: everybody}\nspec: {externalCIDRs: [" +
+		strings.Repeat("192.0.2.0/24, ", 80000) + "192.0.2.0/24]}\n"
+	for _, dryRun := range []bool{false, true} {
+		s := &memoryStore{records: map[string]proto.Message{}}
+		_, err := applyRecords(t.Context(), s, recordsOf(t, shopNamespace, group), dryRun)
+		want := "CiliumCIDRGroup everybody: needs 1120014 bytes in the store, which takes 1048576 an object: nothing was changed; split it into several"
+		if err == nil || err.Error() != want || len(s.records) != 0 {
+			t.Errorf("dry run %v: got error %v, %d records; want %s", dryRun, err, len(s.records), want)
+		}
+	}
+}
+
 func TestApplyOfNothingIsAMistake(t *testing.T) {
 	_, err := apply(t, "# only a comment\n", "-f", "-")
 	if want := "no object in -: nothing was changed"; err == nil || err.Error() != want {

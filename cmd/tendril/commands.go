@@ -31,10 +31,16 @@ func group(use, short string, commands ...*cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// holder is a command below a group that only holds others.
+// holder is a command below a group that only holds others. Its examples are the first of each of them.
 func holder(use, short string, commands ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{Use: use, Short: short}
 	cmd.AddCommand(commands...)
+	var examples []string
+	for _, command := range commands {
+		first, _, _ := strings.Cut(command.Example, "\n")
+		examples = append(examples, first)
+	}
+	cmd.Example = strings.Join(examples, "\n")
 	return cmd
 }
 

@@ -43,7 +43,9 @@ func newLabUpCommand(a *app) *cobra.Command {
 	command := &cobra.Command{
 		Use:   "up",
 		Short: "Start a lab",
-		Args:  cobra.NoArgs,
+		Example: `  tendril lab up
+  tendril lab up --nodes 2 --mode vxlan`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s := newScreen(cmd.OutOrStdout())
 			config.Name = a.lab
@@ -75,9 +77,10 @@ func labFlags(command *cobra.Command, config *lab.Config) {
 
 func newLabDownCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:   "down",
-		Short: "Stop a lab and remove every trace of it, whatever state it is in",
-		Args:  cobra.NoArgs,
+		Use:     "down",
+		Short:   "Stop a lab and remove every trace of it, whatever state it is in",
+		Example: `  tendril lab down`,
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s := newScreen(cmd.OutOrStdout())
 			begin := time.Now()
@@ -114,9 +117,10 @@ type nodeStatus struct {
 
 func newLabStatusCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:   "status",
-		Short: "Show nodes, pods and processes of a lab",
-		Args:  cobra.NoArgs,
+		Use:     "status",
+		Short:   "Show nodes, pods and processes of a lab",
+		Example: `  tendril lab status`,
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			l, err := lab.Open(a.lab)
 			if err != nil {
@@ -215,7 +219,6 @@ func execIn(cmd *cobra.Command, place lab.Place, argv []string) error {
 }
 
 func newLabPodCommand(a *app) *cobra.Command {
-	command := &cobra.Command{Use: "pod", Short: "Add and remove pods"}
 	var spec lab.PodSpec
 	add := &cobra.Command{
 		Use:     "add NODE NAMESPACE/NAME",
@@ -245,15 +248,15 @@ func newLabPodCommand(a *app) *cobra.Command {
 	}
 	add.Flags().StringToStringVarP(&spec.Labels, "label", "l", nil, "label key=value, may be repeated")
 	add.Flags().StringVar(&spec.ServiceAccount, "service-account", "", "service account (default \"default\")")
-	command.AddCommand(add, newLabPodRemoveCommand(a))
-	return command
+	return holder("pod", "Add and remove pods", add, newLabPodRemoveCommand(a))
 }
 
 func newLabPodRemoveCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:   "remove NAMESPACE/NAME",
-		Short: "End a pod's programs and take it away",
-		Args:  cobra.ExactArgs(1),
+		Use:     "remove NAMESPACE/NAME",
+		Short:   "End a pod's programs and take it away",
+		Example: `  tendril lab pod remove shop/web`,
+		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			l, err := lab.Open(a.lab)
 			if err != nil {

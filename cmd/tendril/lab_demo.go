@@ -53,7 +53,9 @@ func newLabDemoCommand(a *app) *cobra.Command {
 	command := &cobra.Command{
 		Use:   "demo",
 		Short: "See what tendril does, in seven steps with real traffic",
-		Args:  cobra.NoArgs,
+		Example: `  tendril lab demo
+  tendril lab demo --keep`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			d.s = newScreen(cmd.OutOrStdout())
 			d.config.Name = a.lab

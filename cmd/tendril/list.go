@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -10,21 +11,65 @@ import (
 	agentv1 "tendril.io/tendril/api/agent/v1"
 )
 
-// newEndpointCommand lists the node's pods.
+// newEndpointCommand lists pods.
 func newEndpointCommand(a *app) *cobra.Command {
-	return group("endpoint", "List the pods of the node", answer(a, &cobra.Command{
-		Use:     "list",
-		Short:   "List the pods of the node with identity, state and whether policy restricts them",
-		Example: `  tendril --node node1 endpoint list`,
-	}, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListEndpointsResponse, error) {
+	return group("endpoint", "List pods as the agents of their nodes have them", &cobra.Command{
+		Use:   "list",
+		Short: "List pods with identity, state and whether policy restricts them",
+		Long: `List pods with identity, state and whether policy restricts them.
+
+Without --node all nodes of the lab are asked.`,
+		Example: `  tendril endpoint list
+  tendril --node node1 endpoint list`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return listEndpoints(cmd, a) },
+	})
+}
+
+// listEndpoints asks one agent or all, and prints what they say as one list. An agent that does not answer is told after
+// that.
+func listEndpoints(cmd *cobra.Command, a *app) error {
+	sockets, err := a.agentSockets()
+	if err != nil {
+		return err
+	}
+	answers, failed := askAll(cmd.Context(), sockets, askTimeout, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListEndpointsResponse, error) {
 		return agent.ListEndpoints(ctx, &agentv1.ListEndpointsRequest{})
-	}, func(v *view, r *agentv1.ListEndpointsResponse) {
-		v.header("ID", "POD", "ADDRESSES", "STATE", "INGRESS", "EGRESS", "IDENTITY", "LABELS", "DEVICE")
-		for _, e := range r.GetEndpoints() {
-			v.row(number(e.GetId()), e.GetNamespace()+"/"+e.GetPod(), strings.Join(e.GetIps(), " "), v.stateText(e.GetState()),
-				restriction(e.GetIngress(), e.GetIngressIsolators()), restriction(e.GetEgress(), e.GetEgressIsolators()), shortIdentity(e.GetIdentity()), strings.Join(e.GetLabels(), ","), e.GetDevice())
+	}, nil)
+	if len(answers) == 0 {
+		return failed
+	}
+	v := newView(cmd.OutOrStdout())
+	if a.json() {
+		merged := &agentv1.ListEndpointsResponse{}
+		for _, answer := range answers {
+			merged.Endpoints = append(merged.Endpoints, answer.response.GetEndpoints()...)
 		}
-	}))
+		return errors.Join(v.json(merged), failed)
+	}
+	showEndpoints(v, answers)
+	return errors.Join(v.flush(), failed)
+}
+
+// showEndpoints prints a line for each pod. An ID means something on its own node only, which is named where there are
+// several.
+func showEndpoints(v *view, answers []nodeAnswer[*agentv1.ListEndpointsResponse]) {
+	header := []string{"ID", "POD", "ADDRESSES", "STATE", "INGRESS", "EGRESS", "IDENTITY", "LABELS", "DEVICE"}
+	if len(answers) > 1 {
+		header = append([]string{"NODE"}, header...)
+	}
+	v.header(header...)
+	for _, answer := range answers {
+		for _, e := range answer.response.GetEndpoints() {
+			row := []string{number(e.GetId()), e.GetNamespace() + "/" + e.GetPod(), strings.Join(e.GetIps(), " "), v.stateText(e.GetState()),
+				restriction(e.GetIngress(), e.GetIngressIsolators()), restriction(e.GetEgress(), e.GetEgressIsolators()),
+				shortIdentity(e.GetIdentity()), strings.Join(e.GetLabels(), ","), e.GetDevice()}
+			if len(answers) > 1 {
+				row = append([]string{answer.node}, row...)
+			}
+			v.row(row...)
+		}
+	}
 }
 
 // restriction says whether policy restricts a direction, and which policies isolate the pod in it.

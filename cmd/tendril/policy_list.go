@@ -45,9 +45,10 @@ Without --node all nodes of the lab are asked: NODES says how many of them enfor
 func newPolicyGetCommand(a *app) *cobra.Command {
 	l := &policyLister{app: a}
 	return &cobra.Command{
-		Use:   "get [NAMESPACE/]NAME",
+		Use:   "get [KIND/][NAMESPACE/]NAME",
 		Short: "Show one policy: what it does, whether it is in force, and if not why",
 		Example: `  tendril policy get shop/allow-client
+  tendril policy get NetworkPolicy/shop/allow-client
   tendril --node node1 policy get cluster-wide-deny`,
 		Args: argument(&l.name, "policy", false),
 		RunE: func(cmd *cobra.Command, _ []string) error { return l.run(cmd, showPolicy) },
@@ -66,9 +67,9 @@ func (l *policyLister) run(cmd *cobra.Command, show func(v *view, r *agentv1.Lis
 	}
 	merged := mergePolicies(answers)
 	if l.name != "" {
-		merged.Policies = slices.DeleteFunc(merged.Policies, func(p *agentv1.Policy) bool { return policyName(p) != l.name })
+		merged.Policies = slices.DeleteFunc(merged.Policies, func(p *agentv1.Policy) bool { return !called(p, l.name) })
 		if len(merged.Policies) == 0 {
-			none := fmt.Errorf("policy %s: the agent has none of that name: see `tendril policy list`", l.name)
+			none := fmt.Errorf("policy %s: no policy has that name: see `tendril policy list`", l.name)
 			return errors.Join(none, failed)
 		}
 	}
@@ -83,6 +84,11 @@ func (l *policyLister) run(cmd *cobra.Command, show func(v *view, r *agentv1.Lis
 // policyName is how commands call a policy, without its kind.
 func policyName(p *agentv1.Policy) string {
 	return strings.TrimPrefix(p.GetNamespace()+"/"+p.GetName(), "/")
+}
+
+// called tells whether a name is meant for the policy: with its kind, as flow records and explain write it, or without.
+func called(p *agentv1.Policy, name string) bool {
+	return name == policyName(p) || name == p.GetKind()+"/"+policyName(p)
 }
 
 // mergePolicies makes one list of what each node says of each policy. Program numbers mean something on their own node

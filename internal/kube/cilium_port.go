@@ -92,6 +92,8 @@ func ciliumPort(p *cilium.PortProtocol, at *field.Path) ([]policy.Port, field.Er
 	switch {
 	case p.Port == "" && p.EndPort != 0, named && p.EndPort != 0:
 		errs = append(errs, field.Forbidden(at.Child("endPort"), "a range starts at a number; set port to it or remove endPort"))
+	case !named && (number < 0 || number > 65535):
+		errs = append(errs, field.Invalid(at.Child("port"), number, "a port is a number from 1 to 65535 or a name"))
 	case p.Port == "" && !slices.ContainsFunc(protocols, hasNoPorts):
 		errs = append(errs, field.Required(at.Child("port"), `give a number or a name; "0" is any port`))
 	case p.Port != "" && (named || number != 0) && slices.ContainsFunc(protocols, hasNoPorts):

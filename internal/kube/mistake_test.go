@@ -407,6 +407,7 @@ specs:
       - {port: "90", endPort: 80}
       - {port: "80", protocol: ICMP}
       - {port: "80", protocol: QUIC}
+      - {port: "65536", protocol: QUIC}
 `, `
 x.yaml document 1, CiliumNetworkPolicy shop/web: specs[0].endpointSelector: Required value: say which endpoints the rule is for; {} selects all
 x.yaml document 1, CiliumNetworkPolicy shop/web: specs[0]: Required value: a rule without ingress, ingressDeny, egress and egressDeny does nothing; to isolate the endpoints write ingress: [{}]
@@ -431,6 +432,8 @@ x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[6].toPorts[1].
 x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[6].toPorts[1].ports[4].endPort: Invalid value: 80: the last port of a range lies between port (90) and 65535
 x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[6].toPorts[1].ports[5].port: Forbidden: protocol ICMP has no ports; write "0" or use icmps
 x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[6].toPorts[1].ports[6].protocol: Unsupported value: "QUIC": supported values: "TCP", "UDP", "SCTP", "ICMP", "ICMPv6", "VRRP", "IGMP", "ANY"
+x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[6].toPorts[1].ports[7].protocol: Unsupported value: "QUIC": supported values: "TCP", "UDP", "SCTP", "ICMP", "ICMPv6", "VRRP", "IGMP", "ANY"
+x.yaml document 1, CiliumNetworkPolicy shop/web: specs[1].ingress[6].toPorts[1].ports[7].port: Invalid value: 65536: a port is a number from 1 to 65535 or a name
 `},
 		{"a cilium policy of nothing", `
 apiVersion: cilium.io/v2

@@ -33,6 +33,11 @@ func (s *api) Explain(_ context.Context, request *agentv1.ExplainRequest) (*agen
 		return nil, status.Errorf(codes.FailedPrecondition,
 			"neither %s nor %s is a pod of node %s, or that node: ask the agent of a node that has one of them", request.GetFrom(), request.GetTo(), s.a.config.Node)
 	}
+	if name := s.frontend(to, request); name != "" {
+		return nil, status.Errorf(codes.FailedPrecondition,
+			"%s at port %d is service %s: policy judges the backend that is chosen, not the service: name one, see `tendril service get %s`",
+			request.GetTo(), request.GetPort(), name, name)
+	}
 	var proofs []policy.Proof
 	s.a.policies.Read(func(engine *policy.Engine) {
 		proofs = engine.Explain(from, to, uint8(request.GetProtocol()), uint16(request.GetPort()))
@@ -49,6 +54,14 @@ func (s *api) Explain(_ context.Context, request *agentv1.ExplainRequest) (*agen
 		reply.Summary = "allowed by every side that is a pod of this node"
 	}
 	return reply, nil
+}
+
+// frontend names the service that answers at a party's address, of which no pod or node is the owner; empty: none does.
+func (s *api) frontend(to policy.Party, request *agentv1.ExplainRequest) string {
+	if !to.Address.IsValid() || to.Workload != nil || to.Endpoint != 0 || to.Reserved != identity.World {
+		return ""
+	}
+	return resolver{s.a}.Service(netip.AddrPortFrom(to.Address, uint16(request.GetPort())), uint8(request.GetProtocol()))
 }
 
 // party finds who is meant: namespace/pod, an address, or a reserved identity.

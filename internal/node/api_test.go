@@ -70,6 +70,11 @@ func TestExplainAnswersByPodAddressAndIdentity(t *testing.T) {
 
 func TestExplainSaysWhatItCannotAnswer(t *testing.T) {
 	s := apiOf(t, startWeb(t))
+	s.a.services.brain.SetService(table.Service{
+		Namespace: "shop", Name: "web", Type: "ClusterIP", ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.80")},
+		Ports: []table.ServicePort{{Port: 80, Protocol: 6}},
+	})
+	s.a.services.brain.Flush()
 	for _, test := range []struct {
 		request *agentv1.ExplainRequest
 		code    codes.Code
@@ -79,6 +84,7 @@ func TestExplainSaysWhatItCannotAnswer(t *testing.T) {
 		{&agentv1.ExplainRequest{From: "shop/web", To: "shop/nobody"}, codes.NotFound, `to: no pod "shop/nobody" in the cluster`},
 		{&agentv1.ExplainRequest{From: "shop/web", To: "10.0.0.1", Port: 70000}, codes.InvalidArgument, "port 70000"},
 		{&agentv1.ExplainRequest{From: "shop/web", To: "10.0.0.1", Protocol: 300}, codes.InvalidArgument, "protocol 300"},
+		{&agentv1.ExplainRequest{From: "shop/web", To: "10.96.0.80", Port: 80, Protocol: 6}, codes.FailedPrecondition, "10.96.0.80 at port 80 is service shop/web: policy judges the backend"},
 		{&agentv1.ExplainRequest{From: "8.8.8.8", To: "10.0.0.1"}, codes.FailedPrecondition, "ask the agent of a node that has one of them"},
 	} {
 		_, err := s.Explain(t.Context(), test.request)
