@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -50,11 +49,7 @@ type served struct {
 	Last     byte // of the cluster addresses
 	Pods     []*lab.Pod
 	Drains   string // name of a pod that terminates
-	Port     uint16 // of the servers; 0: 80
 }
-
-// Target is the servers' port.
-func (s served) Target() uint16 { return cmp.Or(s.Port, 80) }
 
 var servedTemplate = template.Must(template.New("").Parse(`
 apiVersion: v1
@@ -71,7 +66,7 @@ apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {name: {{$.Name}}-{{$i}}, namespace: shop, labels: {kubernetes.io/service-name: {{$.Name}}}}
 addressType: {{if $i}}IPv6{{else}}IPv4{{end}}
-ports: [{name: http, port: {{$.Target}}}]
+ports: [{name: http, port: 80}]
 endpoints:
 {{range $family}}  - {{.}}
 {{else}}  []
@@ -138,8 +133,11 @@ func (c *cluster) hosts(t *testing.T) []lab.Place {
 	return places
 }
 
+// edgePort is the node port of the service "edge", which stays.
+const edgePort = 30080
+
 func (c *cluster) testNodePort(t *testing.T) {
-	const port = 30080
+	const port = edgePort
 	c.offer(t, served{Name: "edge", Spec: "type: NodePort", NodePort: port, Last: 1, Pods: []*lab.Pod{c.pods["web-1"], c.pods["web-2"]}})
 	clients := append(c.hosts(t), c.Outside(), c.pods["client"].Place, c.stray("client"), c.pods["far"].Place, c.stray("far"))
 	for _, place := range clients {
@@ -264,19 +262,15 @@ func (c *cluster) testAffinity(t *testing.T) {
 }
 
 // testReset has kept connections from every place to both servers. One server drains, which disturbs nobody, and then goes:
-// its clients must hear of it at once, the other server's must not.
+// its clients must hear of it at once, the other server's must not, and nor must those who came by a service that keeps it.
 func (c *cluster) testReset(t *testing.T) {
 	const port = 30082
-	for _, name := range []string{"web-1", "web-2"} { // servers of no other service: a backend is gone once no service lists it
-		if _, err := c.StartNginx(t.Context(), c.pods[name].Place, name, 81); err != nil {
-			t.Fatal(err)
-		}
-	}
-	service := served{Name: "going", Port: 81, Spec: "type: NodePort", NodePort: port, Last: 5, Pods: []*lab.Pod{c.pods["web-1"], c.pods["web-2"]}}
+	service := served{Name: "going", Spec: "type: NodePort", NodePort: port, Last: 5, Pods: []*lab.Pod{c.pods["web-1"], c.pods["web-2"]}}
 	c.offer(t, service)
 	cluster := []netip.Addr{netip.MustParseAddr("10.96.1.5"), netip.MustParseAddr("fd96::1:5")}
+	keeping := []netip.Addr{netip.MustParseAddr("10.96.1.1"), netip.MustParseAddr("fd96::1:1")} // of "edge", with the same servers
 	host := c.hosts(t)[0]
-	var kept []*lab.Process
+	var kept, undisturbed []*lab.Process
 	for i := range 4 { // of so many, one server has all once in 32768
 		family := i % 2
 		for place, target := range map[*lab.Place]netip.AddrPort{
@@ -290,6 +284,17 @@ func (c *cluster) testReset(t *testing.T) {
 				t.Fatal(err)
 			}
 			kept = append(kept, process)
+		}
+		for place, target := range map[*lab.Place]netip.AddrPort{
+			ptr(c.pods["client"].Place): netip.AddrPortFrom(keeping[family], 80),
+			ptr(c.stray("client")):      netip.AddrPortFrom(keeping[family], 80),
+			ptr(c.Outside()):            netip.AddrPortFrom(c.nodeAddrs(t, "node1")[family], edgePort),
+		} {
+			process, err := c.StartProbe(t.Context(), *place, lab.ProbeHTTP, target, 20*time.Millisecond)
+			if err != nil {
+				t.Fatal(err)
+			}
+			undisturbed = append(undisturbed, process)
 		}
 	}
 	service.Drains = "web-2"
@@ -315,6 +320,19 @@ func (c *cluster) testReset(t *testing.T) {
 	}
 	if resets == 0 {
 		t.Errorf("of %d connections none was at the server that went", len(kept))
+	}
+	at := map[string]int{}
+	for _, process := range undisturbed {
+		result, err := lab.EndProbe(t.Context(), process)
+		if err != nil || !result.Clean() {
+			t.Errorf("%s: a connection by a service that keeps its server: %+v, %v", process.Name, result, err)
+		}
+		for name := range result.By {
+			at[name]++
+		}
+	}
+	if at["web-2"] == 0 {
+		t.Errorf("of the connections by the other service none was at the server that it keeps: %v", at)
 	}
 }
 
