@@ -331,7 +331,7 @@ func (a *Agent) buildBrains(context.Context) error {
 	if err := a.resumeTrial(); err != nil {
 		return err
 	}
-	brain, err := service.New(service.Config{NodeName: a.config.Node, Zone: a.config.Zone}, a.datapath.Numbers())
+	brain, err := service.New(service.Config{NodeName: a.config.Node, Zone: a.config.Zone, MaglevSize: a.config.MaglevSize}, a.datapath.Numbers())
 	if err != nil {
 		return err
 	}

@@ -5,11 +5,13 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"text/template"
 	"time"
 
 	agentv1 "tendril.io/tendril/api/agent/v1"
+	"tendril.io/tendril/internal/cni"
 	"tendril.io/tendril/internal/lab"
 )
 
@@ -35,6 +37,7 @@ func testServices(t *testing.T, mode lab.Mode) {
 		{"a load balancer's address is for its source ranges", (*cluster).testSourceRanges},
 		{"a client keeps its backend", (*cluster).testAffinity},
 		{"clients of a backend that goes are reset", (*cluster).testReset},
+		{"a host port leads to its pod", (*cluster).testHostPort},
 	} {
 		t.Run(step.name, func(t *testing.T) { step.run(c, t) })
 	}
@@ -333,6 +336,63 @@ func (c *cluster) testReset(t *testing.T) {
 	}
 	if at["web-2"] == 0 {
 		t.Errorf("of the connections by the other service none was at the server that it keeps: %v", at)
+	}
+}
+
+// testHostPort has a pod with host ports, which all clients reach at its node, with and without an agent, until the pod goes.
+func (c *cluster) testHostPort(t *testing.T) {
+	spec := lab.PodSpec{Node: "node1", Namespace: namespace, Name: "exposed", HostPorts: []cni.PortMapping{
+		{HostPort: 8088, ContainerPort: 80, Protocol: "tcp"}, {HostPort: 5300, ContainerPort: 53, Protocol: "udp"},
+	}}
+	pod, err := c.AddPod(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.pods["exposed"] = pod
+	c.serve(t, "exposed")
+	if _, err := c.StartDNS(t.Context(), pod.Place, "web.shop=10.96.0.80,fd96::80"); err != nil {
+		t.Fatal(err)
+	}
+	addrs := c.nodeAddrs(t, "node1") // asked of the agent, which is not always there
+	clients := []lab.Place{c.hosts(t)[0], c.hosts(t)[1], c.Outside(), c.pods["client"].Place, c.stray("client"), c.stray("far"), pod.Place}
+	reach := func(when string) {
+		t.Helper()
+		for _, place := range clients {
+			for _, addr := range addrs {
+				if answer, err := place.Fetch(t.Context(), addr, 8088); err != nil || answer.Name != "exposed" {
+					t.Errorf("%s: %s: %s: %+v, %v", when, place.Name, addr, answer, err)
+				}
+				out, err := place.Exec(t.Context(), "dig", "+short", "+time=2", "+tries=1", "-p", "5300", "@"+addr.String(), "web.shop", "AAAA")
+				if err != nil || strings.TrimSpace(out) != "fd96::80" {
+					t.Errorf("%s: %s: dig @%s: %q, %v", when, place.Name, addr, out, err)
+				}
+			}
+		}
+	}
+	reach("at first")
+	if err := c.KillAgent(t.Context(), "node1", syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	reach("without an agent")
+	if err := c.StartAgent(t.Context(), "node1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.WaitConverged(t.Context(), 10*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	reach("with another agent")
+	spec.Name = "second"
+	if second, err := c.AddPod(t.Context(), spec); err == nil || !strings.Contains(err.Error(), namespace+"/second") || !strings.Contains(err.Error(), namespace+"/exposed") {
+		t.Errorf("a second pod with the host port: %v, %v, want an error that names both", second, err)
+	}
+	if err := c.RemovePod(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	delete(c.pods, "exposed")
+	for _, addr := range addrs {
+		if answer, err := c.Outside().Fetch(t.Context(), addr, 8088); err == nil {
+			t.Errorf("the pod has gone and answers: %+v", answer)
+		}
 	}
 }
 
