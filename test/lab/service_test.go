@@ -38,6 +38,8 @@ func testServices(t *testing.T, mode lab.Mode) {
 		{"a client keeps its backend", (*cluster).testAffinity},
 		{"clients of a backend that goes are reset", (*cluster).testReset},
 		{"a host port leads to its pod", (*cluster).testHostPort},
+		{"no answer of a name server is lost", (*cluster).testPairs},
+		{"the kernel has no rule and tracks no connection", (*cluster).testNoRules},
 	} {
 		t.Run(step.name, func(t *testing.T) { step.run(c, t) })
 	}
