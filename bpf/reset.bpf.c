@@ -5,7 +5,8 @@
  * has some, and they end the sockets that were connected to such a backend through a service. A stream's process gets a
  * reset, a datagram's an error at its next call; both then ask again, and are led to a backend that is there.
  *
- * Kernels before 6.5 have no bpf_sock_destroy; there the agent ends sockets by netlink.
+ * Kernels before 6.5 have no bpf_sock_destroy: there the sockets wait until they time out. The agent's list of features says
+ * so (kfunc-sock-destroy).
  */
 #include "lib/packet.h"
 

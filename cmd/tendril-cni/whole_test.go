@@ -132,7 +132,8 @@ func (n *node) start(t testing.TB, c *cluster) {
 	}
 	n.manager, err = endpoint.New(endpoint.Config{
 		Node: "n1", Cluster: "default", StateDir: n.dir, MTUs: endpoint.MTU(endpoint.Underlay{DeviceMTU: 1500, Tunnel: true}),
-		Book: book, Numbers: c, Links: n.handle, LoadStub: c.loadStub, AdoptStub: adoptStub, Publisher: c, Tables: n.tables,
+		Book: book, Numbers: c, Links: n.handle, LoadStub: c.loadStub, IsNodeAddress: func(netip.Addr) bool { return false },
+		AdoptStub: adoptStub, Publisher: c, Tables: n.tables,
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	if err != nil {

@@ -2,7 +2,10 @@ package cni
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
+	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,6 +24,7 @@ type Args struct {
 	Labels         map[string]string
 	ServiceAccount string
 	NamedPorts     []NamedPort
+	HostPorts      []HostPort // of the runtime alone
 }
 
 // NamedPort is a container port with a name.
@@ -28,6 +32,64 @@ type NamedPort struct {
 	Name     string
 	Port     uint16
 	Protocol uint8 // IP protocol number: 6, 17 or 132
+}
+
+// HostPort is a port of the node that leads to a pod.
+type HostPort struct {
+	Addr     netip.Addr `json:"addr,omitzero"` // of the node, IPv4 unmapped; invalid: all of them
+	Port     uint16     `json:"port"`          // of the node
+	Target   uint16     `json:"target"`        // of the pod
+	Protocol uint8      `json:"protocol"`      // IP protocol number
+}
+
+// String is what clients address: 192.0.2.1:8080/tcp, or *:8080/tcp.
+func (p HostPort) String() string {
+	host := "*"
+	if p.Addr.IsValid() {
+		host = p.Addr.String()
+	}
+	return net.JoinHostPort(host, strconv.Itoa(int(p.Port))) + "/" + ipproto.Name(p.Protocol)
+}
+
+// Overlaps says that both ports answer to some client.
+func (p HostPort) Overlaps(other HostPort) bool {
+	everywhere := !p.Addr.IsValid() || !other.Addr.IsValid()
+	return p.Port == other.Port && p.Protocol == other.Protocol && (everywhere || p.Addr == other.Addr)
+}
+
+// parseMappings reads the runtime's host ports.
+func parseMappings(mappings []PortMapping) ([]HostPort, error) {
+	var ports []HostPort
+	for i, m := range mappings {
+		field := fmt.Sprintf("runtimeConfig.portMappings[%d]", i)
+		protocol, err := ipproto.Parse(strings.ToLower(cmp.Or(m.Protocol, "tcp")))
+		switch {
+		case m.HostPort < 1 || m.HostPort > 65535 || m.ContainerPort < 1 || m.ContainerPort > 65535:
+			return nil, invalidArgs("%s: hostPort %d and containerPort %d: use 1 to 65535", field, m.HostPort, m.ContainerPort)
+		case err != nil || !ipproto.HasPorts(protocol):
+			return nil, invalidArgs("%s: protocol %s: use tcp, udp or sctp", field, abbreviated(m.Protocol))
+		}
+		port := HostPort{Port: uint16(m.HostPort), Target: uint16(m.ContainerPort), Protocol: protocol}
+		if m.HostIP != "" {
+			addr, err := netip.ParseAddr(m.HostIP)
+			// A loopback address is each namespace's own: per packet it could not be told from one that was forged.
+			if addr = addr.Unmap(); err != nil || addr.Zone() != "" || addr.IsLoopback() || addr.IsMulticast() {
+				return nil, invalidArgs("%s: hostIP %s: use an address of the node that others reach, or none for all", field, abbreviated(m.HostIP))
+			}
+			if !addr.IsUnspecified() {
+				port.Addr = addr
+			}
+		}
+		for _, other := range ports {
+			if port.Overlaps(other) && port != other {
+				return nil, invalidArgs("%s: host port %s is given twice: use another hostPort", field, port)
+			}
+		}
+		if !slices.Contains(ports, port) {
+			ports = append(ports, port)
+		}
+	}
+	return ports, nil
 }
 
 // parseArgs merges the configuration's args, its runtimeConfig and CNI_ARGS; the later of them wins, field by field.
@@ -56,6 +118,11 @@ func parseArgs(env string, config *Config) (Args, error) {
 			return Args{}, err
 		}
 	}
+	ports, err := parseMappings(config.RuntimeConfig.PortMappings)
+	if err != nil {
+		return Args{}, err
+	}
+	args.HostPorts = ports
 	return args, args.validate()
 }
 

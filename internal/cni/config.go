@@ -30,9 +30,11 @@ type Config struct {
 	Args struct {
 		Tendril *PodArgs `json:"tendril,omitempty"`
 	} `json:"args,omitempty"`
-	// RuntimeConfig.Tendril is the same, given by the runtime for one container.
+	// RuntimeConfig.Tendril is the same, given by the runtime for one container; PortMappings are its host ports, where the
+	// configuration has the capability "portMappings".
 	RuntimeConfig struct {
-		Tendril *PodArgs `json:"tendril,omitempty"`
+		Tendril      *PodArgs      `json:"tendril,omitempty"`
+		PortMappings []PortMapping `json:"portMappings,omitempty"`
 	} `json:"runtimeConfig,omitempty"`
 	// ValidAttachments are, with GC, all that the runtime knows of; nil: it did not say, which is not the same as none.
 	ValidAttachments attachments `json:"cni.dev/valid-attachments,omitempty"`
@@ -60,6 +62,14 @@ type PodArgs struct {
 	Labels         map[string]string `json:"labels,omitempty"`
 	ServiceAccount string            `json:"serviceAccount,omitempty"`
 	NamedPorts     []string          `json:"namedPorts,omitempty"` // name:port or name:port/protocol
+}
+
+// PortMapping is a host port as runtimes spell it (CNI conventions, "portMappings").
+type PortMapping struct {
+	HostPort      int    `json:"hostPort"`
+	ContainerPort int    `json:"containerPort"`
+	Protocol      string `json:"protocol,omitempty"` // tcp (default), udp or sctp
+	HostIP        string `json:"hostIP,omitempty"`   // empty or unspecified: every address of the node
 }
 
 // ParseConfig reads a network configuration, fills in defaults and validates. Errors are of type *Error. Unknown

@@ -12,6 +12,9 @@
 // Traps: a DEL must end well when the agent or the namespace is gone, or the runtime never forgets the pod; a GC without
 // its list must not, since it would detach every pod; once a request is sent, a lost reply says nothing of what was done.
 //
+// Host ports come as runtimeConfig.portMappings; a runtime gives them if the configuration has "capabilities":
+// {"portMappings": true}. The plugin needs no other plugin behind it for them.
+//
 // The plugin runs on every pod's critical path, so the package imports nothing heavy: no gRPC, no net/http, no
 // netlink, and it does not use the CNI project's library, whose tests it must nevertheless please.
 //

@@ -7,6 +7,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 )
@@ -40,6 +41,7 @@ func probes() []featureProbe {
 		{"helper-redirect-peer", true, "delivery to pods", helperProbe(ebpf.SchedCLS, asm.FnRedirectPeer)},
 		{"helper-redirect-neigh", true, "delivery to next hops", helperProbe(ebpf.SchedCLS, asm.FnRedirectNeigh)},
 		{"helper-netns-cookie", true, "telling the host from its pods", helperProbe(ebpf.CGroupSockAddr, asm.FnGetNetnsCookie)},
+		{"kfunc-sock-destroy", false, "without it clients at the socket keep waiting for a backend that is gone", trySocketDestroy},
 		{"tcx", false, "without it uplinks are attached with clsact", tryTCX},
 		{"netkit", false, "without it pods have veth pairs", tryNetkit},
 		{"membarrier", false, "without it grace periods are waited for with a map update", tryMembarrier},
@@ -73,6 +75,16 @@ func tryMmapableArray() error {
 
 // mmapable is BPF_F_MMAPABLE (linux/bpf.h).
 const mmapable = 1 << 10
+
+// trySocketDestroy looks for the function by which sockets are ended (kernel 6.5).
+func trySocketDestroy() error {
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		return err
+	}
+	var function *btf.Func
+	return kernel.TypeByName("bpf_sock_destroy", &function)
+}
 
 // tryTCX attaches to a device that cannot be: a kernel with TCX misses the device, one without it the attach type.
 func tryTCX() error { return tryAttach(ebpf.AttachTCXIngress, link.AttachTCX) }

@@ -67,21 +67,67 @@ func (m *Manager) repeated(e *endpoint, request *cni.Request) (*cni.Result, erro
 
 // choose is step 1: addresses and a generation.
 func (m *Manager) choose(request *cni.Request) (*endpoint, error) {
+	if err := m.checkHostPorts(request); err != nil {
+		return nil, err
+	}
 	now := time.Now()
 	m.mutex.Lock()
 	defer m.mutex.Unlock()
+	if err := m.claimable(request); err != nil {
+		return nil, err
+	}
 	addrs, err := m.book.Allocate(owner(request), now)
 	if err != nil {
 		return nil, cni.Errorf(cni.CodeTryAgainLater, "no address for the pod", "%v", err)
 	}
 	m.last++
-	return &endpoint{record: record{
+	e := &endpoint{record: record{
 		Attachment: request.Attachment(), Network: request.Config.Name, Generation: m.last,
 		Namespace: request.Args.Namespace, Pod: request.Args.Pod, PodUID: request.Args.UID,
 		Addrs: addrs, NetnsPath: request.NetnsPath, Created: now,
 		DeviceMTU: m.config.MTUs.Device, RouteMTU: m.config.MTUs.Route,
-		Labels: labelSet(m.config.Cluster, request.Args), Ports: request.Args.NamedPorts,
-	}}, nil
+		Labels: labelSet(m.config.Cluster, request.Args), Ports: request.Args.NamedPorts, HostPorts: request.Args.HostPorts,
+	}}
+	m.claim(e)
+	return e, nil
+}
+
+// claimed are the host ports of an endpoint, from choose until its addresses are free again.
+type claimed struct {
+	owner string
+	ports []cni.HostPort
+}
+
+// checkHostPorts fails if a host port is at an address that is not the node's: a pod must not be able to take what is
+// sent to somebody else, such as a service.
+func (m *Manager) checkHostPorts(request *cni.Request) error {
+	for _, port := range request.Args.HostPorts {
+		if port.Addr.IsValid() && !m.config.IsNodeAddress(port.Addr) {
+			return cni.Errorf(cni.CodeInvalidEnvironment, "host port at an address that is not this node's",
+				"pod %s, hostPort %s: use an address of node %s, or none for all", owner(request), port, m.config.Node)
+		}
+	}
+	return nil
+}
+
+// claimable fails if a host port is another pod's. The caller holds mutex.
+func (m *Manager) claimable(request *cni.Request) error {
+	for _, port := range request.Args.HostPorts {
+		for _, other := range m.claims {
+			if slices.ContainsFunc(other.ports, port.Overlaps) {
+				return cni.Errorf(cni.CodeTryAgainLater, "host port is taken",
+					"hostPort %s of pod %s is used by pod %s: give one of them another port or node", port, owner(request), other.owner)
+			}
+		}
+	}
+	return nil
+}
+
+// claim notes an endpoint's host ports. The caller holds mutex.
+func (m *Manager) claim(e *endpoint) {
+	if len(e.HostPorts) > 0 {
+		m.claims[e.Attachment] = claimed{e.owner(), e.HostPorts}
+	}
 }
 
 // step is a part of adding an endpoint, and what takes it back.

@@ -94,6 +94,9 @@ func (e *endpoint) row() *table.Endpoint {
 	for _, port := range e.Ports {
 		row.ArgPorts = append(row.ArgPorts, table.NamedPort(port))
 	}
+	for _, port := range e.HostPorts {
+		row.HostPorts = append(row.HostPorts, table.HostPort(port))
+	}
 	return row
 }
 

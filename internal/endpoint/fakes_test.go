@@ -217,7 +217,8 @@ func newUnrestored(t testing.TB, w *world, dir string) *agent {
 	m, err := New(Config{
 		Node: "n1", Cluster: "default", StateDir: dir, MTUs: MTUs{Device: 1500, Route: 1450}, Book: book,
 		Numbers: w, Links: w, LoadStub: w.loadStub, AdoptStub: w.adoptStub, Publisher: w, Tables: tables,
-		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		IsNodeAddress: func(addr netip.Addr) bool { return addr == netip.MustParseAddr("192.0.2.1") },
+		Log:           slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -39,6 +39,7 @@ type record struct {
 	RouteMTU    uint32          `json:"route_mtu"`
 	Labels      *table.LabelSet `json:"labels,omitempty"`
 	Ports       []cni.NamedPort `json:"ports,omitempty"`
+	HostPorts   []cni.HostPort  `json:"host_ports,omitempty"`
 	Complete    bool            `json:"complete,omitempty"` // step 9 was reached
 }
 

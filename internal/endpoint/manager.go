@@ -61,8 +61,10 @@ type Config struct {
 	// that is not, because the template or the maps behind it are others, is replaced: packets meet the old or the new.
 	AdoptStub func(program, endpoint, generation uint32, entry bpf.Entry) (bool, error)
 	Publisher Publisher
-	Tables    *table.Tables
-	Log       *slog.Logger
+	// IsNodeAddress says whether a host port may be at an address.
+	IsNodeAddress func(addr netip.Addr) bool
+	Tables        *table.Tables
+	Log           *slog.Logger
 }
 
 // Manager makes and removes endpoints; it is the cni.Handler of the agent. Make one with New, call Restore once, then
@@ -76,6 +78,7 @@ type Manager struct {
 	mutex     sync.Mutex // guards what follows, and is never held while the kernel or a file is waited for
 	book      *ipam.Book
 	endpoints map[cni.Attachment]*endpoint
+	claims    map[cni.Attachment]claimed
 	last      uint32 // generation given out last
 	restored  bool
 }
@@ -94,7 +97,7 @@ func New(config Config) (*Manager, error) {
 	}
 	return &Manager{
 		config: config, links: config.Links, journal: opened, book: config.Book,
-		endpoints: make(map[cni.Attachment]*endpoint),
+		endpoints: make(map[cni.Attachment]*endpoint), claims: make(map[cni.Attachment]claimed),
 	}, nil
 }
 
@@ -103,7 +106,7 @@ func (c *Config) validate() error {
 	switch {
 	case c.Node == "" || c.StateDir == "":
 		return errors.New("endpoints: node and state folder are required")
-	case c.Book == nil || c.Numbers == nil || c.Links == nil || c.LoadStub == nil || c.AdoptStub == nil || c.Publisher == nil || c.Tables == nil:
+	case c.Book == nil || c.Numbers == nil || c.Links == nil || c.LoadStub == nil || c.AdoptStub == nil || c.IsNodeAddress == nil || c.Publisher == nil || c.Tables == nil:
 		return errors.New("endpoints: book, numbers, links, stubs, publisher and tables are required")
 	case c.Log == nil:
 		return errors.New("endpoints: log is required")

@@ -92,6 +92,7 @@ func (m *Manager) drop(e *endpoint) error {
 	}
 	m.mutex.Lock()
 	defer m.mutex.Unlock()
+	delete(m.claims, e.Attachment)
 	for _, addr := range e.Addrs {
 		if e.mayBeKnown {
 			m.book.Release(addr, now)

@@ -52,6 +52,7 @@ func (m *Manager) restoreAddresses(was contents) error {
 	m.mutex.Lock()
 	for _, r := range was.records {
 		e := endpoint{record: *r}
+		m.claim(&e)
 		for _, addr := range r.Addrs {
 			used := ipam.Address{Addr: addr, Owner: e.owner(), State: ipam.Used, Since: r.Created}
 			failed = append(failed, m.book.Restore(used))

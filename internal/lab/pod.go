@@ -29,6 +29,7 @@ type PodSpec struct {
 	Labels         map[string]string `json:"labels,omitempty"`
 	ServiceAccount string            `json:"service_account"` // default "default"
 	NamedPorts     []NamedPort       `json:"named_ports,omitempty"`
+	HostPorts      []cni.PortMapping `json:"host_ports,omitempty"`
 	// NamespaceLabels are the namespace's own, besides kubernetes.io/metadata.name. The last pod's hold.
 	NamespaceLabels map[string]string `json:"namespace_labels,omitempty"`
 	// NoRecord is for a pod that comes while the store is away: its record is written when StartStore brings the store
@@ -186,6 +187,7 @@ func (p *Pod) cniConfig() cni.Config {
 	if labels == nil {
 		labels = map[string]string{} // nil would mean that an operator knows them
 	}
+	config.RuntimeConfig.PortMappings = p.HostPorts
 	config.RuntimeConfig.Tendril = &cni.PodArgs{Labels: labels, ServiceAccount: p.ServiceAccount}
 	for _, port := range p.NamedPorts {
 		config.RuntimeConfig.Tendril.NamedPorts = append(config.RuntimeConfig.Tendril.NamedPorts, port.String())

@@ -331,7 +331,7 @@ func (a *Agent) buildBrains(context.Context) error {
 	if err := a.resumeTrial(); err != nil {
 		return err
 	}
-	brain, err := service.New(service.Config{NodeName: a.config.Node, Zone: a.config.Zone}, a.datapath.Numbers())
+	brain, err := service.New(service.Config{NodeName: a.config.Node, Zone: a.config.Zone, MaglevSize: a.config.MaglevSize}, a.datapath.Numbers())
 	if err != nil {
 		return err
 	}
@@ -341,6 +341,7 @@ func (a *Agent) buildBrains(context.Context) error {
 	}
 	a.services = &serviceLoop{
 		tables: a.tables, publisher: a.datapath, number: a.numbering.number, gone: a.resetter.note, log: a.log, brain: brain,
+		self: a.config.Node, hostPorts: make(map[uint32][]serviceName),
 	}
 	a.routes = &reconciler[*table.RouteWanted]{
 		name: "routes", db: a.tables.DB, table: a.tables.RoutesWanted, target: a.links.Routes(), log: a.log,
@@ -373,7 +374,8 @@ func (a *Agent) buildEndpoints(ctx context.Context) (err error) {
 		LoadStub: func(id, generation uint32, entry bpf.Entry) (endpoint.Program, error) {
 			return a.datapath.LoadStub(id, generation, entry)
 		},
-		AdoptStub: a.datapath.AdoptStub, Tables: a.tables, Log: a.log,
+		IsNodeAddress: a.isNodeAddress,
+		AdoptStub:     a.datapath.AdoptStub, Tables: a.tables, Log: a.log,
 	})
 	if err != nil {
 		return err
@@ -382,6 +384,18 @@ func (a *Agent) buildEndpoints(ctx context.Context) (err error) {
 		a.log.Error("some endpoints could not be restored; their pods stay closed", "error", err)
 	}
 	return nil
+}
+
+// isNodeAddress says whether a device of the node has an address.
+func (a *Agent) isNodeAddress(addr netip.Addr) bool {
+	snapshot, err := a.links.Snapshot()
+	if err != nil {
+		a.log.Warn("list the node's addresses", "error", err)
+		return false
+	}
+	return slices.ContainsFunc(snapshot.Devices, func(d table.Device) bool {
+		return slices.ContainsFunc(d.Addrs, func(prefix netip.Prefix) bool { return prefix.Addr() == addr })
+	})
 }
 
 // deletions is where the plugin leaves what it was asked to delete while nobody listened.

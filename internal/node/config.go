@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+
+	"tendril.io/tendril/internal/service"
 )
 
 // Mode says how pods of other nodes are reached.
@@ -68,6 +70,9 @@ type Config struct {
 	// HostTrialSeconds is how long a change of what judges the node itself may keep it from the store before it is rolled
 	// back. Default 10.
 	HostTrialSeconds uint32 `json:"host_trial_seconds,omitempty"`
+	// MaglevSize is the number of slots of a Maglev table, a prime and the same on every node of the cluster: others would
+	// lead a connection elsewhere. Default 4093.
+	MaglevSize uint32 `json:"maglev_size,omitempty"`
 	// MapSizes overrides how many entries a BPF map has, by the map's name.
 	MapSizes map[string]uint32 `json:"map_sizes,omitempty"`
 }
@@ -140,6 +145,9 @@ func (c Config) Validate() error {
 	}
 	if c.RunDir == c.StateDir && c.RunDir != "" {
 		bad("state_dir", "%q is run_dir too; give each a folder of its own", c.StateDir)
+	}
+	if err := (service.Config{MaglevSize: c.MaglevSize}).Validate(); err != nil {
+		bad("maglev_size", "%v", err)
 	}
 	if c.FlowHistory < 0 {
 		bad("flow_history", "%d is negative; leave it out for the default", c.FlowHistory)

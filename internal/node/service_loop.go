@@ -15,6 +15,7 @@ import (
 // serviceLoop is a service's journey on this node: rows -> brain -> delta -> kernel.
 type serviceLoop struct {
 	tables    *table.Tables
+	self      string // name of this node
 	publisher servicePublisher
 	number    func(node string) uint32
 	gone      func(backends []uint32) // told of backends that are gone, once the kernel knows
@@ -23,7 +24,8 @@ type serviceLoop struct {
 	mu    sync.RWMutex // guards brain: the loop writes, the API reads
 	brain *service.Brain
 
-	feeds       feeds // of the tables that services come from
+	hostPorts   map[uint32][]serviceName // by endpoint: what the brain has of its host ports
+	feeds       feeds                    // of the tables that services come from
 	health      healthServers
 	unpublished *service.Delta // computed, not yet in the kernel
 	trouble     error          // why the kernel does not agree with the tables; nil: it does
@@ -89,12 +91,13 @@ func (l *serviceLoop) start() error {
 		}
 		l.brain.SetBackends(*row)
 	})
-	for _, err := range []error{err1, err2, err3} {
+	endpoints, err4 := watch(t.DB, t.Endpoints, l.setHostPorts)
+	for _, err := range []error{err1, err2, err3, err4} {
 		if err != nil {
 			return err
 		}
 	}
-	l.feeds = feeds{nodes, services, backends}
+	l.feeds = feeds{nodes, services, backends, endpoints}
 	return nil
 }
 

@@ -56,8 +56,18 @@ type serviceKey struct{ namespace, name string }
 // String is the name as people write it.
 func (k serviceKey) String() string { return k.namespace + "/" + k.name }
 
-// compare orders names: it decides conflicts and the order in which services are published.
+// hostPort says that the service stands for a host port: no other name has such a byte.
+func (k serviceKey) hostPort() bool { return strings.IndexByte(k.name, hostPortMark) >= 0 }
+
+// compare orders names: it decides conflicts and the order in which services are published. Host ports come last: who may
+// only make pods must not take a service's port.
 func (k serviceKey) compare(other serviceKey) int {
+	if a, b := k.hostPort(), other.hostPort(); a != b {
+		if a {
+			return 1
+		}
+		return -1
+	}
 	if c := strings.Compare(k.namespace, other.namespace); c != 0 {
 		return c
 	}
@@ -90,7 +100,7 @@ type Brain struct {
 
 	health    map[serviceKey]HealthCheck
 	frontends map[FrontendKey]frontendState
-	backends  map[backendKey]*backendState
+	backends  map[backendName]*backendState
 
 	dirty      []serviceKey
 	stuck      map[serviceKey]struct{} // no room: tried again when something was released
@@ -120,7 +130,7 @@ func New(config Config, numbers Numbers) (*Brain, error) {
 		nodes:     make(map[string]node),
 		health:    make(map[serviceKey]HealthCheck),
 		frontends: make(map[FrontendKey]frontendState),
-		backends:  make(map[backendKey]*backendState),
+		backends:  make(map[backendName]*backendState),
 		stuck:     make(map[serviceKey]struct{}),
 	}, nil
 }

@@ -304,8 +304,8 @@ func newSlow(config Config) *slow {
 func (s *slow) state() []string {
 	var lines []string
 	served := map[FrontendKey]bool{}
-	listed := map[backendKey]string{}
-	active := map[backendKey]bool{}
+	listed := map[backendName]string{}
+	active := map[backendName]bool{}
 	for _, key := range slices.SortedFunc(maps.Keys(s.services), serviceKey.compare) {
 		service := s.services[key]
 		mine := map[FrontendKey]bool{}
@@ -324,9 +324,10 @@ func (s *slow) state() []string {
 		}
 		maps.Copy(served, mine)
 	}
-	for b, nodeName := range listed {
+	for name, nodeName := range listed {
+		b := name.key
 		state := bpf.BackendTerminating
-		if active[b] {
+		if active[name] {
 			state = bpf.BackendActive
 		}
 		lines = append(lines, fmt.Sprintf("backend %v:%d/%d %v node %d", b.addr, b.port, b.proto, state, s.nodes[nodeName].number))
@@ -336,7 +337,7 @@ func (s *slow) state() []string {
 }
 
 // frontend describes one frontend and notes the backends behind it.
-func (s *slow) frontend(key serviceKey, service table.Service, port table.ServicePort, f FrontendKey, at place, listed map[backendKey]string, active map[backendKey]bool) string {
+func (s *slow) frontend(key serviceKey, service table.Service, port table.ServicePort, f FrontendKey, at place, listed map[backendName]string, active map[backendName]bool) string {
 	flags := bpf.FrontendFlag(0)
 	if service.Algorithm == AlgorithmMaglev {
 		flags |= bpf.FrontendHash
@@ -360,7 +361,7 @@ func (s *slow) frontend(key serviceKey, service table.Service, port table.Servic
 }
 
 // slots lists what should stand in the slots behind a frontend, and notes the backends.
-func (s *slow) slots(key serviceKey, service table.Service, port table.ServicePort, f FrontendKey, local bool, listed map[backendKey]string, active map[backendKey]bool) []string {
+func (s *slow) slots(key serviceKey, service table.Service, port table.ServicePort, f FrontendKey, local bool, listed map[backendName]string, active map[backendName]bool) []string {
 	type candidate struct {
 		row  table.Backend
 		rank int
@@ -391,7 +392,7 @@ func (s *slow) slots(key serviceKey, service table.Service, port table.ServicePo
 	var chosen []backendKey
 	for _, rank := range []int{2, 1} {
 		for k, c := range best {
-			listed[k] = c.row.Node
+			listed[backendName{key, k}] = c.row.Node
 			if c.rank == rank && (!local || c.row.Node == s.config.NodeName) {
 				chosen = append(chosen, k)
 			}
@@ -402,7 +403,7 @@ func (s *slow) slots(key serviceKey, service table.Service, port table.ServicePo
 	}
 	slices.SortFunc(chosen, backendKey.compare)
 	for _, k := range chosen {
-		active[k] = true
+		active[backendName{key, k}] = true
 	}
 	if service.Algorithm == AlgorithmMaglev {
 		chosen = slowMaglev(chosen, int(s.config.MaglevSize))

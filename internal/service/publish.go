@@ -53,12 +53,12 @@ type frontendState struct {
 	owner serviceKey
 }
 
-// backendState is a backend with a number, shared by the services that list it.
+// backendState is a backend with a number.
 type backendState struct {
-	key       backendKey
+	name      backendName
 	index     uint32
-	members   int32 // services that list it
-	active    int32 // services that send it new connections
+	members   int32 // publications of its service that list it: one, in the midst of a change two
+	active    int32 // of those, how many send it new connections
 	node      string
 	published BackendRow // State BackendGone: the kernel has not heard of it
 	touched   bool
@@ -156,7 +156,7 @@ func (b *Brain) number(key serviceKey, r *record, p *plan) (next publication, fr
 	// Members first: the slots of a set are written in their numbers.
 	next.members = make([]member, 0, len(p.members))
 	for _, e := range p.members {
-		state, err := b.backend(e)
+		state, err := b.backend(backendName{key, e.key}, e.node)
 		if err != nil {
 			return next, nil, err
 		}
@@ -175,17 +175,17 @@ func (b *Brain) number(key serviceKey, r *record, p *plan) (next publication, fr
 	return next, fresh, nil
 }
 
-// backend returns the state of an endpoint's backend, with a number of its own if it is new.
-func (b *Brain) backend(e endpoint) (*backendState, error) {
-	if state, ok := b.backends[e.key]; ok {
+// backend returns the state of a backend, with a number of its own if it is new.
+func (b *Brain) backend(name backendName, node string) (*backendState, error) {
+	if state, ok := b.backends[name]; ok {
 		return state, nil
 	}
-	index, err := b.numbers.Assign(policy.KindBackend, e.key.digest(), 1)
+	index, err := b.numbers.Assign(policy.KindBackend, name.digest(), 1)
 	if err != nil {
 		return nil, err
 	}
-	state := &backendState{key: e.key, index: index, node: e.node}
-	b.backends[e.key] = state
+	state := &backendState{name: name, index: index, node: node}
+	b.backends[name] = state
 	b.touchBackend(state)
 	return state, nil
 }
@@ -346,7 +346,8 @@ func (b *Brain) row(s *backendState) BackendRow {
 	case s.members > 0:
 		state = bpf.BackendTerminating
 	}
-	return BackendRow{s.index, s.key.addr, s.key.port, s.key.proto, state, b.nodes[s.node].number}
+	at := s.name.key
+	return BackendRow{s.index, at.addr, at.port, at.proto, state, b.nodes[s.node].number}
 }
 
 // delta turns what was touched into what differs.
@@ -359,8 +360,8 @@ func (b *Brain) delta() Delta {
 		state.published = is
 		switch {
 		case is.State == bpf.BackendGone:
-			delete(b.backends, state.key)
-			b.release(policy.KindBackend, state.key.digest())
+			delete(b.backends, state.name)
+			b.release(policy.KindBackend, state.name.digest())
 			if was.State != bpf.BackendGone {
 				d.Retired = append(d.Retired, is)
 			}

@@ -8,7 +8,7 @@ import (
 	"tendril.io/tendril/internal/table"
 )
 
-// backendKey is what makes a backend: services that list the same one share its number.
+// backendKey is an address that services may send clients to.
 type backendKey struct {
 	addr  netip.Addr
 	port  uint16
@@ -18,6 +18,13 @@ type backendKey struct {
 // compare orders backends. Slots stand in this order, so it must not depend on numbers, which history gives out.
 func (k backendKey) compare(other backendKey) int {
 	return cmp.Or(k.addr.Compare(other.addr), cmp.Compare(k.port, other.port), cmp.Compare(k.proto, other.proto))
+}
+
+// backendName is what makes a backend: a service and an address. Services that list the same address have a number each,
+// so that one of them can let it go and have its own clients told.
+type backendName struct {
+	service serviceKey
+	key     backendKey
 }
 
 // endpoint is a backend as a service's slices describe it.

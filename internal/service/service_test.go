@@ -162,23 +162,29 @@ func TestADrainingBackendKeepsItsNumberUntilItIsGone(t *testing.T) {
 	}
 }
 
-func TestServicesShareABackend(t *testing.T) {
+// What one service sends its clients to is its own: it goes, or drains, whatever another does with the same address.
+func TestAServiceLetsGoOfAnAddressThatAnotherKeeps(t *testing.T) {
 	n := newTestNode(t, Config{})
 	for _, name := range []string{"web", "shop"} {
 		n.SetService(web(name, map[string]string{"web": "10.96.0.1", "shop": "10.96.0.2"}[name]))
-		n.SetBackends(behind(name, ready("10.0.0.1")))
+		n.SetBackends(behind(name, ready("10.0.0.1"), ready("10.0.0.2")))
 	}
-	if d := n.flush(); len(d.Backends) != 1 {
-		t.Errorf("%d backends for one address, want 1", len(d.Backends))
+	if d := n.flush(); len(d.Backends) != 4 {
+		t.Errorf("%d backends, want two addresses for each of two services", len(d.Backends))
 	}
-	n.DeleteService("default", "web")
-	if d := n.flush(); len(d.Retired) != 0 {
-		t.Errorf("the backend went although a service lists it: %+v", d.Retired)
+	before := n.kernel.slotsOf(tcp("10.96.0.2:80"))
+	n.SetBackends(behind("web", ready("10.0.0.2")))
+	d := n.flush()
+	if len(d.Retired) != 1 || d.Retired[0].State != bpf.BackendGone || d.Retired[0].Addr != addrs("10.0.0.1")[0] {
+		t.Errorf("retired %+v, want the address gone from the one service", d.Retired)
 	}
-	n.SetBackends(behind("shop", starting("10.0.0.1")))
-	n.flush()
-	if got := n.kernel.backends[1].State; got != bpf.BackendTerminating {
-		t.Errorf("state %v once no service sends it connections, want terminating", got)
+	if diff := cmp.Diff(before, n.kernel.slotsOf(tcp("10.96.0.2:80"))); diff != "" {
+		t.Errorf("the other service (-before +after):\n%s", diff)
+	}
+	n.SetBackends(behind("web", draining("10.0.0.2")))
+	n.SetBackends(behind("shop", ready("10.0.0.1"), draining("10.0.0.2")))
+	if d := n.flush(); len(d.Retired) != 1 || d.Retired[0].State != bpf.BackendTerminating {
+		t.Errorf("retired %+v, want the address draining where there is another, and only there", d.Retired)
 	}
 }
 

@@ -78,16 +78,19 @@ func (w *maglevWalk) step(size uint32) {
 	}
 }
 
-// digest is what a backend's number and its Maglev walk stand for.
-func (k backendKey) digest() policy.Digest {
-	// All families are 16 bytes, as in the datapath; the prefix keeps digests of other things apart.
+// digest is what a Maglev walk stands for.
+func (k backendKey) digest() policy.Digest { return hash(k.appendTo([]byte("backend:"))) }
+
+// appendTo spells the address, of either family in 16 bytes as in the datapath.
+func (k backendKey) appendTo(text []byte) []byte {
 	addr := k.addr.As16()
-	var text [28]byte
-	copy(text[:8], "backend:")
-	copy(text[8:24], addr[:])
-	binary.BigEndian.PutUint16(text[24:], k.port)
-	text[26] = k.proto
-	return hash(text[:])
+	text = append(text, addr[:]...)
+	return append(binary.BigEndian.AppendUint16(text, k.port), k.proto, 0)
+}
+
+// digest is what a backend's number stands for. The prefix keeps digests of other things apart, the zero byte ends the name.
+func (n backendName) digest() policy.Digest {
+	return hash(n.key.appendTo([]byte("backend of:" + n.service.String() + "\x00")))
 }
 
 // digest is what a service's number stands for.

@@ -88,7 +88,7 @@ func (b *Brain) backendViews(r *record, row FrontendRow) []BackendView {
 	for _, m := range r.published.members {
 		s := m.backend
 		if listed[s.index] {
-			views = append(views, BackendView{netip.AddrPortFrom(s.key.addr, s.key.port), s.published.State, s.node})
+			views = append(views, BackendView{netip.AddrPortFrom(s.name.key.addr, s.name.key.port), s.published.State, s.node})
 		}
 	}
 	return views

@@ -42,6 +42,14 @@ type NamedPort struct {
 	Protocol uint8 // IP protocol number
 }
 
+// HostPort is a port of the node that leads to a pod of it.
+type HostPort struct {
+	Addr     netip.Addr // of the node; invalid: all of them
+	Port     uint16     // of the node
+	Target   uint16     // of the pod
+	Protocol uint8      // IP protocol number
+}
+
 // IP is an address given to a pod by its node's agent, from ips/<node>/<ip>.
 type IP struct {
 	Node      string
@@ -162,6 +170,7 @@ type Endpoint struct {
 	// Labels given by the CNI arguments where there is no operator (the lab); nil otherwise.
 	ArgLabels *LabelSet
 	ArgPorts  []NamedPort // the same for named ports
+	HostPorts []HostPort  // ports of the node that lead to the pod
 }
 
 // EndpointState is where an endpoint is in its life.

@@ -23,6 +23,9 @@ func TestMain(m *testing.M) { os.Exit(runTests(m)) }
 
 // runTests builds the binaries that labs run, from this checkout, and takes them away again.
 func runTests(m *testing.M) int {
+	if server := os.Getenv(askVariable); server != "" {
+		return runAsk(server)
+	}
 	if os.Geteuid() != 0 {
 		return m.Run() // every test says why it is skipped
 	}

@@ -1,16 +1,17 @@
 package lab
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"text/template"
 	"time"
 
 	agentv1 "tendril.io/tendril/api/agent/v1"
+	"tendril.io/tendril/internal/cni"
 	"tendril.io/tendril/internal/lab"
 )
 
@@ -36,6 +37,9 @@ func testServices(t *testing.T, mode lab.Mode) {
 		{"a load balancer's address is for its source ranges", (*cluster).testSourceRanges},
 		{"a client keeps its backend", (*cluster).testAffinity},
 		{"clients of a backend that goes are reset", (*cluster).testReset},
+		{"a host port leads to its pod", (*cluster).testHostPort},
+		{"no answer of a name server is lost", (*cluster).testPairs},
+		{"the kernel has no rule and tracks no connection", (*cluster).testNoRules},
 	} {
 		t.Run(step.name, func(t *testing.T) { step.run(c, t) })
 	}
@@ -50,11 +54,7 @@ type served struct {
 	Last     byte // of the cluster addresses
 	Pods     []*lab.Pod
 	Drains   string // name of a pod that terminates
-	Port     uint16 // of the servers; 0: 80
 }
-
-// Target is the servers' port.
-func (s served) Target() uint16 { return cmp.Or(s.Port, 80) }
 
 var servedTemplate = template.Must(template.New("").Parse(`
 apiVersion: v1
@@ -71,7 +71,7 @@ apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {name: {{$.Name}}-{{$i}}, namespace: shop, labels: {kubernetes.io/service-name: {{$.Name}}}}
 addressType: {{if $i}}IPv6{{else}}IPv4{{end}}
-ports: [{name: http, port: {{$.Target}}}]
+ports: [{name: http, port: 80}]
 endpoints:
 {{range $family}}  - {{.}}
 {{else}}  []
@@ -138,8 +138,11 @@ func (c *cluster) hosts(t *testing.T) []lab.Place {
 	return places
 }
 
+// edgePort is the node port of the service "edge", which stays.
+const edgePort = 30080
+
 func (c *cluster) testNodePort(t *testing.T) {
-	const port = 30080
+	const port = edgePort
 	c.offer(t, served{Name: "edge", Spec: "type: NodePort", NodePort: port, Last: 1, Pods: []*lab.Pod{c.pods["web-1"], c.pods["web-2"]}})
 	clients := append(c.hosts(t), c.Outside(), c.pods["client"].Place, c.stray("client"), c.pods["far"].Place, c.stray("far"))
 	for _, place := range clients {
@@ -264,19 +267,15 @@ func (c *cluster) testAffinity(t *testing.T) {
 }
 
 // testReset has kept connections from every place to both servers. One server drains, which disturbs nobody, and then goes:
-// its clients must hear of it at once, the other server's must not.
+// its clients must hear of it at once, the other server's must not, and nor must those who came by a service that keeps it.
 func (c *cluster) testReset(t *testing.T) {
 	const port = 30082
-	for _, name := range []string{"web-1", "web-2"} { // servers of no other service: a backend is gone once no service lists it
-		if _, err := c.StartNginx(t.Context(), c.pods[name].Place, name, 81); err != nil {
-			t.Fatal(err)
-		}
-	}
-	service := served{Name: "going", Port: 81, Spec: "type: NodePort", NodePort: port, Last: 5, Pods: []*lab.Pod{c.pods["web-1"], c.pods["web-2"]}}
+	service := served{Name: "going", Spec: "type: NodePort", NodePort: port, Last: 5, Pods: []*lab.Pod{c.pods["web-1"], c.pods["web-2"]}}
 	c.offer(t, service)
 	cluster := []netip.Addr{netip.MustParseAddr("10.96.1.5"), netip.MustParseAddr("fd96::1:5")}
+	keeping := []netip.Addr{netip.MustParseAddr("10.96.1.1"), netip.MustParseAddr("fd96::1:1")} // of "edge", with the same servers
 	host := c.hosts(t)[0]
-	var kept []*lab.Process
+	var kept, undisturbed []*lab.Process
 	for i := range 4 { // of so many, one server has all once in 32768
 		family := i % 2
 		for place, target := range map[*lab.Place]netip.AddrPort{
@@ -290,6 +289,17 @@ func (c *cluster) testReset(t *testing.T) {
 				t.Fatal(err)
 			}
 			kept = append(kept, process)
+		}
+		for place, target := range map[*lab.Place]netip.AddrPort{
+			ptr(c.pods["client"].Place): netip.AddrPortFrom(keeping[family], 80),
+			ptr(c.stray("client")):      netip.AddrPortFrom(keeping[family], 80),
+			ptr(c.Outside()):            netip.AddrPortFrom(c.nodeAddrs(t, "node1")[family], edgePort),
+		} {
+			process, err := c.StartProbe(t.Context(), *place, lab.ProbeHTTP, target, 20*time.Millisecond)
+			if err != nil {
+				t.Fatal(err)
+			}
+			undisturbed = append(undisturbed, process)
 		}
 	}
 	service.Drains = "web-2"
@@ -315,6 +325,76 @@ func (c *cluster) testReset(t *testing.T) {
 	}
 	if resets == 0 {
 		t.Errorf("of %d connections none was at the server that went", len(kept))
+	}
+	at := map[string]int{}
+	for _, process := range undisturbed {
+		result, err := lab.EndProbe(t.Context(), process)
+		if err != nil || !result.Clean() {
+			t.Errorf("%s: a connection by a service that keeps its server: %+v, %v", process.Name, result, err)
+		}
+		for name := range result.By {
+			at[name]++
+		}
+	}
+	if at["web-2"] == 0 {
+		t.Errorf("of the connections by the other service none was at the server that it keeps: %v", at)
+	}
+}
+
+// testHostPort has a pod with host ports, which all clients reach at its node, with and without an agent, until the pod goes.
+func (c *cluster) testHostPort(t *testing.T) {
+	spec := lab.PodSpec{Node: "node1", Namespace: namespace, Name: "exposed", HostPorts: []cni.PortMapping{
+		{HostPort: 8088, ContainerPort: 80, Protocol: "tcp"}, {HostPort: 5300, ContainerPort: 53, Protocol: "udp"},
+	}}
+	pod, err := c.AddPod(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.pods["exposed"] = pod
+	c.serve(t, "exposed")
+	if _, err := c.StartDNS(t.Context(), pod.Place, "web.shop=10.96.0.80,fd96::80"); err != nil {
+		t.Fatal(err)
+	}
+	addrs := c.nodeAddrs(t, "node1") // asked of the agent, which is not always there
+	clients := []lab.Place{c.hosts(t)[0], c.hosts(t)[1], c.Outside(), c.pods["client"].Place, c.stray("client"), c.stray("far"), pod.Place}
+	reach := func(when string) {
+		t.Helper()
+		for _, place := range clients {
+			for _, addr := range addrs {
+				if answer, err := place.Fetch(t.Context(), addr, 8088); err != nil || answer.Name != "exposed" {
+					t.Errorf("%s: %s: %s: %+v, %v", when, place.Name, addr, answer, err)
+				}
+				out, err := place.Exec(t.Context(), "dig", "+short", "+time=2", "+tries=1", "-p", "5300", "@"+addr.String(), "web.shop", "AAAA")
+				if err != nil || strings.TrimSpace(out) != "fd96::80" {
+					t.Errorf("%s: %s: dig @%s: %q, %v", when, place.Name, addr, out, err)
+				}
+			}
+		}
+	}
+	reach("at first")
+	if err := c.KillAgent(t.Context(), "node1", syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	reach("without an agent")
+	if err := c.StartAgent(t.Context(), "node1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.WaitConverged(t.Context(), 10*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	reach("with another agent")
+	spec.Name = "second"
+	if second, err := c.AddPod(t.Context(), spec); err == nil || !strings.Contains(err.Error(), namespace+"/second") || !strings.Contains(err.Error(), namespace+"/exposed") {
+		t.Errorf("a second pod with the host port: %v, %v, want an error that names both", second, err)
+	}
+	if err := c.RemovePod(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	delete(c.pods, "exposed")
+	for _, addr := range addrs {
+		if answer, err := c.Outside().Fetch(t.Context(), addr, 8088); err == nil {
+			t.Errorf("the pod has gone and answers: %+v", answer)
+		}
 	}
 }
 

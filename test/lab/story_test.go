@@ -54,6 +54,7 @@ func tellStory(t *testing.T, mode lab.Mode) {
 		{"UDP through a service", (*cluster).testUDPService},
 		{"a removed backend disturbs nobody else", (*cluster).testRemovedBackend},
 		{"outside sees the node", (*cluster).testMasquerade},
+		{"the kernel has no rule and tracks no connection", (*cluster).testNoRules},
 		{"killed agents lose nothing", (*cluster).testKill},
 		{"a reload loses nothing", (*cluster).testReload},
 		{"pods are instances of one template", (*cluster).testTemplates},
