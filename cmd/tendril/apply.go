@@ -108,8 +108,10 @@ type change func(ctx context.Context, s recordStore, records []kube.Record, dryR
 
 // run reads and checks all manifests, then opens the store, then changes it.
 func (f *manifestFlags) run(cmd *cobra.Command, change change) error {
+	stop := whileWaiting(cmd.ErrOrStderr(), "reading "+strings.Join(f.files, ", "))
 	objects, err := readManifests(f.files, cmd.InOrStdin())
 	records, wrong := kube.Records(objects, f.cluster)
+	stop()
 	if err = errors.Join(err, wrong); err != nil {
 		return fmt.Errorf("nothing was changed:\n%w", err)
 	}
@@ -123,7 +125,9 @@ func (f *manifestFlags) run(cmd *cobra.Command, change change) error {
 	defer writer.Close()
 	ctx, cancel := context.WithTimeout(cmd.Context(), f.timeout)
 	defer cancel()
+	stop = whileWaiting(cmd.ErrOrStderr(), "waiting for store "+address)
 	outcomes, err := change(ctx, writer, records, f.dryRun)
+	stop()
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		err = fmt.Errorf("store %s did not answer within %s: is it running? name another with --store: %w", address, f.timeout, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"os"
@@ -190,6 +191,30 @@ func askAll[R any](ctx context.Context, sockets map[string]string, limit time.Du
 			}
 			mu.Unlock()
 		}
+	}
+}
+
+// whileWaiting tells the user what a command is at, each time that their patience ends, until stop is called.
+func whileWaiting(out io.Writer, what string) (stop func()) {
+	begun := time.Now()
+	var mu sync.Mutex // a line is whole, and none comes after stop
+	stopped := false
+	var timer *time.Timer
+	mu.Lock()
+	defer mu.Unlock()
+	timer = time.AfterFunc(patience, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if !stopped {
+			fmt.Fprintf(out, "tendril: still %s after %s\n", what, ago(time.Since(begun)))
+			timer.Reset(patience)
+		}
+	})
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		stopped = true
+		timer.Stop()
 	}
 }
 
