@@ -19,7 +19,6 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	agentv1 "tendril.io/tendril/api/agent/v1"
-	storev1 "tendril.io/tendril/api/store/v1"
 	"tendril.io/tendril/internal/store"
 )
 
@@ -164,7 +163,8 @@ func (l *Lab) Status(ctx context.Context, node string) (*agentv1.StatusResponse,
 }
 
 // WaitConverged waits until every agent is connected to the store, knows all nodes, and enforces the policies that the
-// store holds. What the store holds is asked of the store: an agent that has not heard of a policy yet does not miss it.
+// store holds and no others. How far the store is, is asked of the store: an agent that has not heard of a policy, or of
+// its removal, does not miss it.
 func (l *Lab) WaitConverged(ctx context.Context, within time.Duration) error {
 	var wanted uint64
 	err := Wait(ctx, "the store to tell its policies", within, func(ctx context.Context) (err error) {
@@ -189,18 +189,13 @@ func (l *Lab) WaitConverged(ctx context.Context, within time.Duration) error {
 	return nil
 }
 
-// policyRevision is the highest revision of a policy in the store; 0: there is none.
-func (l *Lab) policyRevision(ctx context.Context) (highest uint64, err error) {
+// policyRevision is the number of the last policy that was written to the store or removed from it; 0: there was none.
+func (l *Lab) policyRevision(ctx context.Context) (revision uint64, err error) {
 	err = l.withWriter(func(w *store.Writer) error {
-		policies, err := w.List(ctx, store.KindPolicy)
-		for _, record := range policies {
-			if policy, ok := record.Value.(*storev1.Policy); ok {
-				highest = max(highest, policy.Revision)
-			}
-		}
+		revision, err = w.PolicyRevision(ctx)
 		return err
 	})
-	return highest, err
+	return revision, err
 }
 
 func (l *Lab) converged(status *agentv1.StatusResponse, wanted uint64) error {

@@ -15,6 +15,7 @@ import (
 	"tendril.io/tendril/internal/identity"
 	"tendril.io/tendril/internal/kube"
 	"tendril.io/tendril/internal/policy"
+	"tendril.io/tendril/internal/store"
 	"tendril.io/tendril/internal/table"
 )
 
@@ -38,8 +39,8 @@ type policyLoop struct {
 	trouble   error                     // why the kernel does not agree with the tables; nil: it does, or soon will
 	gone      *departed[netip.Addr]     // who had an address, for flow records that are read later
 	gonePods  *departed[string]         // and who had a uid: a pod's rows go one by one, in any order
-	wanted    uint64                    // highest policy revision seen
-	inForce   atomic.Uint64             // highest policy revision that the kernel enforces
+	wanted    uint64                    // how far the store has counted changes of policies, as the tables have it
+	inForce   atomic.Uint64             // how far the kernel is
 	latest    atomic.Uint64             // wanted, for readers
 
 	host  hostSide // the node itself, as what is judged
@@ -156,6 +157,7 @@ func (l *policyLoop) start() error {
 	add(watch(t.DB, t.Backends, l.backendsChanged))
 	add(watch(t.DB, t.Namespaces, l.namespaceChanged))
 	add(watch(t.DB, t.Policies, l.policyChanged))
+	add(watch(t.DB, t.Counters, l.counterChanged)) // after the policies: its word is the last
 	add(watch(t.DB, t.LabelSets, l.labelSetChanged))
 	add(watch(t.DB, t.Pods, l.podChanged))
 	add(watch(t.DB, t.IPs, l.addressChanged))
@@ -249,12 +251,12 @@ func (l *policyLoop) namespaceChanged(row *table.Namespace, deleted bool) {
 // policy.Engine.RefusePolicy for what then holds).
 func (l *policyLoop) policyChanged(row *table.Policy, deleted bool) {
 	key := policy.Key{Kind: row.Kind, Namespace: row.Namespace, Name: row.Name}
-	l.wanted = max(l.wanted, row.Revision)
-	l.latest.Store(l.wanted)
 	if deleted {
 		l.deletePolicy(key)
 		return
 	}
+	// The counter says so too; but where the whole store is read, it comes last.
+	l.want(max(l.wanted, row.Revision))
 	parsed, err := kube.ParsePolicy(row.Kind, row.Object, row.Source)
 	if err == nil && parsed.Key != key {
 		err = fmt.Errorf("the object calls itself %s: delete it and apply the manifest again", parsed.Key)
@@ -271,6 +273,26 @@ func (l *policyLoop) policyChanged(row *table.Policy, deleted bool) {
 	if err != nil {
 		l.log.Error("policy refused; an earlier version stays in force, or what it may select is isolated", "policy", key.String(), "error", err)
 	}
+}
+
+// counterChanged notes how far the store has counted changes of policies. A removal has no row that could say so.
+func (l *policyLoop) counterChanged(row *table.Counter, deleted bool) {
+	if deleted || row.Kind != string(store.KindPolicy) {
+		return
+	}
+	if row.Revision < l.wanted {
+		// The store was filled anew and counts from the start: what is in force by the old numbers says nothing.
+		l.inForce.Store(0)
+		if l.unpublished != nil {
+			l.unpublished.revision = 0
+		}
+	}
+	l.want(row.Revision)
+}
+
+func (l *policyLoop) want(revision uint64) {
+	l.wanted = revision
+	l.latest.Store(revision)
 }
 
 func (l *policyLoop) labelSetChanged(row *table.LabelSet, _ bool) {
@@ -354,7 +376,7 @@ func (l *policyLoop) step(ctx context.Context, txn statedb.ReadTxn) (settled boo
 	l.markJudged(l.unpublished.judged, l.unpublished.delta.Subjects)
 	l.beginTrial()
 	l.unpublished = nil
-	return len(l.prefixes)+len(l.endpoints) == 0 && !l.engine.Pending(), nil
+	return len(l.prefixes)+len(l.endpoints) == 0 && !l.engine.Pending() && l.inForce.Load() == l.wanted, nil
 }
 
 // noteWritten keeps what pruning must not remove.

@@ -284,6 +284,48 @@ func TestAPublicationThatFailsIsRepeatedAndNothingIsLost(t *testing.T) {
 	}
 }
 
+// uncount removes the policy and counts that, in one transaction as the store does.
+func (n *node1) uncount(revision uint64) {
+	n.t.Helper()
+	txn := n.tables.DB.WriteTxn(n.tables.Policies, n.tables.Counters)
+	defer txn.Commit()
+	if err := n.tables.Policies.DeleteAll(txn); err != nil {
+		n.t.Fatal(err)
+	}
+	if _, _, err := n.tables.Counters.Insert(txn, &table.Counter{Kind: "policies", Revision: revision}); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func TestARemovalIsInForceWhenTheKernelHasIt(t *testing.T) {
+	n := startWeb(t)
+	eventually(t, "the policy is in force", func() bool { return n.loop.inForce.Load() == 1 })
+	n.datapath.with(func() { n.datapath.fail = 2 })
+	n.uncount(2)
+	eventually(t, "the removal is wanted", func() bool { return n.loop.latest.Load() == 2 })
+	eventually(t, "the removal is in force", func() bool {
+		inForce := n.loop.inForce.Load() == 2
+		if got := n.datapath.judge(1, "8.8.8.8", 80); inForce && got == bpf.ActionDeny {
+			t.Fatalf("the world is %v although the removal is said to be in force", got)
+		}
+		return inForce
+	})
+}
+
+func TestARevisionWithoutARowIsInForceToo(t *testing.T) {
+	n := startWeb(t)
+	insert(n, n.tables.Counters, &table.Counter{Kind: "policies", Revision: 5})
+	eventually(t, "revision 5 is in force", func() bool { return n.loop.inForce.Load() == 5 })
+}
+
+func TestAStoreThatCountsFromTheStartIsFollowedDown(t *testing.T) {
+	n := startWeb(t)
+	insert(n, n.tables.Counters, &table.Counter{Kind: "policies", Revision: 9})
+	eventually(t, "revision 9 is in force", func() bool { return n.loop.inForce.Load() == 9 })
+	n.uncount(3)
+	eventually(t, "revision 3 is in force", func() bool { return n.loop.inForce.Load() == 3 && n.loop.latest.Load() == 3 })
+}
+
 func TestAMalformedPolicyIsRefusedAndTheOldOneStays(t *testing.T) {
 	n := startWeb(t)
 	n.policy(`{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"namespace":"shop","name":"web"},"spec":{"podSelektor":{}}}`, 2)

@@ -196,7 +196,10 @@ func (a *applier) prune(txn statedb.WriteTxn, key Key) bool {
 
 // markerOf is the marker that must be in the store before a stale row of the key may go.
 func (a *applier) markerOf(key Key) Key {
-	if isFilled(key.Kind) {
+	switch {
+	case key.Kind == KindCounter: // goes with what it counts
+		return syncedKey(a.epoch, KindPolicy)
+	case isFilled(key.Kind):
 		return syncedKey(a.epoch, key.Kind)
 	}
 	return syncedNodeKey(a.epoch, key.Node())

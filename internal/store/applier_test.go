@@ -242,3 +242,17 @@ func BenchmarkApplyOnePodEvent(b *testing.B) {
 		a.apply([]event{e}, ignore)
 	}
 }
+
+// Were it stale for good, the snapshot file would never be true again.
+func TestACounterThatIsGoneGoesWithTheMarkerOfPolicies(t *testing.T) {
+	a := testApplier(t)
+	a.apply([]event{{key: policyCounter().String(), value: Encoded(t, &storev1.Synced{Revision: 4})}}, ignore)
+	a.settle("e1", map[Key]bool{}, true, ignore)
+	if len(a.print()) != 1 || len(a.stale) != 1 {
+		t.Fatalf("before the marker: rows %v, stale %v", a.print(), a.stale)
+	}
+	a.apply([]event{{key: syncedKey("e1", KindPolicy).String()}}, ignore)
+	if len(a.print()) != 0 || len(a.stale) != 0 {
+		t.Errorf("after the marker: rows %v, stale %v", a.print(), a.stale)
+	}
+}

@@ -51,6 +51,43 @@ func TestAnAgentSeesTheStoreFirstWholeAndThenChangeByChange(t *testing.T) {
 	}
 }
 
+// A removal has no row: the counter says that it has come.
+func TestARemovedPolicyComesWithItsNumber(t *testing.T) {
+	w := newWorld(t)
+	w.fill(PolicyRecord("a", "{}"), PolicyRecord("b", "{}"))
+	a := w.agent("n1")
+	a.untilSynced()
+	a.untilHas("counters policies 2")
+	w.apply(Record{PolicyRecord("a", "").Key, nil})
+	a.untilHas("counters policies 3")
+	if a.has("default a") { // they come in one transaction: no reader sees the number first
+		t.Errorf("the number is there, and the policy too: %v", a.rows())
+	}
+
+	// Away while the next one goes: the file has the number, and the store the next.
+	a.stop()
+	w.apply(Record{PolicyRecord("b", "").Key, nil})
+	a = w.agent("n1")
+	a.untilHas("counters policies 4")
+	if a.has("policies NetworkPolicy") {
+		t.Errorf("the number is there, and the policy too: %v", a.rows())
+	}
+	if c := a.client.Status().Counters; c.Snapshots != 0 || c.Resumes == 0 {
+		t.Errorf("the watch was not resumed: %+v", c)
+	}
+
+	// Filled anew with fewer: the numbers begin anew, and the file is kept again.
+	a.untilSynced()
+	w.wipe()
+	w.fill(PolicyRecord("c", "{}"))
+	a.untilHas("counters policies 1")
+	a.untilSynced()
+	a.stop()
+	w.halt()
+	a = w.agent("n1")
+	a.untilHas("counters policies 1")
+}
+
 func TestAWatchResumesAfterTheStoreWasAway(t *testing.T) {
 	w := newWorld(t)
 	w.fill(PodRecord("n1", "web"))

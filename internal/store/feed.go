@@ -215,11 +215,13 @@ func (f *feed) snapshot(ctx context.Context, head *pb.ResponseHeader, epoch stri
 
 	// Keys, not rows: a bad record is in the store as well, and its last good row must not become stale.
 	seen := map[Key]bool{}
-	if err := f.pages(ctx, head.Revision, seen); err != nil {
+	counters, err := f.pages(ctx, head.Revision, seen)
+	if err != nil {
 		return fmt.Errorf("read the store: %w", err)
 	}
 	f.mu.Lock()
 	f.applier.settle(epoch, seen, !behind, f.keep)
+	f.applier.apply(counters, f.keep)
 	f.reportOwn()
 	// All pages are of this revision; what was written since comes by the watch.
 	f.cluster, f.epoch, f.revision = head.ClusterId, epoch, head.Revision
@@ -231,20 +233,25 @@ func (f *feed) snapshot(ctx context.Context, head *pb.ResponseHeader, epoch stri
 	return nil
 }
 
-// pages reads all records at a revision and applies each page as it comes.
-func (f *feed) pages(ctx context.Context, revision int64, seen map[Key]bool) error {
+// pages reads all records at a revision and applies each page as it comes, except for the counters: those say how far
+// the tables are, so they are for when the last page is in and what the store no longer has is out.
+func (f *feed) pages(ctx context.Context, revision int64, seen map[Key]bool) (counters []event, err error) {
 	from, end := f.prefix, clientv3.GetPrefixRangeEnd(f.prefix)
 	for {
 		page, err := f.get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(pageSize), clientv3.WithRev(revision))
 		if err != nil {
-			return err
+			return nil, err
 		}
 		events := make([]event, 0, len(page.Kvs))
 		for _, kv := range page.Kvs {
 			e := event{key: string(kv.Key[len(f.prefix):]), value: kv.Value}
 			if key, err := ParseKey(e.key); err == nil {
 				seen[key] = true
-				if key.Kind == KindSynced { // counts only once all pages are in: see settle
+				switch key.Kind {
+				case KindSynced: // counts only once all pages are in: see settle
+					continue
+				case KindCounter:
+					counters = append(counters, e)
 					continue
 				}
 			}
@@ -252,7 +259,7 @@ func (f *feed) pages(ctx context.Context, revision int64, seen map[Key]bool) err
 		}
 		f.take(events)
 		if !page.More {
-			return nil
+			return counters, nil
 		}
 		// The first key after the last one.
 		from = string(page.Kvs[len(page.Kvs)-1].Key) + "\x00"

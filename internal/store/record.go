@@ -294,6 +294,10 @@ func backendsRow(key Key, m *storev1.Endpoints) (*table.Backends, error) {
 	return row, nil
 }
 
+func counterRow(key Key, m *storev1.Synced) (*table.Counter, error) {
+	return &table.Counter{Kind: key.First, Revision: m.GetRevision()}, nil
+}
+
 func policyRow(key Key, m *storev1.Policy) (*table.Policy, error) {
 	if len(m.GetObject()) == 0 {
 		// Nothing says what it allows; as a row it would isolate its pods or not, by chance.

@@ -120,6 +120,11 @@ func shelves(t *table.Tables) map[Kind]shelf {
 			},
 			func(b *table.Backends) Key { return EndpointsKey(b.Namespace, b.Service, b.Slice) },
 		},
+		KindCounter: &rows[table.Counter, *storev1.Synced]{
+			t.Counters, &storev1.Synced{}, counterRow,
+			func(k Key, _ string) statedb.Query[*table.Counter] { return table.CounterByKind(k.First) },
+			func(c *table.Counter) Key { return Key{Kind: KindCounter, First: c.Kind} },
+		},
 		KindPolicy: &rows[table.Policy, *storev1.Policy]{t.Policies, &storev1.Policy{}, policyRow, policyQuery, policyKeyOf},
 	}
 }

@@ -128,6 +128,22 @@ func (w *Writer) List(ctx context.Context, kind Kind) ([]Record, error) {
 	return records, err
 }
 
+// PolicyRevision is the number of the last policy written or removed; 0: there was none.
+func (w *Writer) PolicyRevision(ctx context.Context) (uint64, error) {
+	key := policyCounter().String()
+	response, err := w.client.Get(ctx, w.prefix+key)
+	if err != nil {
+		return 0, fmt.Errorf("read key %q: %w", key, err)
+	}
+	var counter storev1.Synced
+	for _, kv := range response.Kvs { // one or none
+		if err := proto.Unmarshal(kv.Value, &counter); err != nil {
+			return 0, fmt.Errorf("key %q: %w", key, err)
+		}
+	}
+	return counter.GetRevision(), nil
+}
+
 // DeleteNode removes a node that will not come back: its record, addresses, acknowledgements and pods. The marker that
 // stays says to readers that nothing of it is left, even to those who were away.
 func (w *Writer) DeleteNode(ctx context.Context, node string) error {

@@ -153,6 +153,12 @@ func (b Backend) String() string {
 }
 
 // TableHeader names the columns.
+func (*Counter) TableHeader() []string { return []string{"Kind", "Revision"} }
+
+// TableRow prints the row.
+func (c *Counter) TableRow() []string { return []string{c.Kind, strconv.FormatUint(c.Revision, 10)} }
+
+// TableHeader names the columns.
 func (*Policy) TableHeader() []string {
 	return []string{"Kind", "Namespace", "Name", "Revision", "Bytes", "Source"}
 }

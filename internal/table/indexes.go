@@ -73,6 +73,11 @@ func BackendsByKey(namespace, service, slice string) statedb.Query[*Backends] {
 	return backendsByKey().Query(joined(namespace, service, slice))
 }
 
+// CounterByKind finds how far a kind of record has been counted.
+func CounterByKind(kind string) statedb.Query[*Counter] {
+	return counterByKind().Query(kind)
+}
+
 // PolicyByKey finds a policy; namespace is empty for cluster-wide kinds.
 func PolicyByKey(kind, namespace, name string) statedb.Query[*Policy] {
 	return policyByKey().Query(joined(kind, namespace, name))
@@ -177,6 +182,10 @@ func serviceByName() statedb.Index[*Service, string] {
 
 func backendsByKey() statedb.Index[*Backends, string] {
 	return text("key", true, func(b *Backends) string { return joined(b.Namespace, b.Service, b.Slice) })
+}
+
+func counterByKind() statedb.Index[*Counter, string] {
+	return text("kind", true, func(c *Counter) string { return c.Kind })
 }
 
 func policyByKey() statedb.Index[*Policy, string] {

@@ -136,6 +136,13 @@ type Backend struct {
 	Terminating bool
 }
 
+// Counter is the highest revision that the store gave to a change of a kind of record, removals included, from
+// counters/<kind>. It changes in one transaction with what it counts.
+type Counter struct {
+	Kind     string // of the key: policies
+	Revision uint64
+}
+
 // Policy is a policy as written, from policies/<kind>/<namespace>/<name>.
 type Policy struct {
 	Kind, Namespace, Name string

@@ -118,6 +118,7 @@ func fillStored(t *testing.T, tables *Tables) {
 	})
 	insert(t, tables, tables.Policies, &Policy{Kind: "ClusterNetworkPolicy", Name: "all"},
 		&Policy{Kind: "NetworkPolicy", Namespace: "default", Name: "deny", Object: []byte("{}"), Revision: 7, Source: "deny.yaml"})
+	insert(t, tables, tables.Counters, &Counter{Kind: "policies", Revision: 8})
 }
 
 func fillLocal(t *testing.T, tables *Tables) {
@@ -213,6 +214,7 @@ func TestEveryQueryFindsItsRowsAndNoOthers(t *testing.T) {
 		"slice":           {found(s, s.Backends, BackendsByKey("default", "web", "web-1")), found(s, s.Backends, BackendsByKey("default", "web", "web"))},
 		"policy":          {found(s, s.Policies, PolicyByKey("NetworkPolicy", "default", "deny")), found(s, s.Policies, PolicyByKey("NetworkPolicy", "", "deny"))},
 		"cluster policy":  {found(s, s.Policies, PolicyByKey("ClusterNetworkPolicy", "", "all")), 0},
+		"counter":         {found(s, s.Counters, CounterByKind("policies")), found(s, s.Counters, CounterByKind("pods"))},
 		"endpoint":        {found(s, s.Endpoints, EndpointByID(2)), found(s, s.Endpoints, EndpointByID(3))},
 		"endpoint by v4":  {found(s, s.Endpoints, EndpointByIP(at("10.1.0.5")[0])), found(s, s.Endpoints, EndpointByIP(at("10.1.0.6")[0]))},
 		"endpoint by v6":  {found(s, s.Endpoints, EndpointByIP(at("fd00::5")[0])), 0},

@@ -24,6 +24,7 @@ type Tables struct {
 	Services   statedb.RWTable[*Service]
 	Backends   statedb.RWTable[*Backends]
 	Policies   statedb.RWTable[*Policy]
+	Counters   statedb.RWTable[*Counter]
 
 	// From the CNI plugin and the kernel.
 	Endpoints statedb.RWTable[*Endpoint]
@@ -68,6 +69,7 @@ func (t *Tables) Run(ctx context.Context) error {
 func (t *Tables) Stored() []statedb.TableMeta {
 	return []statedb.TableMeta{
 		t.Nodes, t.Pods, t.IPs, t.LabelSets, t.Namespaces, t.NodeLabels, t.CIDRGroups, t.Services, t.Backends, t.Policies,
+		t.Counters,
 	}
 }
 
@@ -145,6 +147,7 @@ func addStored(t *Tables) error {
 		add(t, &t.Services, "services", "services as declared", serviceByName()),
 		add(t, &t.Backends, "backends", "backends of services, one row a slice", backendsByKey()),
 		add(t, &t.Policies, "policies", "policies as written", policyByKey()),
+		add(t, &t.Counters, "counters", "highest revisions that the store gave out", counterByKind()),
 	)
 }
 

@@ -150,6 +150,14 @@ func TestACutNodeIsBackWhenItsCableIs(t *testing.T) {
 // An agent that has not heard of a policy does not miss it: only the store can say whether everybody enforces it.
 func TestANodeThatHasNotHeardOfAPolicyIsNotConverged(t *testing.T) {
 	c := small(t)
+	for _, verb := range []string{"apply", "delete"} {
+		c.changesUnheard(t, verb)
+	}
+}
+
+// changesUnheard applies or deletes a policy while node2 hears of nothing.
+func (c *cluster) changesUnheard(t *testing.T, verb string) {
+	t.Helper()
 	before, err := c.Status(t.Context(), "node2")
 	if err != nil {
 		t.Fatal(err)
@@ -157,11 +165,11 @@ func TestANodeThatHasNotHeardOfAPolicyIsNotConverged(t *testing.T) {
 	if err := c.Cut("node2"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.CLI(t.Context(), "apply", "-f", example("web-guard.yaml")); err != nil {
+	if _, err := c.CLI(t.Context(), verb, "-f", example("web-guard.yaml")); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.WaitConverged(t.Context(), 300*time.Millisecond); err == nil {
-		t.Error("all are said to enforce a policy that node2 cannot have heard of")
+		t.Errorf("all are said to have followed the %s of a policy that node2 cannot have heard of", verb)
 	}
 	if err := c.Restore("node2"); err != nil {
 		t.Fatal(err)
@@ -170,7 +178,7 @@ func TestANodeThatHasNotHeardOfAPolicyIsNotConverged(t *testing.T) {
 		t.Fatal(err)
 	}
 	if after, err := c.Status(t.Context(), "node2"); err != nil || after.PolicyRevision <= before.PolicyRevision {
-		t.Errorf("node2 when its cable is back: %v, revision %d, want more than %d", err, after.GetPolicyRevision(), before.PolicyRevision)
+		t.Errorf("%s: node2 when its cable is back: %v, revision %d, want more than %d", verb, err, after.GetPolicyRevision(), before.PolicyRevision)
 	}
 }
 

@@ -282,7 +282,7 @@ func TestPacketsAgreeWithCyclonus(t *testing.T) {
 				sum.steps++
 				spreads := false // to nodes that do not say when they have heard of it
 				for _, action := range step.Actions {
-					spreads = spreads || action.CreatePolicy == nil && action.UpdatePolicy == nil
+					spreads = spreads || action.CreatePolicy == nil && action.UpdatePolicy == nil && action.DeletePolicy == nil
 					if err := s.act(action); err != nil {
 						t.Fatal(err)
 					}
@@ -307,8 +307,8 @@ func TestPacketsAgreeWithCyclonus(t *testing.T) {
 	}
 }
 
-// settling is how long nodes may take to hear of pods, labels and the end of a policy. A policy that was written is in
-// force everywhere when Apply returns.
+// settling is how long nodes may take to hear of pods and labels. A policy that was written or removed is in force, or
+// no more, everywhere when Apply or Delete returns.
 const settling = 3 * time.Second
 
 // wanted are the verdicts that packets should find. A pod reaches itself whatever policies say: such packets never
