@@ -27,6 +27,7 @@ func TestAnAgentSeesTheStoreFirstWholeAndThenChangeByChange(t *testing.T) {
 	}
 	want := []string{
 		"cidrgroups office 203.0.113.0/24 -",
+		"counters pools 1", // namespaces have a say in pools of addresses
 		"namespaces default team=red",
 		"nodelabels n1 role=edge",
 		"pods n1 default web uid-web 01020300000000000000000000000000 - ready",
@@ -39,6 +40,7 @@ func TestAnAgentSeesTheStoreFirstWholeAndThenChangeByChange(t *testing.T) {
 		NodeLabelsRecord("n1", "core"), Record{CIDRGroupRecord("office").Key, nil}, CIDRGroupRecord("shop", "2001:db8::/32")).Revision)
 	want = []string{
 		"cidrgroups shop 2001:db8::/32 -",
+		"counters pools 2",
 		"namespaces default team=blue",
 		"nodelabels n1 role=core",
 		"pods n1 default db uid-db 01020300000000000000000000000000 - ready",
