@@ -29,6 +29,7 @@ func serviceRecord(s *corev1.Service) (*storev1.Service, field.ErrorList) {
 	at := field.NewPath("spec")
 	out := &storev1.Service{
 		Selector:            s.Spec.Selector,
+		Labels:              s.Labels,
 		HealthCheckNodePort: uint32(s.Spec.HealthCheckNodePort),
 		PublishNotReady:     s.Spec.PublishNotReadyAddresses,
 	}
