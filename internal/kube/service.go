@@ -35,6 +35,7 @@ func serviceRecord(s *corev1.Service) (*storev1.Service, field.ErrorList) {
 	}
 	var errs field.ErrorList
 	collect := func(wrong field.ErrorList) { errs = append(errs, wrong...) }
+	collect(checkLabels(s.Labels))
 	collect(setType(out, s, at.Child("type")))
 	collect(setClusterIPs(out, s, at))
 	collect(setServicePorts(out, s, at.Child("ports")))
