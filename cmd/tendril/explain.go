@@ -85,6 +85,9 @@ func (v *view) showProof(p *agentv1.Proof) {
 	if !decided {
 		v.showDefault(p)
 	}
+	if staged := p.GetStaged(); staged != nil {
+		v.hang(v.odd.Render("  staged   "), flow.WouldBe(staged)+" by "+flow.RuleText(staged), v.plain)
+	}
 	if p.GetNearest() != "" {
 		rule, why, _ := strings.Cut(p.GetNearest(), ": ")
 		v.hang(v.odd.Render("  nearest  "), rule, v.plain)

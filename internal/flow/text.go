@@ -140,20 +140,25 @@ func dropText(f *agentv1.Flow) string {
 
 // stagedText says what staged policies would do otherwise, and which rule would.
 func stagedText(f *agentv1.Flow) string {
-	words := map[string]string{bpf.ActionAllow.String(): "allowed", bpf.ActionDeny.String(): "denied", bpf.ActionRedirect.String(): "proxied"}
 	var changes []string
 	for _, s := range []struct {
 		direction   string
 		now, staged *agentv1.Judgement
 	}{{"egress", f.GetEgress(), f.GetStagedEgress()}, {"ingress", f.GetIngress(), f.GetStagedIngress()}} {
 		if s.staged != nil && s.staged.GetAction() != s.now.GetAction() {
-			changes = append(changes, "would be "+words[s.staged.GetAction()]+" by "+s.direction+" "+RuleText(s.staged))
+			changes = append(changes, WouldBe(s.staged)+" by "+s.direction+" "+RuleText(s.staged))
 		}
 	}
 	if len(changes) == 0 {
 		return ""
 	}
 	return "staged: " + strings.Join(changes, ", ")
+}
+
+// WouldBe says what would become of a packet that staged policies judged so.
+func WouldBe(j *agentv1.Judgement) string {
+	words := map[string]string{bpf.ActionAllow.String(): "allowed", bpf.ActionDeny.String(): "denied", bpf.ActionRedirect.String(): "proxied"}
+	return "would be " + words[j.GetAction()]
 }
 
 // side is one direction's verdict, and its name.

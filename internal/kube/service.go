@@ -29,11 +29,13 @@ func serviceRecord(s *corev1.Service) (*storev1.Service, field.ErrorList) {
 	at := field.NewPath("spec")
 	out := &storev1.Service{
 		Selector:            s.Spec.Selector,
+		Labels:              s.Labels,
 		HealthCheckNodePort: uint32(s.Spec.HealthCheckNodePort),
 		PublishNotReady:     s.Spec.PublishNotReadyAddresses,
 	}
 	var errs field.ErrorList
 	collect := func(wrong field.ErrorList) { errs = append(errs, wrong...) }
+	collect(checkLabels(s.Labels))
 	collect(setType(out, s, at.Child("type")))
 	collect(setClusterIPs(out, s, at))
 	collect(setServicePorts(out, s, at.Child("ports")))

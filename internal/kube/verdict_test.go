@@ -54,6 +54,16 @@ func neighbours() []neighbour {
 	}
 }
 
+// groups are ranges and services that policies can name: two neighbours outside the cluster, and a pod.
+func groups() []policy.Group {
+	at := func(text string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(text)} }
+	return []policy.Group{
+		{Kind: policy.GroupCIDR, Name: "office", Prefixes: at("198.51.100.0/24")},
+		{Kind: policy.GroupService, Namespace: "shop", Name: "mail", Prefixes: at("192.168.9.9/32")},
+		{Kind: policy.GroupService, Namespace: "lab", Name: "sql", Labels: label.SetOf(map[string]string{"tier": "db"}), Prefixes: at("10.0.1.2/32")},
+	}
+}
+
 // town is an engine that knows web and its neighbours, and what it has compiled.
 type town struct {
 	engine *policy.Engine
@@ -72,6 +82,11 @@ func newTown(t *testing.T, manifest string) *town {
 	for _, x := range neighbours() {
 		addr := netip.MustParseAddr(x.address)
 		n.engine.SetAddress(netip.PrefixFrom(addr, addr.BitLen()), x.fact)
+	}
+	for _, g := range groups() {
+		if err := n.engine.SetGroup(g); err != nil {
+			t.Fatal(err)
+		}
 	}
 	objects, err := Decode("x.yaml", []byte(manifest))
 	if err != nil {
@@ -315,6 +330,26 @@ func TestVerdictsOfCiliumPeers(t *testing.T) {
   - {toCIDRSet: [{cidr: 0.0.0.0/0, except: [198.51.100.0/24]}], toPorts: [{ports: [{port: "2"}]}]}
   - {toCIDR: [10.0.1.2, "2001:db8::7"], toPorts: [{ports: [{port: "3"}]}]}
 `, []string{"egress 1/tcp: api world", "egress 2/tcp: api", "egress 3/tcp: world6"}},
+	})
+}
+
+func TestVerdictsOfCiliumGroups(t *testing.T) {
+	checkVerdicts(t, ciliumHeader+"spec:\n  endpointSelector: {}\n", []verdicts{
+		{"a group of ranges, without what is excepted, and nobody by a name that is not known", `
+  egress:
+  - {toCIDRSet: [{cidrGroupRef: office}], toPorts: [{ports: [{port: "1"}]}]}
+  - {toCIDRSet: [{cidrGroupRef: office, except: [198.51.100.7/32]}], toPorts: [{ports: [{port: "2"}]}]}
+  - {toCIDRSet: [{cidrGroupRef: absent}], toPorts: [{ports: [{port: "3"}]}]}
+`, []string{"egress 1/tcp: world", "egress 2/tcp: ", "egress 3/tcp: "}},
+		{"services by name, by labels, and of a namespace that has none such", `
+  egress:
+  - {toServices: [{k8sService: {serviceName: mail, namespace: shop}}], toPorts: [{ports: [{port: "1"}]}]}
+  - {toServices: [{k8sServiceSelector: {selector: {matchLabels: {tier: db}}}}], toPorts: [{ports: [{port: "2"}]}]}
+  - {toServices: [{k8sServiceSelector: {selector: {matchLabels: {tier: db}}, namespace: shop}}], toPorts: [{ports: [{port: "3"}]}]}
+`, []string{"egress 1/tcp: api", "egress 2/tcp: client", "egress 3/tcp: "}},
+		{"API servers come in, and nobody else", `
+  ingress: [{fromEntities: [kube-apiserver]}]
+`, []string{"ingress 80/tcp: host api"}},
 	})
 }
 

@@ -128,6 +128,10 @@ func proofMessage(proof policy.Proof) *agentv1.Proof {
 		message.Verdict = judgementMessage(policy.Judgement{Judged: true, Action: proof.Action, Rule: proof.Rule})
 		message.Verdict.Rule = proof.Rule.Rule
 	}
+	if proof.Staged != nil {
+		message.Staged = judgementMessage(*proof.Staged)
+		message.Staged.Rule = proof.Staged.Rule.Rule
+	}
 	for _, key := range proof.Isolators {
 		message.Isolators = append(message.Isolators, key.String())
 	}

@@ -195,3 +195,30 @@ func TestWhatToFlushIsAnAddressOrEverything(t *testing.T) {
 		}
 	}
 }
+
+func TestExplainSaysWhatStagedPoliciesWouldDo(t *testing.T) {
+	n := startWeb(t)
+	s := apiOf(t, n)
+	staged := func() *agentv1.Judgement {
+		reply, err := s.Explain(t.Context(), &agentv1.ExplainRequest{From: "172.30.0.1", To: "shop/web", Port: 80, Protocol: 6})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return reply.GetProofs()[1].GetStaged()
+	}
+	if got := staged(); got != nil {
+		t.Errorf("got %v without a staged policy, want nothing", got)
+	}
+	insert(n, n.tables.Policies, &table.Policy{Kind: "CiliumNetworkPolicy", Namespace: "shop", Name: "later", Revision: 2, Object: []byte(
+		`{"apiVersion":"cilium.io/v2","kind":"CiliumNetworkPolicy","metadata":{"namespace":"shop","name":"later","annotations":{"tendril.io/stage":"true"}},
+"spec":{"endpointSelector":{},"ingressDeny":[{"fromEntities":["world"]}],"ingress":[{"fromEntities":["host"]}]}}`)})
+	eventually(t, "the staged policy is asked", func() bool { return staged() != nil })
+	reply, err := s.Explain(t.Context(), &agentv1.ExplainRequest{From: "reserved:world", To: "shop/web", Port: 80, Protocol: 6})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := reply.GetProofs()[1].GetStaged()
+	if got.GetAction() != "deny" || got.GetPlace() != "spec.ingressDeny[0]" || !strings.Contains(got.GetRuleName(), "shop/later") || got.GetRule() == 0 {
+		t.Errorf("got %v, want a denial by the staged rule", got)
+	}
+}

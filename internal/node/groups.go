@@ -32,26 +32,40 @@ func (l *policyLoop) cidrGroupChanged(row *table.CIDRGroup, deleted bool) {
 	l.setGroup(policy.Group{Kind: policy.GroupCIDR, Name: row.Name, Labels: label.SetOf(row.Labels), Prefixes: row.Prefixes})
 }
 
-// backendsChanged puts together what the slices of a service say.
+func (l *policyLoop) serviceChanged(row *table.Service, _ bool) {
+	l.setService(row.Namespace, row.Name)
+}
+
 func (l *policyLoop) backendsChanged(row *table.Backends, _ bool) {
-	group := policy.Group{Kind: policy.GroupService, Namespace: row.Namespace, Name: row.Service}
-	addrs, slices := map[netip.Addr]bool{}, 0
-	for slice := range l.tables.Backends.Prefix(l.tables.DB.ReadTxn(), table.BackendsByKey(row.Namespace, row.Service, "")) {
-		slices++
+	l.setService(row.Namespace, row.Service)
+}
+
+// setService puts together what the slices of a service and its object say. Either may be there without the other: then
+// the service has no backends yet, or no labels.
+func (l *policyLoop) setService(namespace, name string) {
+	txn := l.tables.DB.ReadTxn()
+	service, _, known := l.tables.Services.Get(txn, table.ServiceByName(namespace, name))
+	addrs := map[netip.Addr]bool{}
+	for slice := range l.tables.Backends.Prefix(txn, table.BackendsByKey(namespace, name, "")) {
+		known = true
 		for _, backend := range slice.Backends {
 			for _, addr := range backend.Addrs {
 				addrs[addr.Unmap()] = true
 			}
 		}
 	}
-	if row.Namespace == apiServerNamespace && row.Service == apiServerService {
+	if namespace == apiServerNamespace && name == apiServerService {
 		for _, prefix := range l.facts.setAPIServers(addrs) {
 			l.prefixes[prefix] = struct{}{}
 		}
 	}
-	if slices == 0 {
-		l.engine.DeleteGroup(group.Kind, group.Namespace, group.Name)
+	if !known {
+		l.engine.DeleteGroup(policy.GroupService, namespace, name)
 		return
+	}
+	group := policy.Group{Kind: policy.GroupService, Namespace: namespace, Name: name}
+	if service != nil {
+		group.Labels = label.SetOf(service.Labels)
 	}
 	for addr := range addrs {
 		group.Prefixes = append(group.Prefixes, exact(addr))

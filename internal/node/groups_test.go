@@ -6,6 +6,7 @@ import (
 
 	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/identity"
+	"tendril.io/tendril/internal/policy"
 	"tendril.io/tendril/internal/table"
 )
 
@@ -80,4 +81,40 @@ func TestGroupsAndNodesThatPoliciesNameFollowTheTables(t *testing.T) {
 	for _, from := range []string{"9.9.9.9", "8.8.8.8", "172.30.0.2"} {
 		become(from, bpf.ActionDeny)
 	}
+}
+
+// ciliumServices lets the pod speak with the backends of one service by its name, and of others by their labels.
+const ciliumServices = `{"apiVersion":"cilium.io/v2","kind":"CiliumNetworkPolicy","metadata":{"namespace":"shop","name":"web"},
+"spec":{"endpointSelector":{},"egress":[{"toServices":[{"k8sService":{"serviceName":"mail","namespace":"office"}}]},
+{"toServices":[{"k8sServiceSelector":{"selector":{"matchLabels":{"tier":"db"}}}}]}]}}`
+
+func TestServicesThatPoliciesNameFollowTheTables(t *testing.T) {
+	n := startWeb(t)
+	become := func(to string, want bpf.Action) {
+		t.Helper()
+		eventually(t, to+" becomes "+want.String(), func() bool { return n.datapath.judgeAt(1, policy.Egress, to, 80) == want })
+	}
+	const named, labelled = "9.9.9.9", "8.8.8.8"
+	become(named, bpf.ActionAllow)
+	insert(n, n.tables.Policies, &table.Policy{Kind: "CiliumNetworkPolicy", Namespace: "shop", Name: "web", Object: []byte(ciliumServices), Revision: 2})
+	become(named, bpf.ActionDeny)
+	become(labelled, bpf.ActionDeny)
+
+	mail := &table.Backends{Namespace: "office", Service: "mail", Slice: "a", Backends: []table.Backend{{Addrs: addrs(named)}}}
+	insert(n, n.tables.Backends, mail)
+	become(named, bpf.ActionAllow)
+
+	// The labels are of the object and the addresses of its slices, which come in any order.
+	insert(n, n.tables.Backends, &table.Backends{Namespace: "shop", Service: "sql", Slice: "a", Backends: []table.Backend{{Addrs: addrs(labelled)}}})
+	insert(n, n.tables.Services, &table.Service{Namespace: "shop", Name: "sql", Labels: map[string]string{"tier": "db"}})
+	become(labelled, bpf.ActionAllow)
+	insert(n, n.tables.Services, &table.Service{Namespace: "shop", Name: "sql", Labels: map[string]string{"tier": "web"}})
+	become(labelled, bpf.ActionDeny)
+	sql := &table.Service{Namespace: "shop", Name: "sql", Labels: map[string]string{"tier": "db"}}
+	insert(n, n.tables.Services, sql)
+	become(labelled, bpf.ActionAllow)
+	remove(n, n.tables.Services, sql)
+	become(labelled, bpf.ActionDeny)
+	remove(n, n.tables.Backends, mail)
+	become(named, bpf.ActionDeny)
 }

@@ -154,6 +154,7 @@ func (l *policyLoop) start() error {
 	add(watch(t.DB, t.Nodes, l.nodeChanged))
 	add(watch(t.DB, t.NodeLabels, l.nodeLabelsChanged))
 	add(watch(t.DB, t.CIDRGroups, l.cidrGroupChanged))
+	add(watch(t.DB, t.Services, l.serviceChanged))
 	add(watch(t.DB, t.Backends, l.backendsChanged))
 	add(watch(t.DB, t.Namespaces, l.namespaceChanged))
 	add(watch(t.DB, t.Policies, l.policyChanged))

@@ -96,9 +96,14 @@ func (f *fakeDatapath) with(do func()) {
 
 // judge asks the model about a packet to an endpoint; ACTION_NONE where the endpoint has no program.
 func (f *fakeDatapath) judge(endpoint uint32, from string, port uint16) bpf.Action {
+	return f.judgeAt(endpoint, policy.Ingress, from, port)
+}
+
+// judgeAt asks the model about a packet between an endpoint and a peer.
+func (f *fakeDatapath) judgeAt(endpoint uint32, d policy.Direction, peer string, port uint16) bpf.Action {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	verdict, err := f.kernel.Judge(endpoint, policy.Ingress, netip.MustParseAddr(from), 6, port)
+	verdict, err := f.kernel.Judge(endpoint, d, netip.MustParseAddr(peer), 6, port)
 	if err != nil {
 		return bpf.ActionNone
 	}

@@ -150,6 +150,16 @@ func TestAddressThatStaysInAGroupIsNeverOutOfIt(t *testing.T) {
 func TestProofSaysWhichGroupDoesNotHoldThePeer(t *testing.T) {
 	n := shop(t)
 	n.fromGroup(t, policy.GroupRef{Kind: policy.GroupCIDR, Name: "office", Except: prefixes("9.0.0.0/8", "8.0.0.0/8")})
+	unknown := "the rule wants cidr group office except 8.0.0.0/8 and 9.0.0.0/8, which this node does not know: is there such an object?"
+	if got := n.ingressProof("7.7.7.7", tcp, 80).Nearest; !strings.HasSuffix(got, unknown) {
+		t.Errorf("got %q, want %q", got, unknown)
+	}
+	if err := n.engine.SetGroup(policy.Group{Kind: policy.GroupCIDR, Name: "office"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.engine.Flush(); err != nil {
+		t.Fatal(err)
+	}
 	if got, want := n.ingressProof("7.7.7.7", tcp, 80).Nearest, "peer 7.7.7.7 is not in cidr group office except 8.0.0.0/8 and 9.0.0.0/8"; !strings.HasSuffix(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}

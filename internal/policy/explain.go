@@ -43,7 +43,7 @@ func (e *Engine) prove(d Direction, endpoint, other Party, protocol uint8, port 
 	if s == nil {
 		return proof
 	}
-	k := &packet{peer: e.candidate(other), name: other.describe(), address: other.Address.Unmap(), protocol: protocol, port: port}
+	k := &packet{peer: e.candidate(other), name: other.describe(), address: other.Address.Unmap(), protocol: protocol, port: port, groups: e.addressGroups}
 	p := s.group.programs[d]
 	proof.Judged, proof.Isolators = true, p.isolators
 	nearest := maxDistance
@@ -121,12 +121,27 @@ func comparePeer(s *selector, k *packet) miss {
 		return miss{distancePeer, "no pod owns the peer's address"}
 	case s.labels != nil:
 		return compareLabels(s, k)
+	case s.group != nil && !k.knows(&s.group.ref):
+		return miss{distancePeer, fmt.Sprintf("the rule wants %s, which this node does not know: is there such an object?", s.text)}
 	case s.isRange() && s.outsideOnly() && !k.peer.outside:
 		return miss{distancePeer, fmt.Sprintf("the peer is inside the cluster, the rule wants %s", s.text)}
 	case s.isRange():
 		return compareRange(s, k)
 	}
 	return miss{distancePeer, fmt.Sprintf("peer %s is not of %s", k.name, s.text)}
+}
+
+// knows says whether there is a group of the reference's name; labels may well select none.
+func (k *packet) knows(ref *GroupRef) bool {
+	if ref.Name == "" {
+		return true
+	}
+	for _, g := range k.groups {
+		if ref.holds(g) {
+			return true
+		}
+	}
+	return false
 }
 
 // compareRange tells an address that an exception leaves out, which is nearer, from one that is outside altogether.

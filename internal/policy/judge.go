@@ -41,6 +41,7 @@ type packet struct {
 	address  netip.Addr // of the peer, to explain with; may be invalid
 	protocol uint8
 	port     uint16
+	groups   map[groupKey]*Group // that the engine knows, for proofs
 }
 
 // looked says what came of looking at a line.

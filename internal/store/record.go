@@ -193,6 +193,7 @@ func serviceRow(key Key, m *storev1.Service) (*table.Service, error) {
 		Namespace: key.First, Name: key.Second, AffinitySeconds: m.GetAffinitySeconds(),
 		InternalLocal: m.GetInternalLocal(), ExternalLocal: m.GetExternalLocal(),
 		TrafficDistribution: m.GetTrafficDistribution(), PublishNotReady: m.GetPublishNotReady(), Algorithm: m.GetAlgorithm(),
+		Labels: maps.Clone(m.GetLabels()),
 	}
 	var err error
 	if row.Type, err = serviceType(m.GetType()); err != nil {

@@ -84,7 +84,7 @@ func (g *CIDRGroup) TableRow() []string { return []string{g.Name, list(g.Prefixe
 
 // TableHeader names the columns.
 func (*Service) TableHeader() []string {
-	return []string{"Namespace", "Name", "Type", "ClusterIPs", "Ports", "External", "Sources", "Options"}
+	return []string{"Namespace", "Name", "Type", "ClusterIPs", "Ports", "External", "Sources", "Options", "Labels"}
 }
 
 // TableRow prints the row.
@@ -92,6 +92,7 @@ func (s *Service) TableRow() []string {
 	external := list(slices.Concat(s.ExternalIPs, s.LoadBalancerIPs))
 	return []string{
 		s.Namespace, s.Name, some(s.Type), list(s.ClusterIPs), list(s.Ports), external, list(s.SourceRanges), s.options(),
+		labels(s.Labels),
 	}
 }
 

@@ -105,6 +105,7 @@ type Service struct {
 	TrafficDistribution string
 	PublishNotReady     bool
 	Algorithm           string // random or maglev
+	Labels              map[string]string
 }
 
 // Shortfall is why a service goes without an address that it asks for.

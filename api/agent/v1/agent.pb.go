@@ -1361,6 +1361,7 @@ type Proof struct {
 	Steps         []*Step                `protobuf:"bytes,5,rep,name=steps,proto3" json:"steps,omitempty"`
 	Nearest       string                 `protobuf:"bytes,6,opt,name=nearest,proto3" json:"nearest,omitempty"`     // the rule that came nearest, and the field that differs
 	Isolators     []string               `protobuf:"bytes,7,rep,name=isolators,proto3" json:"isolators,omitempty"` // policies that make the default a deny in this direction
+	Staged        *Judgement             `protobuf:"bytes,8,opt,name=staged,proto3" json:"staged,omitempty"`       // what it would be with the staged policies in force; absent where none selects the side
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1440,6 +1441,13 @@ func (x *Proof) GetNearest() string {
 func (x *Proof) GetIsolators() []string {
 	if x != nil {
 		return x.Isolators
+	}
+	return nil
+}
+
+func (x *Proof) GetStaged() *Judgement {
+	if x != nil {
+		return x.Staged
 	}
 	return nil
 }
@@ -4607,7 +4615,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\amatched\x18\x06 \x01(\bR\amatched\x12\x10\n" +
 	"\x03why\x18\a \x01(\tR\x03why\x12\x14\n" +
 	"\x05ports\x18\b \x01(\tR\x05ports\x12\x16\n" +
-	"\x06source\x18\t \x01(\tR\x06source\"\xf2\x01\n" +
+	"\x06source\x18\t \x01(\tR\x06source\"\xa7\x02\n" +
 	"\x05Proof\x12\x1c\n" +
 	"\tdirection\x18\x01 \x01(\tR\tdirection\x12\x1a\n" +
 	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x12\n" +
@@ -4615,7 +4623,8 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\averdict\x18\x04 \x01(\v2\x1b.tendril.agent.v1.JudgementR\averdict\x12,\n" +
 	"\x05steps\x18\x05 \x03(\v2\x16.tendril.agent.v1.StepR\x05steps\x12\x18\n" +
 	"\anearest\x18\x06 \x01(\tR\anearest\x12\x1c\n" +
-	"\tisolators\x18\a \x03(\tR\tisolators\"\xa6\x01\n" +
+	"\tisolators\x18\a \x03(\tR\tisolators\x123\n" +
+	"\x06staged\x18\b \x01(\v2\x1b.tendril.agent.v1.JudgementR\x06staged\"\xa6\x01\n" +
 	"\x0fExplainResponse\x12\x18\n" +
 	"\averdict\x18\x01 \x01(\tR\averdict\x12/\n" +
 	"\x06proofs\x18\x02 \x03(\v2\x17.tendril.agent.v1.ProofR\x06proofs\x12\x18\n" +
@@ -4952,78 +4961,79 @@ var file_agent_v1_agent_proto_depIdxs = []int32{
 	59, // 10: tendril.agent.v1.ShowTableResponse.rows:type_name -> tendril.agent.v1.ShowTableResponse.Row
 	6,  // 11: tendril.agent.v1.Proof.verdict:type_name -> tendril.agent.v1.Judgement
 	14, // 12: tendril.agent.v1.Proof.steps:type_name -> tendril.agent.v1.Step
-	15, // 13: tendril.agent.v1.ExplainResponse.proofs:type_name -> tendril.agent.v1.Proof
-	7,  // 14: tendril.agent.v1.ExplainResponse.record:type_name -> tendril.agent.v1.Flow
-	17, // 15: tendril.agent.v1.SimulateRequest.changes:type_name -> tendril.agent.v1.PolicyChange
-	6,  // 16: tendril.agent.v1.SimulatedVerdict.egress:type_name -> tendril.agent.v1.Judgement
-	6,  // 17: tendril.agent.v1.SimulatedVerdict.ingress:type_name -> tendril.agent.v1.Judgement
-	5,  // 18: tendril.agent.v1.SimulatedFlow.source:type_name -> tendril.agent.v1.Party
-	5,  // 19: tendril.agent.v1.SimulatedFlow.destination:type_name -> tendril.agent.v1.Party
-	19, // 20: tendril.agent.v1.SimulatedFlow.now:type_name -> tendril.agent.v1.SimulatedVerdict
-	19, // 21: tendril.agent.v1.SimulatedFlow.then:type_name -> tendril.agent.v1.SimulatedVerdict
-	23, // 22: tendril.agent.v1.SimulatedPair.ports:type_name -> tendril.agent.v1.PortSpan
-	19, // 23: tendril.agent.v1.SimulatedPair.now:type_name -> tendril.agent.v1.SimulatedVerdict
-	19, // 24: tendril.agent.v1.SimulatedPair.then:type_name -> tendril.agent.v1.SimulatedVerdict
-	21, // 25: tendril.agent.v1.SimulateResponse.policies:type_name -> tendril.agent.v1.SimulatedPolicy
-	20, // 26: tendril.agent.v1.SimulateResponse.flows:type_name -> tendril.agent.v1.SimulatedFlow
-	22, // 27: tendril.agent.v1.SimulateResponse.crowds:type_name -> tendril.agent.v1.Crowd
-	24, // 28: tendril.agent.v1.SimulateResponse.pairs:type_name -> tendril.agent.v1.SimulatedPair
-	61, // 29: tendril.agent.v1.ListTemplatesResponse.templates:type_name -> tendril.agent.v1.ListTemplatesResponse.Template
-	29, // 30: tendril.agent.v1.ListMappingsResponse.mappings:type_name -> tendril.agent.v1.Mapping
-	7,  // 31: tendril.agent.v1.FlowEntry.flow:type_name -> tendril.agent.v1.Flow
-	34, // 32: tendril.agent.v1.ListFlowsResponse.flows:type_name -> tendril.agent.v1.FlowEntry
-	37, // 33: tendril.agent.v1.ListFrontendsResponse.frontends:type_name -> tendril.agent.v1.Frontend
-	62, // 34: tendril.agent.v1.ListAddressesResponse.addresses:type_name -> tendril.agent.v1.ListAddressesResponse.Address
-	46, // 35: tendril.agent.v1.ListEndpointsResponse.endpoints:type_name -> tendril.agent.v1.Endpoint
-	49, // 36: tendril.agent.v1.ListServicesResponse.services:type_name -> tendril.agent.v1.Service
-	63, // 37: tendril.agent.v1.Policy.nodes:type_name -> tendril.agent.v1.Policy.NodesEntry
-	52, // 38: tendril.agent.v1.ListPoliciesResponse.policies:type_name -> tendril.agent.v1.Policy
-	64, // 39: tendril.agent.v1.CountersResponse.counters:type_name -> tendril.agent.v1.CountersResponse.Counter
-	65, // 40: tendril.agent.v1.CountersResponse.tallies:type_name -> tendril.agent.v1.CountersResponse.TalliesEntry
-	60, // 41: tendril.agent.v1.ListTemplatesResponse.Template.instances:type_name -> tendril.agent.v1.ListTemplatesResponse.Instance
-	0,  // 42: tendril.agent.v1.Agent.Status:input_type -> tendril.agent.v1.StatusRequest
-	8,  // 43: tendril.agent.v1.Agent.Observe:input_type -> tendril.agent.v1.ObserveRequest
-	9,  // 44: tendril.agent.v1.Agent.ListTables:input_type -> tendril.agent.v1.ListTablesRequest
-	11, // 45: tendril.agent.v1.Agent.ShowTable:input_type -> tendril.agent.v1.ShowTableRequest
-	13, // 46: tendril.agent.v1.Agent.Explain:input_type -> tendril.agent.v1.ExplainRequest
-	18, // 47: tendril.agent.v1.Agent.Simulate:input_type -> tendril.agent.v1.SimulateRequest
-	26, // 48: tendril.agent.v1.Agent.ListTemplates:input_type -> tendril.agent.v1.ListTemplatesRequest
-	28, // 49: tendril.agent.v1.Agent.ListMappings:input_type -> tendril.agent.v1.ListMappingsRequest
-	31, // 50: tendril.agent.v1.Agent.FlushMappings:input_type -> tendril.agent.v1.FlushMappingsRequest
-	33, // 51: tendril.agent.v1.Agent.ListFlows:input_type -> tendril.agent.v1.ListFlowsRequest
-	41, // 52: tendril.agent.v1.Agent.FlushFlows:input_type -> tendril.agent.v1.FlushFlowsRequest
-	36, // 53: tendril.agent.v1.Agent.ListFrontends:input_type -> tendril.agent.v1.ListFrontendsRequest
-	39, // 54: tendril.agent.v1.Agent.FlushAffinities:input_type -> tendril.agent.v1.FlushAffinitiesRequest
-	43, // 55: tendril.agent.v1.Agent.ListAddresses:input_type -> tendril.agent.v1.ListAddressesRequest
-	45, // 56: tendril.agent.v1.Agent.ListEndpoints:input_type -> tendril.agent.v1.ListEndpointsRequest
-	48, // 57: tendril.agent.v1.Agent.ListServices:input_type -> tendril.agent.v1.ListServicesRequest
-	51, // 58: tendril.agent.v1.Agent.ListPolicies:input_type -> tendril.agent.v1.ListPoliciesRequest
-	54, // 59: tendril.agent.v1.Agent.Reload:input_type -> tendril.agent.v1.ReloadRequest
-	56, // 60: tendril.agent.v1.Agent.Counters:input_type -> tendril.agent.v1.CountersRequest
-	1,  // 61: tendril.agent.v1.Agent.Status:output_type -> tendril.agent.v1.StatusResponse
-	7,  // 62: tendril.agent.v1.Agent.Observe:output_type -> tendril.agent.v1.Flow
-	10, // 63: tendril.agent.v1.Agent.ListTables:output_type -> tendril.agent.v1.ListTablesResponse
-	12, // 64: tendril.agent.v1.Agent.ShowTable:output_type -> tendril.agent.v1.ShowTableResponse
-	16, // 65: tendril.agent.v1.Agent.Explain:output_type -> tendril.agent.v1.ExplainResponse
-	25, // 66: tendril.agent.v1.Agent.Simulate:output_type -> tendril.agent.v1.SimulateResponse
-	27, // 67: tendril.agent.v1.Agent.ListTemplates:output_type -> tendril.agent.v1.ListTemplatesResponse
-	30, // 68: tendril.agent.v1.Agent.ListMappings:output_type -> tendril.agent.v1.ListMappingsResponse
-	32, // 69: tendril.agent.v1.Agent.FlushMappings:output_type -> tendril.agent.v1.FlushMappingsResponse
-	35, // 70: tendril.agent.v1.Agent.ListFlows:output_type -> tendril.agent.v1.ListFlowsResponse
-	42, // 71: tendril.agent.v1.Agent.FlushFlows:output_type -> tendril.agent.v1.FlushFlowsResponse
-	38, // 72: tendril.agent.v1.Agent.ListFrontends:output_type -> tendril.agent.v1.ListFrontendsResponse
-	40, // 73: tendril.agent.v1.Agent.FlushAffinities:output_type -> tendril.agent.v1.FlushAffinitiesResponse
-	44, // 74: tendril.agent.v1.Agent.ListAddresses:output_type -> tendril.agent.v1.ListAddressesResponse
-	47, // 75: tendril.agent.v1.Agent.ListEndpoints:output_type -> tendril.agent.v1.ListEndpointsResponse
-	50, // 76: tendril.agent.v1.Agent.ListServices:output_type -> tendril.agent.v1.ListServicesResponse
-	53, // 77: tendril.agent.v1.Agent.ListPolicies:output_type -> tendril.agent.v1.ListPoliciesResponse
-	55, // 78: tendril.agent.v1.Agent.Reload:output_type -> tendril.agent.v1.ReloadResponse
-	57, // 79: tendril.agent.v1.Agent.Counters:output_type -> tendril.agent.v1.CountersResponse
-	61, // [61:80] is the sub-list for method output_type
-	42, // [42:61] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	6,  // 13: tendril.agent.v1.Proof.staged:type_name -> tendril.agent.v1.Judgement
+	15, // 14: tendril.agent.v1.ExplainResponse.proofs:type_name -> tendril.agent.v1.Proof
+	7,  // 15: tendril.agent.v1.ExplainResponse.record:type_name -> tendril.agent.v1.Flow
+	17, // 16: tendril.agent.v1.SimulateRequest.changes:type_name -> tendril.agent.v1.PolicyChange
+	6,  // 17: tendril.agent.v1.SimulatedVerdict.egress:type_name -> tendril.agent.v1.Judgement
+	6,  // 18: tendril.agent.v1.SimulatedVerdict.ingress:type_name -> tendril.agent.v1.Judgement
+	5,  // 19: tendril.agent.v1.SimulatedFlow.source:type_name -> tendril.agent.v1.Party
+	5,  // 20: tendril.agent.v1.SimulatedFlow.destination:type_name -> tendril.agent.v1.Party
+	19, // 21: tendril.agent.v1.SimulatedFlow.now:type_name -> tendril.agent.v1.SimulatedVerdict
+	19, // 22: tendril.agent.v1.SimulatedFlow.then:type_name -> tendril.agent.v1.SimulatedVerdict
+	23, // 23: tendril.agent.v1.SimulatedPair.ports:type_name -> tendril.agent.v1.PortSpan
+	19, // 24: tendril.agent.v1.SimulatedPair.now:type_name -> tendril.agent.v1.SimulatedVerdict
+	19, // 25: tendril.agent.v1.SimulatedPair.then:type_name -> tendril.agent.v1.SimulatedVerdict
+	21, // 26: tendril.agent.v1.SimulateResponse.policies:type_name -> tendril.agent.v1.SimulatedPolicy
+	20, // 27: tendril.agent.v1.SimulateResponse.flows:type_name -> tendril.agent.v1.SimulatedFlow
+	22, // 28: tendril.agent.v1.SimulateResponse.crowds:type_name -> tendril.agent.v1.Crowd
+	24, // 29: tendril.agent.v1.SimulateResponse.pairs:type_name -> tendril.agent.v1.SimulatedPair
+	61, // 30: tendril.agent.v1.ListTemplatesResponse.templates:type_name -> tendril.agent.v1.ListTemplatesResponse.Template
+	29, // 31: tendril.agent.v1.ListMappingsResponse.mappings:type_name -> tendril.agent.v1.Mapping
+	7,  // 32: tendril.agent.v1.FlowEntry.flow:type_name -> tendril.agent.v1.Flow
+	34, // 33: tendril.agent.v1.ListFlowsResponse.flows:type_name -> tendril.agent.v1.FlowEntry
+	37, // 34: tendril.agent.v1.ListFrontendsResponse.frontends:type_name -> tendril.agent.v1.Frontend
+	62, // 35: tendril.agent.v1.ListAddressesResponse.addresses:type_name -> tendril.agent.v1.ListAddressesResponse.Address
+	46, // 36: tendril.agent.v1.ListEndpointsResponse.endpoints:type_name -> tendril.agent.v1.Endpoint
+	49, // 37: tendril.agent.v1.ListServicesResponse.services:type_name -> tendril.agent.v1.Service
+	63, // 38: tendril.agent.v1.Policy.nodes:type_name -> tendril.agent.v1.Policy.NodesEntry
+	52, // 39: tendril.agent.v1.ListPoliciesResponse.policies:type_name -> tendril.agent.v1.Policy
+	64, // 40: tendril.agent.v1.CountersResponse.counters:type_name -> tendril.agent.v1.CountersResponse.Counter
+	65, // 41: tendril.agent.v1.CountersResponse.tallies:type_name -> tendril.agent.v1.CountersResponse.TalliesEntry
+	60, // 42: tendril.agent.v1.ListTemplatesResponse.Template.instances:type_name -> tendril.agent.v1.ListTemplatesResponse.Instance
+	0,  // 43: tendril.agent.v1.Agent.Status:input_type -> tendril.agent.v1.StatusRequest
+	8,  // 44: tendril.agent.v1.Agent.Observe:input_type -> tendril.agent.v1.ObserveRequest
+	9,  // 45: tendril.agent.v1.Agent.ListTables:input_type -> tendril.agent.v1.ListTablesRequest
+	11, // 46: tendril.agent.v1.Agent.ShowTable:input_type -> tendril.agent.v1.ShowTableRequest
+	13, // 47: tendril.agent.v1.Agent.Explain:input_type -> tendril.agent.v1.ExplainRequest
+	18, // 48: tendril.agent.v1.Agent.Simulate:input_type -> tendril.agent.v1.SimulateRequest
+	26, // 49: tendril.agent.v1.Agent.ListTemplates:input_type -> tendril.agent.v1.ListTemplatesRequest
+	28, // 50: tendril.agent.v1.Agent.ListMappings:input_type -> tendril.agent.v1.ListMappingsRequest
+	31, // 51: tendril.agent.v1.Agent.FlushMappings:input_type -> tendril.agent.v1.FlushMappingsRequest
+	33, // 52: tendril.agent.v1.Agent.ListFlows:input_type -> tendril.agent.v1.ListFlowsRequest
+	41, // 53: tendril.agent.v1.Agent.FlushFlows:input_type -> tendril.agent.v1.FlushFlowsRequest
+	36, // 54: tendril.agent.v1.Agent.ListFrontends:input_type -> tendril.agent.v1.ListFrontendsRequest
+	39, // 55: tendril.agent.v1.Agent.FlushAffinities:input_type -> tendril.agent.v1.FlushAffinitiesRequest
+	43, // 56: tendril.agent.v1.Agent.ListAddresses:input_type -> tendril.agent.v1.ListAddressesRequest
+	45, // 57: tendril.agent.v1.Agent.ListEndpoints:input_type -> tendril.agent.v1.ListEndpointsRequest
+	48, // 58: tendril.agent.v1.Agent.ListServices:input_type -> tendril.agent.v1.ListServicesRequest
+	51, // 59: tendril.agent.v1.Agent.ListPolicies:input_type -> tendril.agent.v1.ListPoliciesRequest
+	54, // 60: tendril.agent.v1.Agent.Reload:input_type -> tendril.agent.v1.ReloadRequest
+	56, // 61: tendril.agent.v1.Agent.Counters:input_type -> tendril.agent.v1.CountersRequest
+	1,  // 62: tendril.agent.v1.Agent.Status:output_type -> tendril.agent.v1.StatusResponse
+	7,  // 63: tendril.agent.v1.Agent.Observe:output_type -> tendril.agent.v1.Flow
+	10, // 64: tendril.agent.v1.Agent.ListTables:output_type -> tendril.agent.v1.ListTablesResponse
+	12, // 65: tendril.agent.v1.Agent.ShowTable:output_type -> tendril.agent.v1.ShowTableResponse
+	16, // 66: tendril.agent.v1.Agent.Explain:output_type -> tendril.agent.v1.ExplainResponse
+	25, // 67: tendril.agent.v1.Agent.Simulate:output_type -> tendril.agent.v1.SimulateResponse
+	27, // 68: tendril.agent.v1.Agent.ListTemplates:output_type -> tendril.agent.v1.ListTemplatesResponse
+	30, // 69: tendril.agent.v1.Agent.ListMappings:output_type -> tendril.agent.v1.ListMappingsResponse
+	32, // 70: tendril.agent.v1.Agent.FlushMappings:output_type -> tendril.agent.v1.FlushMappingsResponse
+	35, // 71: tendril.agent.v1.Agent.ListFlows:output_type -> tendril.agent.v1.ListFlowsResponse
+	42, // 72: tendril.agent.v1.Agent.FlushFlows:output_type -> tendril.agent.v1.FlushFlowsResponse
+	38, // 73: tendril.agent.v1.Agent.ListFrontends:output_type -> tendril.agent.v1.ListFrontendsResponse
+	40, // 74: tendril.agent.v1.Agent.FlushAffinities:output_type -> tendril.agent.v1.FlushAffinitiesResponse
+	44, // 75: tendril.agent.v1.Agent.ListAddresses:output_type -> tendril.agent.v1.ListAddressesResponse
+	47, // 76: tendril.agent.v1.Agent.ListEndpoints:output_type -> tendril.agent.v1.ListEndpointsResponse
+	50, // 77: tendril.agent.v1.Agent.ListServices:output_type -> tendril.agent.v1.ListServicesResponse
+	53, // 78: tendril.agent.v1.Agent.ListPolicies:output_type -> tendril.agent.v1.ListPoliciesResponse
+	55, // 79: tendril.agent.v1.Agent.Reload:output_type -> tendril.agent.v1.ReloadResponse
+	57, // 80: tendril.agent.v1.Agent.Counters:output_type -> tendril.agent.v1.CountersResponse
+	62, // [62:81] is the sub-list for method output_type
+	43, // [43:62] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }

@@ -1160,8 +1160,9 @@ type Service struct {
 	HealthCheckNodePort uint32                 `protobuf:"varint,11,opt,name=health_check_node_port,json=healthCheckNodePort,proto3" json:"health_check_node_port,omitempty"`
 	TrafficDistribution string                 `protobuf:"bytes,12,opt,name=traffic_distribution,json=trafficDistribution,proto3" json:"traffic_distribution,omitempty"`
 	PublishNotReady     bool                   `protobuf:"varint,13,opt,name=publish_not_ready,json=publishNotReady,proto3" json:"publish_not_ready,omitempty"`
-	Algorithm           string                 `protobuf:"bytes,14,opt,name=algorithm,proto3" json:"algorithm,omitempty"`                           // random (empty) or maglev
-	LoadBalancer        *LoadBalancer          `protobuf:"bytes,15,opt,name=load_balancer,json=loadBalancer,proto3" json:"load_balancer,omitempty"` // absent: it asks for none, or a controller of somebody else's gives them
+	Algorithm           string                 `protobuf:"bytes,14,opt,name=algorithm,proto3" json:"algorithm,omitempty"`                                                                     // random (empty) or maglev
+	LoadBalancer        *LoadBalancer          `protobuf:"bytes,15,opt,name=load_balancer,json=loadBalancer,proto3" json:"load_balancer,omitempty"`                                           // absent: it asks for none, or a controller of somebody else's gives them
+	Labels              map[string]string      `protobuf:"bytes,16,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // the object's own, by which policies select services
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -1297,6 +1298,13 @@ func (x *Service) GetAlgorithm() string {
 func (x *Service) GetLoadBalancer() *LoadBalancer {
 	if x != nil {
 		return x.LoadBalancer
+	}
+	return nil
+}
+
+func (x *Service) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
 	}
 	return nil
 }
@@ -1874,7 +1882,7 @@ const file_store_v1_store_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\rR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x1b\n" +
-	"\tnode_port\x18\x04 \x01(\rR\bnodePort\"\xc6\x06\n" +
+	"\tnode_port\x18\x04 \x01(\rR\bnodePort\"\xc0\a\n" +
 	"\aService\x122\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x1e.tendril.store.v1.Service.TypeR\x04type\x12\x1f\n" +
 	"\vcluster_ips\x18\x02 \x03(\fR\n" +
@@ -1892,8 +1900,12 @@ const file_store_v1_store_proto_rawDesc = "" +
 	"\x14traffic_distribution\x18\f \x01(\tR\x13trafficDistribution\x12*\n" +
 	"\x11publish_not_ready\x18\r \x01(\bR\x0fpublishNotReady\x12\x1c\n" +
 	"\talgorithm\x18\x0e \x01(\tR\talgorithm\x12C\n" +
-	"\rload_balancer\x18\x0f \x01(\v2\x1e.tendril.store.v1.LoadBalancerR\floadBalancer\x1a;\n" +
+	"\rload_balancer\x18\x0f \x01(\v2\x1e.tendril.store.v1.LoadBalancerR\floadBalancer\x12=\n" +
+	"\x06labels\x18\x10 \x03(\v2%.tendril.store.v1.Service.LabelsEntryR\x06labels\x1a;\n" +
 	"\rSelectorEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"K\n" +
 	"\x04Type\x12\x0e\n" +
@@ -1950,7 +1962,7 @@ func file_store_v1_store_proto_rawDescGZIP() []byte {
 }
 
 var file_store_v1_store_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_store_v1_store_proto_goTypes = []any{
 	(Service_Type)(0),        // 0: tendril.store.v1.Service.Type
 	(*Epoch)(nil),            // 1: tendril.store.v1.Epoch
@@ -1985,6 +1997,7 @@ var file_store_v1_store_proto_goTypes = []any{
 	nil,                      // 30: tendril.store.v1.CIDRGroup.LabelsEntry
 	nil,                      // 31: tendril.store.v1.LoadBalancer.LabelsEntry
 	nil,                      // 32: tendril.store.v1.Service.SelectorEntry
+	nil,                      // 33: tendril.store.v1.Service.LabelsEntry
 }
 var file_store_v1_store_proto_depIdxs = []int32{
 	5,  // 0: tendril.store.v1.Pod.named_ports:type_name -> tendril.store.v1.NamedPort
@@ -2001,16 +2014,17 @@ var file_store_v1_store_proto_depIdxs = []int32{
 	17, // 11: tendril.store.v1.Service.ports:type_name -> tendril.store.v1.ServicePort
 	32, // 12: tendril.store.v1.Service.selector:type_name -> tendril.store.v1.Service.SelectorEntry
 	16, // 13: tendril.store.v1.Service.load_balancer:type_name -> tendril.store.v1.LoadBalancer
-	20, // 14: tendril.store.v1.Endpoints.ports:type_name -> tendril.store.v1.EndpointPort
-	19, // 15: tendril.store.v1.Endpoints.backends:type_name -> tendril.store.v1.Backend
-	24, // 16: tendril.store.v1.PutRequest.writes:type_name -> tendril.store.v1.Write
-	25, // 17: tendril.store.v1.Publish.Put:input_type -> tendril.store.v1.PutRequest
-	26, // 18: tendril.store.v1.Publish.Put:output_type -> tendril.store.v1.PutResponse
-	18, // [18:19] is the sub-list for method output_type
-	17, // [17:18] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	33, // 14: tendril.store.v1.Service.labels:type_name -> tendril.store.v1.Service.LabelsEntry
+	20, // 15: tendril.store.v1.Endpoints.ports:type_name -> tendril.store.v1.EndpointPort
+	19, // 16: tendril.store.v1.Endpoints.backends:type_name -> tendril.store.v1.Backend
+	24, // 17: tendril.store.v1.PutRequest.writes:type_name -> tendril.store.v1.Write
+	25, // 18: tendril.store.v1.Publish.Put:input_type -> tendril.store.v1.PutRequest
+	26, // 19: tendril.store.v1.Publish.Put:output_type -> tendril.store.v1.PutResponse
+	19, // [19:20] is the sub-list for method output_type
+	18, // [18:19] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_store_v1_store_proto_init() }
@@ -2024,7 +2038,7 @@ func file_store_v1_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_store_v1_store_proto_rawDesc), len(file_store_v1_store_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
