@@ -74,7 +74,7 @@ func (v *view) showProof(p *agentv1.Proof) {
 	}
 	v.hang(v.strong.Render(p.GetDirection()), " of "+p.GetEndpoint()+" "+preposition+" "+p.GetPeer(), v.plain)
 	if p.GetVerdict().GetAction() == "none" {
-		v.hang("  ? ", "not a pod of this node, nothing is claimed: ask the agent of its node", v.odd)
+		v.hang("  ? ", "not an endpoint of this node, nothing is claimed: if it is a pod, ask the agent of its node", v.odd)
 		return
 	}
 	decided := false
