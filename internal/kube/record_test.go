@@ -75,7 +75,8 @@ metadata: {name: theirs}
 spec: {type: LoadBalancer, loadBalancerClass: example.com/theirs, clusterIP: 10.96.0.2, ports: [{port: 80}]}
 `, map[string]proto.Message{
 			"services/default/web": &storev1.Service{
-				Type: storev1.Service_LOAD_BALANCER, ClusterIps: [][]byte{{10, 96, 0, 1}}, Ports: []*storev1.ServicePort{{Protocol: 6, Port: 80}},
+				Labels: map[string]string{"app": "web"},
+				Type:   storev1.Service_LOAD_BALANCER, ClusterIps: [][]byte{{10, 96, 0, 1}}, Ports: []*storev1.ServicePort{{Protocol: 6, Port: 80}},
 				LoadBalancer: &storev1.LoadBalancer{
 					Families: []uint32{4, 6}, Prefer: true, Labels: map[string]string{"app": "web"},
 					Wishes: [][]byte{{0x20, 1, 0xd, 0xb8, 15: 5}},

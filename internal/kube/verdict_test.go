@@ -46,7 +46,8 @@ func neighbours() []neighbour {
 		{"batch", "10.0.1.3", policy.AddressFact{Workload: workload("shop", "default", map[string]string{"app": "batch", "tier": "back"}), Flags: cluster}},
 		{"lab", "10.0.2.2", policy.AddressFact{Workload: workload("lab", "bot", map[string]string{"app": "client"}), Flags: cluster}},
 		{"bare", "10.0.2.3", policy.AddressFact{Workload: workload("lab", "default", nil), Flags: cluster}},
-		{"node", "10.0.0.2", policy.AddressFact{Reserved: identity.RemoteNode, Flags: cluster}},
+		{"node", "10.0.0.2", policy.AddressFact{Flags: cluster, Reserved: identity.RemoteNode,
+			Workload: &policy.Workload{Reserved: identity.RemoteNode, Cluster: "lab", Labels: label.SetOf(map[string]string{"zone": "east"})}}},
 		{"api", "192.168.9.9", policy.AddressFact{Reserved: identity.KubeAPIServer}},
 		{"world", "198.51.100.7", policy.AddressFact{Reserved: identity.World}},
 		{"world6", "2001:db8::7", policy.AddressFact{Reserved: identity.World}},
@@ -347,6 +348,12 @@ func TestVerdictsOfCiliumGroups(t *testing.T) {
   - {toServices: [{k8sServiceSelector: {selector: {matchLabels: {tier: db}}}}], toPorts: [{ports: [{port: "2"}]}]}
   - {toServices: [{k8sServiceSelector: {selector: {matchLabels: {tier: db}}, namespace: shop}}], toPorts: [{ports: [{port: "3"}]}]}
 `, []string{"egress 1/tcp: api", "egress 2/tcp: client", "egress 3/tcp: "}},
+		{"nodes by their labels", `
+  ingress:
+  - {fromNodes: [{matchLabels: {zone: east}}], toPorts: [{ports: [{port: "1"}]}]}
+  - {fromNodes: [{matchLabels: {zone: west}}], toPorts: [{ports: [{port: "2"}]}]}
+  - {fromNodes: [{matchLabels: {app: client}}], toPorts: [{ports: [{port: "3"}]}]}
+`, []string{"ingress 1/tcp: host node", "ingress 2/tcp: host", "ingress 3/tcp: host"}},
 		{"API servers come in, and nobody else", `
   ingress: [{fromEntities: [kube-apiserver]}]
 `, []string{"ingress 80/tcp: host api"}},
