@@ -162,12 +162,17 @@ func (l *Lab) Status(ctx context.Context, node string) (*agentv1.StatusResponse,
 	return status, nil
 }
 
+// storeAnswer is how long one question to the store may take before it is asked again over another connection.
+const storeAnswer = 3 * time.Second
+
 // WaitConverged waits until every agent is connected to the store, knows all nodes, and enforces the policies that the
 // store holds and no others. How far the store is, is asked of the store: an agent that has not heard of a policy, or of
 // its removal, does not miss it.
 func (l *Lab) WaitConverged(ctx context.Context, within time.Duration) error {
 	var wanted uint64
 	err := Wait(ctx, "the store to tell its policies", within, func(ctx context.Context) (err error) {
+		ctx, cancel := context.WithTimeout(ctx, storeAnswer)
+		defer cancel()
 		wanted, err = l.policyRevision(ctx)
 		return err
 	})
