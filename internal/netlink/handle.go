@@ -27,7 +27,7 @@ type Handle struct {
 
 // Open returns a handle of the network namespace of the calling process.
 func Open() (*Handle, error) {
-	namespace, err := os.Open("/proc/self/ns/net")
+	namespace, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
