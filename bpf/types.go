@@ -21,14 +21,14 @@ const (
 	CapAddresses      Capacity = 262144  // exact addresses
 	CapPrefixes       Capacity = 1048576 // CIDRs
 	CapFlows          Capacity = 524288  // conntrack entries
-	CapMappings       Capacity = 262144  // SNAT mappings
+	CapMappings       Capacity = 131072  // SNAT mappings
 	CapFragments      Capacity = 8192    // datagrams whose first fragment was seen
 	CapFrontends      Capacity = 131072  // service address, port and protocol
 	CapSlots          Capacity = 262144  // backend references of all frontends
 	CapBackends       Capacity = 131072  // backends
 	CapGuards         Capacity = 65536   // source ranges of services
-	CapAffinities     Capacity = 32768   // clients that have a backend of their own
-	CapBackendClients Capacity = 262144  // pairs of a backend and a namespace with clients of it
+	CapAffinities     Capacity = 16384   // clients that have a backend of their own
+	CapBackendClients Capacity = 65536   // pairs of a backend and a namespace with clients of it
 	CapUplinks        Capacity = 64      // outward devices
 	CapEventBytes     Capacity = 2097152 // ring buffer
 )

@@ -19,14 +19,14 @@ enum capacity {
 	CAP_ADDRESSES = 262144,     /* exact addresses */
 	CAP_PREFIXES = 1048576,     /* CIDRs */
 	CAP_FLOWS = 524288,         /* conntrack entries */
-	CAP_MAPPINGS = 262144,      /* SNAT mappings */
+	CAP_MAPPINGS = 131072,      /* SNAT mappings */
 	CAP_FRAGMENTS = 8192,       /* datagrams whose first fragment was seen */
 	CAP_FRONTENDS = 131072,     /* service address, port and protocol */
 	CAP_SLOTS = 262144,         /* backend references of all frontends */
 	CAP_BACKENDS = 131072,      /* backends */
 	CAP_GUARDS = 65536,         /* source ranges of services */
-	CAP_AFFINITIES = 32768,     /* clients that have a backend of their own */
-	CAP_BACKEND_CLIENTS = 262144, /* pairs of a backend and a namespace with clients of it */
+	CAP_AFFINITIES = 16384,     /* clients that have a backend of their own */
+	CAP_BACKEND_CLIENTS = 65536, /* pairs of a backend and a namespace with clients of it */
 	CAP_UPLINKS = 64,           /* outward devices */
 	CAP_EVENT_BYTES = 2097152,  /* ring buffer */
 };
