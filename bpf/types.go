@@ -27,7 +27,7 @@ const (
 	CapSlots          Capacity = 262144  // backend references of all frontends
 	CapBackends       Capacity = 131072  // backends
 	CapGuards         Capacity = 65536   // source ranges of services
-	CapAffinities     Capacity = 16384   // clients that have a backend of their own
+	CapAffinities     Capacity = 8192    // clients that have a backend of their own
 	CapBackendClients Capacity = 65536   // pairs of a backend and a namespace with clients of it
 	CapUplinks        Capacity = 64      // outward devices
 	CapEventBytes     Capacity = 2097152 // ring buffer

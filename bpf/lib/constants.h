@@ -25,7 +25,7 @@ enum capacity {
 	CAP_SLOTS = 262144,         /* backend references of all frontends */
 	CAP_BACKENDS = 131072,      /* backends */
 	CAP_GUARDS = 65536,         /* source ranges of services */
-	CAP_AFFINITIES = 16384,     /* clients that have a backend of their own */
+	CAP_AFFINITIES = 8192,      /* clients that have a backend of their own */
 	CAP_BACKEND_CLIENTS = 65536, /* pairs of a backend and a namespace with clients of it */
 	CAP_UPLINKS = 64,           /* outward devices */
 	CAP_EVENT_BYTES = 2097152,  /* ring buffer */
