@@ -79,31 +79,23 @@ static __always_inline bool host_overlay(const struct packet *p, const union add
 	return node && address_equal(&node->tunnel, address);
 }
 
-/* host_tcp is the state of the node's TCP socket for a tuple; 0: there is none. */
-static __always_inline __u32 host_tcp(struct __sk_buff *ctx, const struct nat_key *key)
+/*
+ * host_socket is the state of the node's socket for a tuple of TCP or UDP; 0: there is none. Of UDP, BPF_TCP_ESTABLISHED is a
+ * socket that is connected to the tuple's other end.
+ */
+static __always_inline __u32 host_socket(struct __sk_buff *ctx, const struct nat_key *key, __u8 protocol)
 {
 	struct bpf_sock_tuple tuple = {};
 	bool v4 = nat_socket_tuple(key, &tuple) == sizeof(tuple.ipv4);
-	struct bpf_sock *socket = v4 ? bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0) :
-				       bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+	struct bpf_sock *socket;
 	__u32 state;
 
-	if (!socket)
-		return 0;
-	state = socket->state;
-	bpf_sk_release(socket);
-	return state;
-}
-
-/* host_udp is the same for UDP: BPF_TCP_ESTABLISHED is a socket that is connected to the tuple's other end. */
-static __always_inline __u32 host_udp(struct __sk_buff *ctx, const struct nat_key *key)
-{
-	struct bpf_sock_tuple tuple = {};
-	bool v4 = nat_socket_tuple(key, &tuple) == sizeof(tuple.ipv4);
-	struct bpf_sock *socket = v4 ? bpf_sk_lookup_udp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0) :
-				       bpf_sk_lookup_udp(ctx, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
-	__u32 state;
-
+	if (protocol == IPPROTO_TCP)
+		socket = v4 ? bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0) :
+			      bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+	else
+		socket = v4 ? bpf_sk_lookup_udp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0) :
+			      bpf_sk_lookup_udp(ctx, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
 	if (!socket)
 		return 0;
 	state = socket->state;
@@ -117,12 +109,12 @@ static __always_inline __u32 host_udp(struct __sk_buff *ctx, const struct nat_ke
  */
 static __always_inline bool host_opened(struct __sk_buff *ctx, struct nat_key *key, bool sent)
 {
-	__u32 state = host_tcp(ctx, key);
+	__u32 state = host_socket(ctx, key, IPPROTO_TCP);
 
 	if (!state || state == BPF_TCP_LISTEN)
 		return sent;
 	key->remote_port = 0; /* nobody's: only a listener is found */
-	return host_tcp(ctx, key) != BPF_TCP_LISTEN;
+	return host_socket(ctx, key, IPPROTO_TCP) != BPF_TCP_LISTEN;
 }
 
 /* host_answers tells whether a packet without a flow belongs to a connection that its receiver opened. sent: by the node. */
@@ -142,7 +134,7 @@ __noinline int host_answers(struct __sk_buff *ctx, struct packet *p, __u32 sent)
 	case IPPROTO_ICMPV6:
 		return p->icmp_type == ICMPV6_ECHO_REPLY;
 	case IPPROTO_UDP: /* a socket that is not connected does not tell; then whoever speaks is the first */
-		return !sent && host_udp(ctx, &key) == BPF_TCP_ESTABLISHED;
+		return !sent && host_socket(ctx, &key, IPPROTO_UDP) == BPF_TCP_ESTABLISHED;
 	case IPPROTO_TCP:
 		if ((p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
 			return 0;

@@ -1,4 +1,4 @@
-// mutants measures what the fast tests notice: it puts one fault at a time into a copy of the tree, runs the tests that
+// Command mutants measures what the fast tests notice: it puts one fault at a time into a copy of the tree, runs the tests that
 // guard the place, and writes down which of them failed. A patch in patches/ is a fault; its first line says what is wrong
 // then. A fault that no test notices is a hole in the tests, and fails the run unless its patch says "Survives: why".
 //
