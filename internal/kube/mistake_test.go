@@ -508,13 +508,14 @@ endpoints: []
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
-metadata: {name: b, labels: {kubernetes.io/service-name: web}}
+metadata: {name: b, labels: {kubernetes.io/service-name: web}, annotations: {service.tendril.io/weight: "0"}}
 addressType: IPv4
 ports: [{}, {port: 0}, {port: 80, protocol: X}]
 endpoints: [{addresses: []}, {addresses: ["fd00::1"]}, {addresses: [x]}]
 `, `
 x.yaml document 1, EndpointSlice default/a: metadata.labels[kubernetes.io/service-name]: Required value: name the service that the slice is of
 x.yaml document 1, EndpointSlice default/a: addressType: Unsupported value: "FQDN": supported values: "IPv4", "IPv6"
+x.yaml document 2, EndpointSlice default/b: metadata.annotations[service.tendril.io/weight]: Invalid value: "0": a number from 1 to 100; backends that are to get nothing new are not ready
 x.yaml document 2, EndpointSlice default/b: ports[0].port: Required value: give the number of the backends' port
 x.yaml document 2, EndpointSlice default/b: ports[1].port: Invalid value: 0: a port is a number from 1 to 65535
 x.yaml document 2, EndpointSlice default/b: ports[2].protocol: Unsupported value: "X": supported values: "TCP", "UDP", "SCTP"

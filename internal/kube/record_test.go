@@ -180,7 +180,7 @@ spec: {type: ExternalName, externalName: db.example.com}
 		{"a slice is its backends: ready unless said otherwise, serving if ready unless said otherwise", `
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
-metadata: {name: web-x, namespace: shop, labels: {kubernetes.io/service-name: web}}
+metadata: {name: web-x, namespace: shop, labels: {kubernetes.io/service-name: web}, annotations: {service.tendril.io/weight: "3"}}
 addressType: IPv4
 ports: [{name: http, port: 8080}, {name: dns, port: 53, protocol: UDP}]
 endpoints:
@@ -192,7 +192,8 @@ endpoints:
 - {addresses: [10.1.2.5], conditions: {ready: false}}
 `, map[string]proto.Message{
 			"endpoints/shop/web/web-x": &storev1.Endpoints{
-				Ports: []*storev1.EndpointPort{{Name: "http", Protocol: 6, Port: 8080}, {Name: "dns", Protocol: 17, Port: 53}},
+				Weight: 3,
+				Ports:  []*storev1.EndpointPort{{Name: "http", Protocol: 6, Port: 8080}, {Name: "dns", Protocol: 17, Port: 53}},
 				Backends: []*storev1.Backend{
 					{Addresses: [][]byte{{10, 1, 0, 5}}, Node: "node1", Zone: "a", Ready: true, Serving: true, Pod: "shop/web-1"},
 					{Addresses: [][]byte{{10, 1, 1, 5}}, Serving: true, Terminating: true},

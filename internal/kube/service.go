@@ -5,6 +5,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -13,10 +14,15 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	storev1 "tendril.io/tendril/api/store/v1"
+	"tendril.io/tendril/internal/table"
 )
 
 // AnnotationAlgorithm chooses how a service's connections are spread: random (the default) or maglev.
 const AnnotationAlgorithm = "service.tendril.io/algorithm"
+
+// AnnotationWeight of an endpoint slice is how many connections each of its backends gets for one that a backend of weight 1
+// gets: 1 to table.MaxWeight.
+const AnnotationWeight = "service.tendril.io/weight"
 
 // defaultAffinitySeconds is what Kubernetes assumes for sessionAffinity: ClientIP.
 const defaultAffinitySeconds = 10800
@@ -226,6 +232,21 @@ func setAlgorithm(out *storev1.Service, s *corev1.Service) field.ErrorList {
 	return nil
 }
 
+// setWeight reads our annotation of a slice. Nothing weighs 0: Kubernetes has a word for what is to get nothing new.
+func setWeight(out *storev1.Endpoints, s *discoveryv1.EndpointSlice) field.ErrorList {
+	text, given := s.Annotations[AnnotationWeight]
+	if !given {
+		return nil
+	}
+	weight, err := strconv.ParseUint(text, 10, 32)
+	if err != nil || weight < 1 || weight > table.MaxWeight {
+		at := field.NewPath("metadata", "annotations").Key(AnnotationWeight)
+		return field.ErrorList{field.Invalid(at, text, fmt.Sprintf("a number from 1 to %d; backends that are to get nothing new are not ready", table.MaxWeight))}
+	}
+	out.Weight = uint32(weight)
+	return nil
+}
+
 // endpointsRecord gives the backends of a slice and the service that they are of.
 // The service of a slice is named by a label and not by the slice's name, since a service may have any number of slices.
 // Both families never share one: a service of two families has slices of each.
@@ -241,6 +262,7 @@ func endpointsRecord(s *discoveryv1.EndpointSlice) (out *storev1.Endpoints, serv
 			errs = append(errs, field.Invalid(at, service, text))
 		}
 	}
+	errs = append(errs, setWeight(out, s)...)
 	if s.AddressType != discoveryv1.AddressTypeIPv4 && s.AddressType != discoveryv1.AddressTypeIPv6 {
 		errs = append(errs, field.NotSupported(field.NewPath("addressType"), s.AddressType, []string{"IPv4", "IPv6"}))
 		return out, service, errs

@@ -363,8 +363,9 @@ func (s *slow) frontend(key serviceKey, service table.Service, port table.Servic
 // slots lists what should stand in the slots behind a frontend, and notes the backends.
 func (s *slow) slots(key serviceKey, service table.Service, port table.ServicePort, f FrontendKey, local bool, listed map[backendName]string, active map[backendName]bool) []string {
 	type candidate struct {
-		row  table.Backend
-		rank int
+		row    table.Backend
+		rank   int
+		weight uint32
 	}
 	best := map[backendKey]candidate{}
 	for _, slice := range s.slices[key] {
@@ -374,7 +375,7 @@ func (s *slow) slots(key serviceKey, service table.Service, port table.ServicePo
 					continue
 				}
 				for _, addr := range row.Addrs {
-					c := candidate{row, 0}
+					c := candidate{row, 0, max(slice.Weight, 1)}
 					if row.Serving && row.Terminating {
 						c.rank = 1
 					}
@@ -382,7 +383,7 @@ func (s *slow) slots(key serviceKey, service table.Service, port table.ServicePo
 						c.rank = 2
 					}
 					k := backendKey{addr, np.Port, np.Protocol}
-					if old, ok := best[k]; addr.Is4() == f.Addr.Is4() && (!ok || old.rank < c.rank) {
+					if old, ok := best[k]; addr.Is4() == f.Addr.Is4() && (!ok || old.rank < c.rank || old.rank == c.rank && old.weight < c.weight) {
 						best[k] = c
 					}
 				}
@@ -405,8 +406,14 @@ func (s *slow) slots(key serviceKey, service table.Service, port table.ServicePo
 	for _, k := range chosen {
 		active[backendName{key, k}] = true
 	}
+	weights := map[backendKey]int{}
+	for _, k := range chosen {
+		weights[k] = int(best[k].weight)
+	}
 	if service.Algorithm == AlgorithmMaglev {
-		chosen = slowMaglev(chosen, int(s.config.MaglevSize))
+		chosen = slowMaglev(chosen, weights, int(s.config.MaglevSize))
+	} else {
+		chosen = slowRandom(chosen, weights)
 	}
 	names := []string{}
 	for _, k := range chosen {
@@ -415,14 +422,29 @@ func (s *slow) slots(key serviceKey, service table.Service, port table.ServicePo
 	return names
 }
 
-// slowMaglev is the paper's pseudocode: whole permutations, then turns.
-func slowMaglev(backends []backendKey, size int) []backendKey {
+// slowRandom has each backend as often as it weighs, over the largest number that divides all weights.
+func slowRandom(backends []backendKey, weights map[backendKey]int) []backendKey {
+	var out []backendKey
+	for divisor := table.MaxWeight; divisor > 0 && len(out) == 0; divisor-- {
+		if slices.ContainsFunc(backends, func(k backendKey) bool { return weights[k]%divisor != 0 }) {
+			continue
+		}
+		for _, k := range backends {
+			out = append(out, slices.Repeat([]backendKey{k}, weights[k]/divisor)...)
+		}
+	}
+	return out
+}
+
+// slowMaglev is the paper's pseudocode: whole permutations, then turns. In round n a backend has had as many turns as n
+// times its share of the heaviest weight, rounded down.
+func slowMaglev(backends []backendKey, weights map[backendKey]int, size int) []backendKey {
 	if len(backends) == 0 {
 		return nil
 	}
 	permutations := make([][]int, len(backends))
 	for i, k := range backends {
-		w := newMaglevWalk(k.digest(), uint32(size))
+		w := newMaglevWalk(k.digest(), 1, uint32(size))
 		for j := range size {
 			permutations[i] = append(permutations[i], (int(w.at)+j*int(w.stride))%size)
 		}
@@ -431,9 +453,16 @@ func slowMaglev(backends []backendKey, size int) []backendKey {
 	for i := range table {
 		table[i] = -1
 	}
+	heaviest := 0
+	for _, k := range backends {
+		heaviest = max(heaviest, weights[k])
+	}
 	next := make([]int, len(backends))
-	for filled := 0; filled < size; {
-		for i := range backends {
+	for round, filled := 1, 0; filled < size; round++ {
+		for i, k := range backends {
+			if round*weights[k]/heaviest == (round-1)*weights[k]/heaviest {
+				continue
+			}
 			at := permutations[i][next[i]]
 			for table[at] >= 0 {
 				next[i]++

@@ -56,7 +56,8 @@ func drawService(t *rapid.T) table.Service {
 func drawBackends(t *rapid.T) table.Backends {
 	s := table.Backends{
 		Namespace: "default", Service: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "service"),
-		Slice: rapid.SampledFrom([]string{"s1", "s2"}).Draw(t, "slice"),
+		Slice:  rapid.SampledFrom([]string{"s1", "s2"}).Draw(t, "slice"),
+		Weight: rapid.SampledFrom([]uint32{0, 0, 1, 2, 4, 6}).Draw(t, "weight"),
 	}
 	for range rapid.IntRange(0, 2).Draw(t, "ports") {
 		s.Ports = append(s.Ports, table.NamedPort{
@@ -172,9 +173,11 @@ func TestMaglevIsThePapersTable(t *testing.T) {
 		size := rapid.SampledFrom([]int{2, 3, 13, 251}).Draw(rt, "size")
 		var set backendSet
 		var keys []backendKey
+		weights := map[backendKey]int{}
 		for i := range rapid.IntRange(0, size).Draw(rt, "backends") {
 			key := backendKey{netip.AddrFrom4([4]byte{10, byte(rapid.IntRange(0, 255).Draw(rt, "net")), 0, byte(i)}), 80, 6}
-			set, keys = append(set, endpoint{key: key}), append(keys, key)
+			weights[key] = rapid.SampledFrom([]int{1, 1, 1, 2, 3, table.MaxWeight}).Draw(rt, "weight")
+			set, keys = append(set, endpoint{key: key, weight: uint32(weights[key])}), append(keys, key)
 		}
 		order, err := slotOrder(set, AlgorithmMaglev, uint32(size))
 		if err != nil {
@@ -184,14 +187,14 @@ func TestMaglevIsThePapersTable(t *testing.T) {
 		for _, i := range order {
 			got = append(got, keys[i])
 		}
-		if !slices.Equal(slowMaglev(keys, size), got) {
+		if !slices.Equal(slowMaglev(keys, weights, size), got) {
 			rt.Fatalf("table differs from the paper's for %d backends in %d slots", len(set), size)
 		}
 	})
 }
 
 func TestMaglevRefusesMoreBackendsThanSlots(t *testing.T) {
-	if _, err := slotOrder(make(backendSet, 14), AlgorithmMaglev, 13); err == nil {
+	if _, err := slotOrder(setOf(14), AlgorithmMaglev, 13); err == nil {
 		t.Error("14 backends went into 13 slots")
 	}
 }
@@ -216,9 +219,36 @@ func TestUnequalSlotsHaveUnequalDigests(t *testing.T) {
 func setOf(n int) backendSet {
 	var set backendSet
 	for i := range n {
-		set = append(set, endpoint{key: backendKey{netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 80, 6}})
+		set = append(set, endpoint{key: backendKey{netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 80, 6}, weight: 1})
 	}
 	return set
+}
+
+// Shares follow weights: in a Maglev table within the few slots by which the last round is cut short, in random slots exactly.
+func TestSharesFollowWeights(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		set := setOf(rapid.IntRange(1, 20).Draw(rt, "backends"))
+		sum := 0.0
+		for i := range set {
+			set[i].weight = rapid.Uint32Range(1, table.MaxWeight).Draw(rt, "weight")
+			sum += float64(set[i].weight)
+		}
+		for algorithm, slack := range map[string]float64{"random": 1e-9, AlgorithmMaglev: 2 + float64(len(set))} {
+			order, err := slotOrder(set, algorithm, DefaultMaglevSize)
+			if err != nil {
+				rt.Fatal(err)
+			}
+			share := make([]float64, len(set))
+			for _, i := range order {
+				share[i]++
+			}
+			for i, e := range set {
+				if want := float64(len(order)) * float64(e.weight) / sum; math.Abs(share[i]-want) > slack {
+					rt.Errorf("%s: weight %d of %v has %v of %d slots, want %.1f", algorithm, e.weight, sum, share[i], len(order), want)
+				}
+			}
+		}
+	})
 }
 
 // A backend that goes takes its own slots with it and leaves nearly all others as they were; shares stay even.

@@ -31,6 +31,7 @@ type backendName struct {
 type endpoint struct {
 	key        backendKey
 	node, zone string
+	weight     uint32 // at least 1
 	ready      bool
 	draining   bool // terminating, but still answering
 }
@@ -258,12 +259,12 @@ func (r *record) endpoints(port *table.ServicePort) []endpoint {
 				continue
 			}
 			for i := range slice.Backends {
-				all = appendEndpoints(all, &slice.Backends[i], named, r.service.PublishNotReady)
+				all = appendEndpoints(all, &slice.Backends[i], named, max(slice.Weight, 1), r.service.PublishNotReady)
 			}
 		}
 	}
 	slices.SortFunc(all, func(x, y endpoint) int {
-		return cmp.Or(x.key.compare(y.key), y.rank()-x.rank(), cmp.Compare(x.node, y.node), cmp.Compare(x.zone, y.zone))
+		return cmp.Or(x.key.compare(y.key), y.rank()-x.rank(), cmp.Compare(y.weight, x.weight), cmp.Compare(x.node, y.node), cmp.Compare(x.zone, y.zone))
 	})
 	return slices.CompactFunc(all, func(x, y endpoint) bool { return x.key == y.key })
 }
@@ -281,7 +282,7 @@ func (e endpoint) rank() int {
 }
 
 // appendEndpoints appends the first address of each family of a row.
-func appendEndpoints(all []endpoint, row *table.Backend, port table.NamedPort, publishNotReady bool) []endpoint {
+func appendEndpoints(all []endpoint, row *table.Backend, port table.NamedPort, weight uint32, publishNotReady bool) []endpoint {
 	var seen [2]bool
 	for _, addr := range row.Addrs {
 		addr = addr.Unmap()
@@ -297,6 +298,7 @@ func appendEndpoints(all []endpoint, row *table.Backend, port table.NamedPort, p
 			key:      backendKey{addr, port.Port, port.Protocol},
 			node:     row.Node,
 			zone:     row.Zone,
+			weight:   weight,
 			ready:    row.Ready || publishNotReady,
 			draining: row.Terminating && row.Serving,
 		})

@@ -11,44 +11,79 @@ import (
 // AlgorithmMaglev is the value of table.Service.Algorithm that asks for a Maglev table; anything else is random.
 const AlgorithmMaglev = "maglev"
 
-// slotOrder returns which member of the set stands in each slot. Random: each once, in the order of the set, so that a
-// uniform choice among slots is a uniform choice among backends. Maglev: a table of maglevSize slots.
+// slotOrder returns which member of the set stands in each slot. Random: each as often as it weighs in lowest terms, which is
+// once where all weigh the same, in the order of the set: a uniform choice among slots is a fair choice among backends.
+// Maglev: a table of maglevSize slots.
 func slotOrder(set backendSet, algorithm string, maglevSize uint32) ([]uint32, error) {
 	if len(set) == 0 {
 		return nil, nil
 	}
 	if algorithm != AlgorithmMaglev {
-		order := make([]uint32, len(set))
-		for i := range order {
-			order[i] = uint32(i)
-		}
-		return order, nil
+		return repeat(set.weights()), nil
 	}
 	if len(set) > int(maglevSize) {
 		return nil, fmt.Errorf("maglev table of %d slots cannot hold %d backends", maglevSize, len(set))
 	}
 	walks := make([]maglevWalk, len(set))
-	for i, e := range set {
-		walks[i] = newMaglevWalk(e.key.digest(), maglevSize)
+	for i, weight := range set.weights() {
+		walks[i] = newMaglevWalk(set[i].key.digest(), weight, maglevSize)
 	}
 	return fillMaglev(walks, maglevSize), nil
 }
 
+// weights are those of the set's members in lowest terms: a slot is not spent on what all have in common.
+func (s backendSet) weights() []uint32 {
+	var common uint32
+	for _, e := range s {
+		common = gcd(e.weight, common)
+	}
+	weights := make([]uint32, len(s))
+	for i, e := range s {
+		weights[i] = e.weight / common
+	}
+	return weights
+}
+
+// gcd is Euclid's.
+func gcd(a, b uint32) uint32 {
+	for b != 0 {
+		a, b = b, a%b
+	}
+	return a
+}
+
+// repeat lists each index as often as its weight says.
+func repeat(weights []uint32) []uint32 {
+	order := make([]uint32, 0, len(weights))
+	for i, weight := range weights {
+		for range weight {
+			order = append(order, uint32(i))
+		}
+	}
+	return order
+}
+
 // maglevWalk is a backend's permutation of the slots: it starts somewhere and takes equal strides. The table's size is a
 // prime, so every stride below it visits every slot. (Eisenbud et al., "Maglev", NSDI 2016, section 3.4)
-type maglevWalk struct{ at, stride uint32 }
+type maglevWalk struct {
+	at, stride uint32
+	weight     uint32
+	credit     uint32 // what the walk has saved up towards its next turn
+}
 
 // newMaglevWalk derives start and stride from two independent halves of the backend's digest, which depends on its
 // address, port and protocol only: all nodes build the same table.
-func newMaglevWalk(d policy.Digest, size uint32) maglevWalk {
+func newMaglevWalk(d policy.Digest, weight, size uint32) maglevWalk {
 	return maglevWalk{
+		weight: weight,
 		at:     uint32(binary.LittleEndian.Uint64(d[:8]) % uint64(size)),
 		stride: uint32(binary.LittleEndian.Uint64(d[8:])%uint64(size-1)) + 1,
 	}
 }
 
 // fillMaglev lets the backends take turns; at its turn, each takes the first free slot of its walk. Thus shares differ by
-// one slot at most, and a backend that goes leaves nearly all other slots as they were.
+// one slot at most, and a backend that goes leaves nearly all other slots as they were. Where weights differ, the heaviest
+// backend has a turn in every round, and each other one in as many of the rounds as its weight is a share of the heaviest's.
 func fillMaglev(walks []maglevWalk, size uint32) []uint32 {
 	// No backend has this place: a set is smaller than the table.
 	const free = ^uint32(0)
@@ -56,9 +91,17 @@ func fillMaglev(walks []maglevWalk, size uint32) []uint32 {
 	for i := range slots {
 		slots[i] = free
 	}
+	var heaviest uint32
+	for _, w := range walks {
+		heaviest = max(heaviest, w.weight)
+	}
 	for filled := uint32(0); ; {
 		for i := range walks {
 			w := &walks[i]
+			if w.credit += w.weight; w.credit < heaviest {
+				continue
+			}
+			w.credit -= heaviest
 			for slots[w.at] != free {
 				w.step(size)
 			}

@@ -274,7 +274,10 @@ func servicePorts(ports []*storev1.ServicePort) (rows []table.ServicePort, err e
 }
 
 func backendsRow(key Key, m *storev1.Endpoints) (*table.Backends, error) {
-	row := &table.Backends{Namespace: key.First, Service: key.Second, Slice: key.Third}
+	row := &table.Backends{Namespace: key.First, Service: key.Second, Slice: key.Third, Weight: m.GetWeight()}
+	if row.Weight > table.MaxWeight {
+		return nil, fmt.Errorf("weight: %d is more than %d", row.Weight, table.MaxWeight)
+	}
 	for _, p := range m.GetPorts() {
 		port, err := namedPort("ports", p.GetName(), p.GetPort(), p.GetProtocol())
 		if err != nil {

@@ -124,7 +124,12 @@ type Backends struct {
 	Namespace, Service, Slice string
 	Ports                     []NamedPort
 	Backends                  []Backend
+	Weight                    uint32 // of each backend, beside those of the service's other slices: 1 to MaxWeight; 0: 1
 }
+
+// MaxWeight bounds the weight of a backend: one in a hundred is as fine a share as rollouts ask for, and a weight costs
+// slots.
+const MaxWeight = 100
 
 // Backend is one endpoint of a slice.
 type Backend struct {

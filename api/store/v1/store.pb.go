@@ -1466,6 +1466,7 @@ type Endpoints struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ports         []*EndpointPort        `protobuf:"bytes,1,rep,name=ports,proto3" json:"ports,omitempty"`
 	Backends      []*Backend             `protobuf:"bytes,2,rep,name=backends,proto3" json:"backends,omitempty"`
+	Weight        uint32                 `protobuf:"varint,3,opt,name=weight,proto3" json:"weight,omitempty"` // of each backend, beside those of the service's other slices; 0: 1
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1512,6 +1513,13 @@ func (x *Endpoints) GetBackends() []*Backend {
 		return x.Backends
 	}
 	return nil
+}
+
+func (x *Endpoints) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
 }
 
 // Key: policies/<kind>/<namespace or ->/<name>.
@@ -1925,10 +1933,11 @@ const file_store_v1_store_proto_rawDesc = "" +
 	"\fEndpointPort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\rR\bprotocol\x12\x12\n" +
-	"\x04port\x18\x03 \x01(\rR\x04port\"x\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\"\x90\x01\n" +
 	"\tEndpoints\x124\n" +
 	"\x05ports\x18\x01 \x03(\v2\x1e.tendril.store.v1.EndpointPortR\x05ports\x125\n" +
-	"\bbackends\x18\x02 \x03(\v2\x19.tendril.store.v1.BackendR\bbackends\"T\n" +
+	"\bbackends\x18\x02 \x03(\v2\x19.tendril.store.v1.BackendR\bbackends\x12\x16\n" +
+	"\x06weight\x18\x03 \x01(\rR\x06weight\"T\n" +
 	"\x06Policy\x12\x16\n" +
 	"\x06object\x18\x01 \x01(\fR\x06object\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x16\n" +
