@@ -9,6 +9,7 @@
  * JOURNEY.md numbers the steps.
  */
 #include "lib/address.h"
+#include "lib/announce.h"
 #include "lib/arrive.h"
 #include "lib/conntrack.h"
 #include "lib/deliver.h"
@@ -92,7 +93,7 @@ static __always_inline int net_in_ip(struct __sk_buff *ctx, struct packet *p)
 	int reason = GO_ON;
 
 	if (packet_multicast(p) || nd_message(p))
-		return REASON_TO_STACK;
+		return announce_nd(ctx, p);
 	if (packet_is_fragment(p))
 		reason = fragment_follow(ctx, p);
 	if (reason != GO_ON)
@@ -132,7 +133,7 @@ int net_in(struct __sk_buff *ctx)
 		return TC_ACT_SHOT;
 	reason = packet_parse(ctx, p);
 	if (reason == GO_ON)
-		reason = packet_is_ip(p) ? net_in_ip(ctx, p) : REASON_TO_STACK;
+		reason = packet_is_ip(p) ? net_in_ip(ctx, p) : announce_arp(ctx);
 	if (reason == DROP_NO_BACKEND)
 		answered = reset_answer(ctx, p, 0);
 	reason = finish(ctx, p, reason);

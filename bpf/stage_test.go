@@ -14,6 +14,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
 )
 
 // The commands of a story that change or print the state. Words are name=value, lists are joined by commas.
@@ -148,6 +149,43 @@ func (s *stage) uplink(text string) (string, error) {
 	}
 	return "", s.maps["uplinks"].Put(uint32(index), Uplink{Address4: AddressOf(netip.MustParseAddr(plain[1])),
 		Address6: AddressOf(netip.MustParseAddr(plain[2])), MTU: 1500})
+}
+
+// announce ADDRESS for=SECONDS yields: the node answers for the address for that long, with a link address that ends in 9; for
+// less than 0 the time is over; with yields it has no lease.
+func (s *stage) announce(text string) (string, error) {
+	plain, named := words(text)
+	seconds, err := strconv.ParseInt(named["for"], 10, 32)
+	if err != nil {
+		return "", err
+	}
+	now := sinceBoot()
+	row := Announcement{Until: uint64(int64(now) + seconds*1e9), MAC: [6]byte{2, 0, 0, 0, 0, 9}}
+	if len(plain) > 1 {
+		row.Yields = now
+	}
+	return "", s.maps["announcements"].Put(AddressOf(netip.MustParseAddr(plain[0])), row)
+}
+
+// sinceBoot is CLOCK_BOOTTIME in ns.
+func sinceBoot() uint64 {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		panic(err)
+	}
+	return uint64(now.Nano())
+}
+
+// rivals prints who else was heard to have an announced address.
+func (s *stage) rivals(string) (string, error) {
+	var lines []string
+	var key Address
+	var value Rival
+	entries := s.maps["rivals"].Iterate()
+	for entries.Next(&key, &value) {
+		lines = append(lines, fmt.Sprintf("%s %s", key, net.HardwareAddr(value.MAC[:])))
+	}
+	return sorted(lines), entries.Err()
 }
 
 // peer INDEX class=N bits=LIST: a peer's class, and the selectors that match it.

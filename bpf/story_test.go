@@ -208,7 +208,7 @@ func (s *stage) do(command string) (string, error) {
 	name, rest, _ := strings.Cut(command, " ")
 	commands := map[string]func(string) (string, error){
 		"endpoint": s.endpoint, "address": s.address, "node": s.node, "uplink": s.uplink, "program": s.program,
-		"host": s.host, "listen": s.listen, "connect": s.connect,
+		"announce": s.announce, "rivals": s.rivals, "host": s.host, "listen": s.listen, "connect": s.connect,
 		"peer": s.peer, "epoch": s.epoch, "service": s.service, "guard": s.guard, "affinities": s.affinities, "idle": s.idle, "backend": s.backend, "flows": s.flows, "nat": s.nat,
 		"events": s.drain, "sweep": s.sweep, "age": s.age, "half-open": s.halfOpen, "forget": s.forget, "fill": s.fill, "segments": s.segments,
 	}

@@ -30,6 +30,8 @@ const (
 	CapAffinities     Capacity = 8192    // clients that have a backend of their own
 	CapBackendClients Capacity = 65536   // pairs of a backend and a namespace with clients of it
 	CapUplinks        Capacity = 64      // outward devices
+	CapAnnouncements  Capacity = 4096    // addresses that the node answers for on its link
+	CapRivals         Capacity = 256     // of those, the ones that somebody else answers for, too
 	CapEventBytes     Capacity = 2097152 // ring buffer
 )
 
@@ -812,6 +814,26 @@ type Uplink struct {
 	Address6 Address
 	MTU      uint32
 	Flags    uint32
+}
+
+// Announcement mirrors struct announcement of the datapath.
+//
+// An address that the node answers for on its uplink's link, by ARP and neighbour discovery, though no device has it.
+// Both instants are of CLOCK_BOOTTIME, which goes on while the machine sleeps, as the store's lease does. Written by the agent.
+type Announcement struct {
+	Until    uint64   // ns: silent from then on, whatever has become of the agent
+	Yields   uint64   // ns; not 0: held without a lease, and silent if a rival was heard since
+	MAC      [6]uint8 // the answer
+	Reserved [2]uint8
+}
+
+// Rival mirrors struct rival of the datapath.
+//
+// Who else said on the link to have such an address. Written by programs.
+type Rival struct {
+	Seen     uint64 // ns, CLOCK_BOOTTIME: the last time
+	MAC      [6]uint8
+	Reserved [2]uint8
 }
 
 // PolicyHeader mirrors struct policy_header of the datapath.

@@ -28,6 +28,8 @@ enum capacity {
 	CAP_AFFINITIES = 8192,      /* clients that have a backend of their own */
 	CAP_BACKEND_CLIENTS = 65536, /* pairs of a backend and a namespace with clients of it */
 	CAP_UPLINKS = 64,           /* outward devices */
+	CAP_ANNOUNCEMENTS = 4096,   /* addresses that the node answers for on its link */
+	CAP_RIVALS = 256,           /* of those, the ones that somebody else answers for, too */
 	CAP_EVENT_BYTES = 2097152,  /* ring buffer */
 };
 

@@ -78,6 +78,23 @@ struct {
 	__type(value, struct uplink);
 } uplinks SEC(".maps");
 
+/* address -> until when the node answers for it on its link; written by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, CAP_ANNOUNCEMENTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, union address);
+	__type(value, struct announcement);
+} announcements SEC(".maps");
+
+/* address of `announcements` -> who else said to have it; written by programs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, CAP_RIVALS);
+	__type(key, union address);
+	__type(value, struct rival);
+} rivals SEC(".maps");
+
 /* peer -> class; written by the agent through memory. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -64,13 +64,22 @@ static __always_inline int arp_follow(struct __sk_buff *ctx, const struct endpoi
 	return neighbour_send(ctx, endpoint);
 }
 
+/* What an advertisement says, and to whom. */
+struct nd_answer {
+	union address target;
+	union address asker;
+	__be32 flags;
+	__u8 link_address[6];
+	__u8 reserved[2];
+};
+
 /* nd_checksum is the ICMPv6 checksum of an advertisement (RFC 8200 8.1). */
-static __always_inline __sum16 nd_checksum(const struct packet *p, const struct nd_advertisement *answer)
+static __always_inline __sum16 nd_checksum(const struct nd_answer *ends, const struct nd_advertisement *answer)
 {
 	__be32 rest[2] = {bpf_htonl(sizeof(*answer)), bpf_htonl(IPPROTO_ICMPV6)};
-	__s64 sum = bpf_csum_diff(NULL, 0, (__be32 *)p->source.word, 16, 0);
+	__s64 sum = bpf_csum_diff(NULL, 0, (__be32 *)ends->asker.word, 16, 0);
 
-	sum = bpf_csum_diff(NULL, 0, (__be32 *)config.router6.word, 16, sum);
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)ends->target.word, 16, sum);
 	sum = bpf_csum_diff(NULL, 0, rest, sizeof(rest), sum);
 	sum = bpf_csum_diff(NULL, 0, (__be32 *)answer, sizeof(*answer), sum);
 	sum = (sum & 0xffff) + (sum >> 16);
@@ -78,31 +87,30 @@ static __always_inline __sum16 nd_checksum(const struct packet *p, const struct 
 	return ~sum;
 }
 
-/* nd_answer writes the advertisement over the solicitation. */
-__noinline int nd_answer(struct __sk_buff *ctx, struct packet *p, const struct endpoint *endpoint)
+/* nd_write writes the advertisement over the solicitation, which has no extension headers. */
+__noinline int nd_write(struct __sk_buff *ctx, struct nd_answer *answer)
 {
 	__u32 transport = ETH_HLEN + sizeof(struct ipv6hdr);
-	union address router = config.router6;
-	struct nd_advertisement answer = {
+	__be16 length = bpf_htons(sizeof(struct nd_advertisement));
+	struct nd_advertisement message = {
 		.type = ND_ADVERTISEMENT,
-		.flags = ND_FLAGS,
-		.target = router,
 		.option = ND_TARGET_LINK_ADDRESS,
 		.option_length = 1,
 	};
-	__be16 length = bpf_htons(sizeof(answer));
 
-	if (!p || !endpoint)
+	if (!answer)
 		return DROP_REWRITE;
-	__builtin_memcpy(answer.link_address, endpoint->host_mac, ETH_ALEN);
-	answer.check = nd_checksum(p, &answer);
-	if (bpf_skb_change_tail(ctx, transport + sizeof(answer), 0) ||
-	    bpf_skb_store_bytes(ctx, transport, &answer, sizeof(answer), 0) ||
+	message.flags = answer->flags;
+	message.target = answer->target;
+	__builtin_memcpy(message.link_address, answer->link_address, ETH_ALEN);
+	message.check = nd_checksum(answer, &message);
+	if (bpf_skb_change_tail(ctx, transport + sizeof(message), 0) ||
+	    bpf_skb_store_bytes(ctx, transport, &message, sizeof(message), 0) ||
 	    bpf_skb_store_bytes(ctx, ETH_HLEN + offsetof(struct ipv6hdr, payload_len), &length, sizeof(length), 0) ||
-	    bpf_skb_store_bytes(ctx, ETH_HLEN + offsetof(struct ipv6hdr, saddr), &router, sizeof(router), 0) ||
-	    bpf_skb_store_bytes(ctx, ETH_HLEN + offsetof(struct ipv6hdr, daddr), &p->source, sizeof(p->source), 0))
+	    bpf_skb_store_bytes(ctx, ETH_HLEN + offsetof(struct ipv6hdr, saddr), &answer->target, 16, 0) ||
+	    bpf_skb_store_bytes(ctx, ETH_HLEN + offsetof(struct ipv6hdr, daddr), &answer->asker, 16, 0))
 		return DROP_REWRITE;
-	return neighbour_send(ctx, endpoint);
+	return GO_ON;
 }
 
 /* nd_message tells the messages of neighbour discovery and multicast listeners, which never go further than the link. */
@@ -113,15 +121,24 @@ static __always_inline bool nd_message(const struct packet *p)
 	return (p->icmp_type >= 130 && p->icmp_type <= 137) || p->icmp_type == 143;
 }
 
+/* nd_target reads whom a message is about. RFC 4861 7.1: a hop limit of 255 shows that no router has forwarded it. */
+static __always_inline bool nd_target(struct __sk_buff *ctx, const struct packet *p, union address *target)
+{
+	return p->ttl == 255 && p->transport == ETH_HLEN + sizeof(struct ipv6hdr) &&
+	       !bpf_skb_load_bytes(ctx, ETH_HLEN + sizeof(struct ipv6hdr) + 8, target, sizeof(*target));
+}
+
 /* nd_follow answers a pod's question for its gateway. */
 static __always_inline int nd_follow(struct __sk_buff *ctx, struct packet *p, const struct endpoint *endpoint)
 {
 	union address target, router = config.router6;
+	struct nd_answer answer;
+	int reason;
 
 	if (p->icmp_type != ND_SOLICITATION && p->icmp_type != ND_ADVERTISEMENT)
 		return DROP_MULTICAST;
-	if (p->ttl != 255 || bpf_skb_load_bytes(ctx, (p->transport & 0x1ff) + 8, &target, sizeof(target)))
-		return DROP_INVALID_PACKET; /* RFC 4861 7.1: 255 shows that no router has forwarded it */
+	if (!nd_target(ctx, p, &target))
+		return DROP_INVALID_PACKET;
 	if (p->icmp_type == ND_ADVERTISEMENT) {
 		if (packet_multicast(p))
 			return DROP_MULTICAST;
@@ -129,5 +146,8 @@ static __always_inline int nd_follow(struct __sk_buff *ctx, struct packet *p, co
 	}
 	if (!address_set(&p->source) || !address_set(&router) || !address_equal(&target, &router))
 		return DROP_MULTICAST;
-	return nd_answer(ctx, p, endpoint);
+	answer = (struct nd_answer){.target = router, .asker = p->source, .flags = ND_FLAGS};
+	__builtin_memcpy(answer.link_address, endpoint->host_mac, ETH_ALEN);
+	reason = nd_write(ctx, &answer);
+	return reason == GO_ON ? neighbour_send(ctx, endpoint) : reason;
 }

@@ -104,6 +104,24 @@ struct uplink {
 };
 
 /*
+ * An address that the node answers for on its uplink's link, by ARP and neighbour discovery, though no device has it.
+ * Both instants are of CLOCK_BOOTTIME, which goes on while the machine sleeps, as the store's lease does. Written by the agent.
+ */
+struct announcement {
+	__u64 until;                /* ns: silent from then on, whatever has become of the agent */
+	__u64 yields;               /* ns; not 0: held without a lease, and silent if a rival was heard since */
+	__u8 mac[6];                /* the answer */
+	__u8 reserved[2];
+};
+
+/* Who else said on the link to have such an address. Written by programs. */
+struct rival {
+	__u64 seen;                 /* ns, CLOCK_BOOTTIME: the last time */
+	__u8 mac[6];
+	__u8 reserved[2];
+};
+
+/*
  * Policy. A program is a run of cells in `policy_cells`: one header, then segments sorted by (protocol, first
  * port) and disjoint, then entries. Cell numbers inside a program count from its header.
  *
