@@ -14,7 +14,8 @@ import (
 func goTypes() map[string]any {
 	return map[string]any{
 		"node_config": NodeConfig{}, "endpoint": Endpoint{}, "endpoint_use": EndpointUse{}, "address": Address{},
-		"peer_info": PeerInfo{}, "prefix": Prefix{}, "node": Node{}, "uplink": Uplink{}, "policy_cell": PolicyCell{}, "class_row": ClassRow{},
+		"peer_info": PeerInfo{}, "prefix": Prefix{}, "node": Node{}, "uplink": Uplink{}, "announcement": Announcement{}, "rival": Rival{},
+		"policy_cell": PolicyCell{}, "class_row": ClassRow{},
 		"flow_key": FlowKey{}, "flow": Flow{}, "nat_key": NATKey{}, "nat_mapping": NATMapping{},
 		"fragment_key": FragmentKey{}, "fragment": Fragment{}, "frontend_key": FrontendKey{}, "frontend": Frontend{},
 		"backend": Backend{}, "socket_service": SocketService{}, "datagram_key": DatagramKey{},

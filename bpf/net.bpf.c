@@ -201,6 +201,8 @@ static __always_inline int net_out_ip(struct __sk_buff *ctx, struct packet *p)
 	if (reason != GO_ON)
 		return reason;
 	flow = p->flags & PACKET_ICMP_ERROR ? NULL : flow_find(p, &key, now);
+	if (flow && flow->backend) /* from a service's port: its client knows the service there, and no process */
+		return judged ? DROP_UNKNOWN_SOURCE : REASON_PASSED;
 	moved = !flow && net_out_translates() && !(p->flags & PACKET_ICMP_ERROR) && net_out_collides(p);
 	if (!flow && !judged && !moved)
 		return REASON_PASSED;

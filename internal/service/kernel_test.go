@@ -2,6 +2,7 @@ package service
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -437,16 +438,26 @@ func slowRandom(backends []backendKey, weights map[backendKey]int) []backendKey 
 }
 
 // slowMaglev is the paper's pseudocode: whole permutations, then turns. In round n a backend has had as many turns as n
-// times its share of the heaviest weight, rounded down.
+// times its share of the heaviest weight, rounded down. Offset and skip are two hashes of the backend, as bytes that are
+// the same on every node: here the halves of a digest, read byte by byte.
 func slowMaglev(backends []backendKey, weights map[backendKey]int, size int) []backendKey {
 	if len(backends) == 0 {
 		return nil
 	}
 	permutations := make([][]int, len(backends))
 	for i, k := range backends {
-		w := newMaglevWalk(k.digest(), 1, uint32(size))
+		addr := k.addr.As16()
+		name := append([]byte("backend:"), addr[:]...)
+		sum := sha256.Sum256(append(name, byte(k.port>>8), byte(k.port), k.proto, 0))
+		remainder := func(bytes []byte, modulus int) (rest int) {
+			for _, b := range slices.Backward(bytes) {
+				rest = (rest*256 + int(b)) % modulus
+			}
+			return rest
+		}
+		offset, skip := remainder(sum[:8], size), remainder(sum[8:16], size-1)+1
 		for j := range size {
-			permutations[i] = append(permutations[i], (int(w.at)+j*int(w.stride))%size)
+			permutations[i] = append(permutations[i], (offset+j*skip)%size)
 		}
 	}
 	table := make([]int, size)
