@@ -44,7 +44,7 @@ func TestSizeOfAnUnknownMapNamesTheKnownOnes(t *testing.T) {
 	cfg := testConfig(rootFolder(t))
 	cfg.Sizes["adresses"] = 5
 	_, err := Open(t.Context(), cfg)
-	if err == nil || !strings.Contains(err.Error(), "sizes[adresses]: there is no such map; there are addresses, affinities, assignments,") {
+	if err == nil || !strings.Contains(err.Error(), "sizes[adresses]: there is no such map; there are addresses, affinities, announcements, assignments,") {
 		t.Errorf("got %v", err)
 	}
 }
