@@ -70,6 +70,9 @@ type Config struct {
 	// HostTrialSeconds is how long a change of what judges the node itself may keep it from the store before it is rolled
 	// back. Default 10.
 	HostTrialSeconds uint32 `json:"host_trial_seconds,omitempty"`
+	// AliveLeaseSeconds is how long the cluster takes this node for alive after its last heartbeat; there are four in that time.
+	// Default: what suits the cluster's size, 40 for a few nodes.
+	AliveLeaseSeconds uint32 `json:"alive_lease_seconds,omitempty"`
 	// MaglevSize is the number of slots of a Maglev table, a prime and the same on every node of the cluster: others would
 	// lead a connection elsewhere. Default 4093.
 	MaglevSize uint32 `json:"maglev_size,omitempty"`
@@ -152,6 +155,9 @@ func (c Config) Validate() error {
 	if c.FlowHistory < 0 {
 		bad("flow_history", "%d is negative; leave it out for the default", c.FlowHistory)
 	}
+	if s := c.AliveLeaseSeconds; s > 0 && (s < minAliveLease || s > maxAliveLease) {
+		bad("alive_lease_seconds", "%d is not within %d to %d; leave it out for what suits the cluster's size", s, minAliveLease, maxAliveLease)
+	}
 	if c.VNI > maxVNI {
 		bad("vni", "%d does not fit 24 bits (RFC 7348): use at most %d", c.VNI, maxVNI)
 	}
@@ -171,6 +177,12 @@ func (c Config) Validate() error {
 	problems = append(problems, c.validatePodCIDRs()...)
 	return errors.Join(problems...)
 }
+
+// What a node may ask for in seconds: etcd grants no less than one and a half election timeouts, and nobody waits for more than an hour.
+const (
+	minAliveLease = 5
+	maxAliveLease = 3600
+)
 
 // maxVNI is the largest network identifier that a VXLAN header holds.
 const maxVNI = 1<<24 - 1

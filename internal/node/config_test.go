@@ -31,6 +31,8 @@ func TestConfigurationNamesEveryMistakeAtOnce(t *testing.T) {
 			[]string{`state_dir: "/x" is run_dir too`}},
 		{"numbers", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.0/24"],"vni":16777216,"flow_history":-1}`,
 			[]string{"vni: 16777216 does not fit 24 bits", "flow_history: -1 is negative"}},
+		{"too short a lease", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.0/24"],"alive_lease_seconds":4}`,
+			[]string{"alive_lease_seconds: 4 is not within 5 to 3600; leave it out for"}},
 		{"no prime", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.0/24"],"maglev_size":65536}`,
 			[]string{"maglev_size: maglev size 65536: must be a prime, the nearest below is 65521"}},
 		{"two objects", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.0/24"]} {}`, []string{"something follows the object"}},

@@ -36,7 +36,9 @@ func (a *Agent) introduce(ctx context.Context) error {
 		record proto.Message
 	}{
 		{store.NodeKey(row.Name), record},
-		{store.AliveKey(row.Name), &storev1.Alive{BootId: boot, StartedUnix: a.started.Unix()}},
+		{store.AliveKey(row.Name), &storev1.Alive{
+			BootId: boot, StartedUnix: a.started.Unix(), LeaseSeconds: a.config.AliveLeaseSeconds,
+		}},
 	}
 	for _, write := range writes {
 		if err := publisher.Set(write.key, write.record); err != nil {

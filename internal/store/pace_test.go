@@ -184,3 +184,29 @@ func TestTheHeartbeatComesAtItsInterval(t *testing.T) {
 		}
 	})
 }
+
+func TestAHeartbeatThatAsksForALeaseComesFourTimesInIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake := newFake()
+		p := testPublisher(t, filepath.Join(t.TempDir(), "journal"), fake)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- p.run(ctx, func() int { return 1024 }) }() // else every 100 s
+		if err := p.Set(AliveKey("n1"), &storev1.Alive{BootId: "b", LeaseSeconds: 40}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if got := fake.arrived(); got != 1 {
+			t.Errorf("beats at the start: got %d, want 1", got)
+		}
+		time.Sleep(1000 * time.Second)
+		synctest.Wait()
+		if got := fake.arrived(); got < 80 || got > 130 {
+			t.Errorf("beats in 1000 s: got %d, want about 101", got)
+		}
+		cancel()
+		if err := errors.Join(<-done, p.close()); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -39,12 +39,13 @@ type Publisher struct {
 	log      *logFile
 	own      map[Key]own
 	queue    []queued
-	sequence uint64 // of the last change
-	acked    uint64 // every change up to it is in the store
-	epoch    string // filling of the store that all own keys were published to
-	target   string // filling that they are being published to, empty: none
-	alive    []byte // heartbeat, nil: none
-	beatNow  bool   // the heartbeat has a new value
+	sequence uint64        // of the last change
+	acked    uint64        // every change up to it is in the store
+	epoch    string        // filling of the store that all own keys were published to
+	target   string        // filling that they are being published to, empty: none
+	alive    []byte        // heartbeat, nil: none
+	lease    time.Duration // that the heartbeat asks for; 0: the server chooses
+	beatNow  bool          // the heartbeat has a new value
 	refusals map[Key]Problem
 	single   bool // send one write at a time, to find the one that the server refuses
 	failure  error
@@ -72,8 +73,11 @@ const (
 // MaxWrites is how many writes etcd takes in one transaction by default.
 const MaxWrites = 128
 
-// heartbeat is how often alive/<node> is renewed, x log2(nodes).
+// heartbeat is how often alive/<node> is renewed, x log2(nodes), by a node that asks for no lease of its own.
 const heartbeat = 10 * time.Second
+
+// beatsPerLease is how often a lease that a node asks for is renewed while it lasts.
+const beatsPerLease = 4
 
 // AliveTime is how long alive/<node> lasts after a heartbeat in a cluster of that many nodes: four heartbeats.
 func AliveTime(nodes int) time.Duration { return 4 * longest(heartbeat, nodes) }
@@ -151,8 +155,8 @@ func (p *Publisher) Set(key Key, record proto.Message) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	// A heartbeat is worth nothing later, so neither the journal nor the queue has it.
-	if key.Kind == KindAlive {
-		p.alive, p.beatNow = value, true
+	if alive, ok := record.(*storev1.Alive); ok {
+		p.alive, p.lease, p.beatNow = value, time.Duration(alive.GetLeaseSeconds())*time.Second, true
 		p.nudge()
 		return nil
 	}

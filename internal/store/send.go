@@ -19,11 +19,14 @@ func (p *Publisher) run(ctx context.Context, nodes func() int) error {
 	var beatAt time.Time
 	for ctx.Err() == nil {
 		backoff.Max = longest(retryMax, nodes())
+		if lease := p.leaseTime(); lease > 0 { // a long pause would cost it the lease
+			backoff.Max = min(backoff.Max, lease/beatsPerLease)
+		}
 		// Keys before the heartbeat: a node that is alive should have its record.
 		err := p.drain(ctx)
 		if err == nil && p.beatDue(beatAt) {
 			if err = p.beat(ctx); err == nil {
-				beatAt = time.Now().Add(Interval(heartbeat, nodes()))
+				beatAt = time.Now().Add(p.beatInterval(nodes()))
 			}
 		}
 		// What Status shows is the last round, not the worst.
@@ -59,6 +62,21 @@ func (p *Publisher) beatDue(at time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.alive != nil && (p.beatNow || !time.Now().Before(at))
+}
+
+// leaseTime is the lease that the heartbeat asks for; 0: it leaves it to the server.
+func (p *Publisher) leaseTime() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.lease
+}
+
+// beatInterval is how long to wait for the next heartbeat.
+func (p *Publisher) beatInterval(nodes int) time.Duration {
+	if lease := p.leaseTime(); lease > 0 {
+		return jitter(lease / beatsPerLease)
+	}
+	return Interval(heartbeat, nodes)
 }
 
 // beat renews alive/<node>.

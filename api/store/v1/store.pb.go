@@ -296,6 +296,7 @@ type Alive struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	BootId        string                 `protobuf:"bytes,1,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
 	StartedUnix   int64                  `protobuf:"varint,2,opt,name=started_unix,json=startedUnix,proto3" json:"started_unix,omitempty"`
+	LeaseSeconds  uint32                 `protobuf:"varint,3,opt,name=lease_seconds,json=leaseSeconds,proto3" json:"lease_seconds,omitempty"` // that the node asks for; 0: what suits the cluster's size
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -340,6 +341,13 @@ func (x *Alive) GetBootId() string {
 func (x *Alive) GetStartedUnix() int64 {
 	if x != nil {
 		return x.StartedUnix
+	}
+	return 0
+}
+
+func (x *Alive) GetLeaseSeconds() uint32 {
+	if x != nil {
+		return x.LeaseSeconds
 	}
 	return 0
 }
@@ -1815,10 +1823,11 @@ const file_store_v1_store_proto_rawDesc = "" +
 	"\x04zone\x18\t \x01(\tR\x04zone\x12)\n" +
 	"\x10router_addresses\x18\n" +
 	" \x03(\fR\x0frouterAddresses\x12)\n" +
-	"\x10health_addresses\x18\v \x03(\fR\x0fhealthAddresses\"C\n" +
+	"\x10health_addresses\x18\v \x03(\fR\x0fhealthAddresses\"h\n" +
 	"\x05Alive\x12\x17\n" +
 	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12!\n" +
-	"\fstarted_unix\x18\x02 \x01(\x03R\vstartedUnix\"O\n" +
+	"\fstarted_unix\x18\x02 \x01(\x03R\vstartedUnix\x12#\n" +
+	"\rlease_seconds\x18\x03 \x01(\rR\fleaseSeconds\"O\n" +
 	"\tNamedPort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +

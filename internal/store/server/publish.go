@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	storev1 "tendril.io/tendril/api/store/v1"
 	"tendril.io/tendril/internal/store"
@@ -133,9 +135,12 @@ func (s *publishService) commit(ctx context.Context, r *storev1.PutRequest, keys
 		// Only a sign of life goes away by itself; all other keys outlive their agent.
 		var options []clientv3.OpOption
 		if keys[i].Kind == store.KindAlive {
-			lease, err := s.lease(ctx, name)
+			lease, same, err := s.lease(ctx, name, w.GetValue())
 			if err != nil {
 				return 0, err
+			}
+			if same { // all watchers would hear of each beat
+				continue
 			}
 			options = append(options, clientv3.WithLease(lease))
 		}
@@ -168,34 +173,51 @@ func (s *publishService) epochIs(ctx context.Context, epoch string) (clientv3.Cm
 	return clientv3.Compare(clientv3.ModRevision(name), "=", response.Kvs[0].ModRevision), nil
 }
 
-// lease renews the lease of alive/<node>, or grants one. The lease belongs to the key, not to this server: another
-// replica finds it there.
-func (s *publishService) lease(ctx context.Context, name string) (clientv3.LeaseID, error) {
-	count, err := s.client.Get(ctx, s.prefix+string(store.KindNode)+"/", clientv3.WithPrefix(), clientv3.WithCountOnly())
-	if err != nil {
-		return 0, fmt.Errorf("count nodes: %w", err)
-	}
-	// Heartbeats are rarer in a large cluster, so leases must last longer.
-	want := int64(store.AliveTime(int(count.Count)) / time.Second)
+// lease renews the lease of alive/<node>, or grants one, and tells whether the store has the value under it already. The lease
+// belongs to the key, not to this server: another replica finds it there.
+func (s *publishService) lease(ctx context.Context, name string, value []byte) (id clientv3.LeaseID, same bool, err error) {
 	current, err := s.client.Get(ctx, name)
 	if err != nil {
-		return 0, fmt.Errorf("read %s: %w", name, err)
+		return 0, false, fmt.Errorf("read %s: %w", name, err)
+	}
+	want, asked, err := s.leaseTime(ctx, name, value)
+	if err != nil {
+		return 0, false, err
 	}
 	if len(current.Kvs) > 0 && current.Kvs[0].Lease != 0 {
-		id := clientv3.LeaseID(current.Kvs[0].Lease)
+		same = bytes.Equal(current.Kvs[0].Value, value)
+		id = clientv3.LeaseID(current.Kvs[0].Lease)
 		renewed, err := s.client.KeepAliveOnce(ctx, id)
-		if err == nil && renewed.TTL >= want/2 { // else the cluster has outgrown it
-			return id, nil
-		}
 		if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
-			return 0, fmt.Errorf("renew lease of %s: %w", name, err)
+			return 0, false, fmt.Errorf("renew lease of %s: %w", name, err)
+		}
+		// Else the cluster has outgrown it, or the node asks for another. etcd may have granted more than was asked for.
+		if err == nil && renewed.TTL >= want/2 && (same || renewed.TTL == want || !asked && renewed.TTL <= 2*want) {
+			return id, same, nil
 		}
 	}
 	granted, err := s.client.Grant(ctx, want)
 	if err != nil {
-		return 0, fmt.Errorf("grant lease for %s: %w", name, err)
+		return 0, false, fmt.Errorf("grant lease for %s: %w", name, err)
 	}
-	return granted.ID, nil
+	return granted.ID, false, nil
+}
+
+// leaseTime is how many seconds a sign of life should last, and whether the node asked for it.
+func (s *publishService) leaseTime(ctx context.Context, name string, value []byte) (seconds int64, asked bool, err error) {
+	var alive storev1.Alive
+	if err := proto.Unmarshal(value, &alive); err != nil {
+		return 0, false, fmt.Errorf("%s: %w", name, err)
+	}
+	if alive.GetLeaseSeconds() > 0 {
+		return int64(alive.GetLeaseSeconds()), true, nil
+	}
+	count, err := s.client.Get(ctx, s.prefix+string(store.KindNode)+"/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+	if err != nil {
+		return 0, false, fmt.Errorf("count nodes: %w", err)
+	}
+	// Heartbeats are rarer in a large cluster, so leases must last longer.
+	return int64(store.AliveTime(int(count.Count)) / time.Second), false, nil
 }
 
 // grpcError keeps apart what a caller must not repeat.

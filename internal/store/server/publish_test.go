@@ -228,6 +228,50 @@ func TestAliveHasALeaseOfItsOwnThatEachHeartbeatRenewsAndGrowsWithTheCluster(t *
 	lease("n1") // a node that was away grants itself life again
 }
 
+func TestANodeGetsTheLeaseThatItAsksForAndWatchersDoNotHearOfEachBeat(t *testing.T) {
+	r := serve(t)
+	beat := func(seconds uint32) (lease clientv3.LeaseID, revision int64) {
+		t.Helper()
+		value, err := proto.Marshal(&storev1.Alive{BootId: "b", LeaseSeconds: seconds})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.put(t, "n1", write("alive/n1", value)); err != nil {
+			t.Fatal(err)
+		}
+		kv := r.get(t, "alive/n1").Kvs[0]
+		return clientv3.LeaseID(kv.Lease), kv.ModRevision
+	}
+	granted := func(lease clientv3.LeaseID) int64 {
+		t.Helper()
+		ttl, err := r.raw.TimeToLive(t.Context(), lease)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ttl.GrantedTTL
+	}
+	first, written := beat(60)
+	if got := granted(first); got != 60 {
+		t.Errorf("lease of %d s, want the 60 that the node asks for", got)
+	}
+	if again, revision := beat(60); again != first || revision != written {
+		t.Errorf("the second beat has lease %x and revision %d, want %x and %d as before", again, revision, first, written)
+	}
+	shorter, _ := beat(50)
+	if got := granted(shorter); got != 50 {
+		t.Errorf("lease of %d s, want the 50 that the node asks for now", got)
+	}
+	if _, err := r.raw.Revoke(t.Context(), shorter); err != nil {
+		t.Fatal(err)
+	}
+	if back, _ := beat(3600); granted(back) != 3600 { // beat fails if the key is not there
+		t.Error("a node that was away has not the lease that it asks for")
+	}
+	if own, _ := beat(0); granted(own) != int64(store.AliveTime(0).Seconds()) {
+		t.Error("a node that no longer asks for an hour keeps it")
+	}
+}
+
 // authority signs certificates for a test.
 type authority struct {
 	t    *testing.T
