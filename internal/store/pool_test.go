@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -205,5 +206,38 @@ func TestARecordTakesNobodysAddressByCarryingIt(t *testing.T) {
 	w.apply(thief)
 	if got, want := given(t, w), "a-thief 192.0.2.2, owner 192.0.2.1"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// A writer that asks for everybody with each of its transactions takes 64 times as long for eight times as many.
+func TestTheTimeOfALargeApplyGrowsWithItsServicesAndNotWithTheirSquare(t *testing.T) {
+	w := newWorld(t)
+	w.apply(poolRecord("a", "198.18.0.0/16"))
+	took := func(services int, label string) time.Duration {
+		var all, gone []Record
+		for i := range services {
+			r := balanced(fmt.Sprintf("s%05d", i))
+			all, gone = append(all, r), append(gone, Record{r.Key, nil})
+		}
+		begin := time.Now()
+		w.apply(all...)
+		for _, r := range all {
+			r.Value.(*storev1.Service).LoadBalancer.Labels = map[string]string{"changed": label}
+		}
+		w.apply(all...)
+		if got := strings.Count(given(t, w), "198.18."); got != services {
+			t.Fatalf("%d services have an address, want %d", got, services)
+		}
+		w.apply(gone...)
+		return time.Since(begin)
+	}
+	// The fastest of three: whatever else the machine does only makes it slower.
+	few, many := time.Hour, time.Hour
+	for i := range 3 {
+		few, many = min(few, took(1000, fmt.Sprint(i))), min(many, took(8000, fmt.Sprint(i)))
+	}
+	t.Logf("1,000 services: %s, 8,000: %s, %.1f times as long", few, many, many.Seconds()/few.Seconds())
+	if many > 12*few {
+		t.Errorf("8,000 services take %.1f times as long as 1,000, want at most 12", many.Seconds()/few.Seconds())
 	}
 }
