@@ -42,8 +42,8 @@ mutants: ## put faults into a copy of the tree, see which the tests notice, writ
 	@test/install.sh generate
 	@go run ./test/mutants -out docs/mutants.md
 
-bench: build ## measure against bare veth, print a table, write bench/results.json
-	@test/install.sh lab
+bench: build ## measure against bare veth and kube-proxy, print a table, write bench/results.json
+	@test/install.sh lab bench
 	@go run ./test/bench -bin bin -out bench/results.json
 
 vm: ## run a package's tests on another kernel: make vm KERNEL=6.1 PKG=./internal/datapath
