@@ -159,7 +159,10 @@ func (c *contender) answers(ctx context.Context, b *bench) error {
 	return lab.Wait(ctx, "services of "+c.name, 10*time.Minute, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, time.Second) // where nobody answers, connecting takes minutes
 		defer cancel()
-		_, err := b.ask(ctx, c.client, "crr", fleetIP(c.services-1).String(), loadPort, "1", "1ms")
+		out, err := b.ask(ctx, c.client, "crr", fleetIP(c.services-1).String(), loadPort, "1", "10ms")
+		if err == nil && out.Count == 0 {
+			err = errors.New("no connection yet")
+		}
 		return err
 	})
 }
