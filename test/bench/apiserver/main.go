@@ -56,7 +56,7 @@ func run(args []string) error {
 // A cluster grows by steps: nft's own time for a transaction rises with the square of what is in it, and 20,000 services at
 // once take it two minutes.
 const (
-	step  = 2000 // objects that a list has, and those that come at once afterwards
+	step  = 4000 // objects that a list has, and those that come at once afterwards
 	pause = 1500 * time.Millisecond
 )
 
