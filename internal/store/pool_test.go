@@ -209,6 +209,48 @@ func TestARecordTakesNobodysAddressByCarryingIt(t *testing.T) {
 	}
 }
 
+// Each transaction but the first is answered from what the one before it left; whoever asks for everybody must find it right.
+func TestTheTransactionsOfALargeApplyLeaveNothingForTheNextApply(t *testing.T) {
+	w := newWorld(t)
+	many := func(from, to int, gone bool) (all []Record) {
+		for i := from; i < to; i++ {
+			r := balanced(fmt.Sprintf("s%03d", i))
+			if gone {
+				r.Value = nil
+			}
+			all = append(all, r)
+		}
+		return all
+	}
+	asking := balanced("s777", "192.0.2.5")
+	w.apply(NamespaceRecord("default", "red"))
+	for _, step := range []struct {
+		sentence   string
+		records    []Record
+		have, told int
+	}{
+		{"a pool of 254 for 200", append(many(0, 200, false), poolRecord("a", "192.0.2.0/24")), 200, 200},
+		{"another 200 use it up", many(200, 400, false), 254, 400},
+		{"what is known, and some more", many(100, 600, false), 254, 600},
+		{"who goes makes room, in the same apply", append(many(0, 200, true), asking), 254, 401},
+		{"all fit", many(200, 500, true), 101, 101},
+		{"some come while others go", append(many(0, 140, false), many(500, 600, true)...), 141, 141},
+	} {
+		w.apply(step.records...)
+		text := given(t, w)
+		if have := strings.Count(text, "192.0.2."); have != step.have {
+			t.Errorf("%s: %d services have an address, want %d", step.sentence, have, step.have)
+		}
+		if all := len(strings.Split(text, ", ")); all != step.told {
+			t.Errorf("%s: %d services have an address or are told why not, want %d", step.sentence, all, step.told)
+		}
+		if again := w.apply(NamespaceRecord("default", "red")); again.Written > 0 {
+			t.Errorf("%s: asking for everybody changes %d records", step.sentence, again.Written)
+		}
+	}
+	w.noTwins(1)
+}
+
 // A writer that asks for everybody with each of its transactions takes 64 times as long for eight times as many.
 func TestTheTimeOfALargeApplyGrowsWithItsServicesAndNotWithTheirSquare(t *testing.T) {
 	w := newWorld(t)
