@@ -6,7 +6,7 @@ export CGO_ENABLED := 0
 # Without gRPC's tracing pages nothing uses html/template, which makes the linker keep every method of every type: it saves
 # a fifth of the agent.
 export GOFLAGS := $(strip $(GOFLAGS) -tags=grpcnotrace)
-BINARIES := tendril tendril-agent tendril-cni
+BINARIES := tendril tendril-agent tendril-cni tendril-operator
 KERNELS := $(CURDIR)/build/kernels
 
 help: ## list the targets
