@@ -1,12 +1,12 @@
 # Everything a developer does, one target each. Each installs what it needs (Debian packages, as root) and says so.
 .DEFAULT_GOAL := help
-.PHONY: help demo build generate test lint fuzz mutants bench vm sweep clean
+.PHONY: help demo build generate test test-kube lint fuzz mutants bench vm sweep clean
 
 export CGO_ENABLED := 0
 # Without gRPC's tracing pages nothing uses html/template, which makes the linker keep every method of every type: it saves
 # a fifth of the agent.
 export GOFLAGS := $(strip $(GOFLAGS) -tags=grpcnotrace)
-BINARIES := tendril tendril-agent tendril-cni
+BINARIES := tendril tendril-agent tendril-cni tendril-operator
 KERNELS := $(CURDIR)/build/kernels
 
 help: ## list the targets
@@ -29,6 +29,10 @@ generate: ## compile the BPF programs and everything else that is generated
 
 test: ## run every test; leaves nothing behind
 	@test/run.sh
+
+test-kube: build ## the operator against a real Kubernetes API server, which is built the first time: ten minutes
+	@test/kube/build.sh
+	@test/kube/run.sh
 
 lint: ## check the budgets and habits that a program can check
 	@go vet ./...
