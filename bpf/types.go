@@ -46,11 +46,12 @@ const (
 	FeatureFlowRecords Feature = 8 // events for connections, not only for drops
 	FeatureIPv4        Feature = 16
 	FeatureIPv6        Feature = 32
+	FeatureDSR         Feature = 64 // backends' nodes answer clients outside the cluster themselves
 )
 
 // String names the bits that are set, joined by |.
 func (v Feature) String() string {
-	return joinFlags(uint32(v), []string{"tunnel", "masquerade", "services", "flow-records", "ipv4", "ipv6"}, []uint32{1, 2, 4, 8, 16, 32})
+	return joinFlags(uint32(v), []string{"tunnel", "masquerade", "services", "flow-records", "ipv4", "ipv6", "dsr"}, []uint32{1, 2, 4, 8, 16, 32, 64})
 }
 
 // Entry is enum entry of the datapath.

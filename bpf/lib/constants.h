@@ -39,6 +39,7 @@ enum feature {
 	FEATURE_FLOW_RECORDS = 8,   /* events for connections, not only for drops */
 	FEATURE_IPV4 = 16,
 	FEATURE_IPV6 = 32,
+	FEATURE_DSR = 64,           /* backends' nodes answer clients outside the cluster themselves */
 };
 
 /* Indexes of the prog array `entries`: the only program references shared between datapath versions. */
