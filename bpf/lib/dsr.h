@@ -57,19 +57,35 @@ static __always_inline bool dsr_applies(const struct packet *p)
 }
 
 /*
- * dsr_send decides on the option. No answer comes by here: a client who goes on was answered, and the flow must live as long
- * as the connection, since with it goes the memory of the backend.
+ * dsr_follow moves the state of a flow whose answers go another way. A client who goes on was answered, and one who has said
+ * FIN is as a rule done; a SYN after that opens a new connection. With the flow goes the memory of the backend.
  */
+static __always_inline void dsr_follow(const struct packet *p, struct flow *flow, __u64 now)
+{
+	__u64 seconds = LIFETIME_CLOSING_UNSEEN;
+
+	if (flow->state == FLOW_CLOSING && p->tcp_flags & TCP_SYN) {
+		flow->state = FLOW_NEW;
+		flow->tcp_forward = p->tcp_flags;
+		seconds = LIFETIME_SYN;
+	} else if (flow->state == FLOW_NEW && !(p->tcp_flags & TCP_SYN)) {
+		flow->state = FLOW_ESTABLISHED;
+		seconds = p->protocol == IPPROTO_TCP ? LIFETIME_TCP : LIFETIME_DATAGRAM;
+	} else if (flow->state != FLOW_CLOSING) {
+		return;
+	}
+	flow->expires = now + seconds * SECOND;
+}
+
+/* dsr_send decides on the option. flow: NULL if this is its first packet. */
 static __always_inline void dsr_send(struct packet *p, struct flow *flow, __u64 now)
 {
 	bool opening = p->protocol != IPPROTO_TCP || (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 
 	if (opening)
 		p->option = p->flags & PACKET_IPV4 ? sizeof(struct dsr_option4) : sizeof(struct dsr_option6);
-	if (!flow || flow->state != FLOW_NEW || p->tcp_flags & TCP_SYN)
-		return;
-	flow->state = FLOW_ESTABLISHED;
-	flow->expires = now + flow_lifetime(p->protocol, FLOW_ESTABLISHED);
+	if (flow)
+		dsr_follow(p, flow, now);
 }
 
 /* dsr_write4 adds the IPv4 option: header length, total length and checksum follow. */
