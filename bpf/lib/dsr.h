@@ -6,8 +6,8 @@
  *   IPv4   an option of 8 bytes: type, length, port, address           (type 158 of RFC 4727: for experiments, copied)
  *   IPv6   a destination options header of 24 bytes with one option    (type 0x1e of RFC 4727: skipped by who knows it not)
  *
- * It stands right behind the fixed header, and in the inner packet where that goes by tunnel. Of a TCP connection only SYNs bear it: from
- * then on the backend's node has a flow. Datagrams all do, since any of them may be the first to arrive. The backend gets
+ * It stands right behind the fixed header, and in the inner packet where that goes by tunnel. Of a TCP connection only SYNs bear
+ * it: from then on the backend's node has a flow. Datagrams all do, since any of them may be the first to arrive. The backend gets
  * the packet with the option, which its stack skips.
  *
  *   dsr_send    on the node that chose the backend: whether to, and what room it takes
@@ -193,8 +193,8 @@ static __always_inline bool dsr_option(struct __sk_buff *ctx, const struct packe
 }
 
 /*
- * dsr_read takes the service from the option of a client's packet to a pod of this node. Anybody who reaches the pod can write one:
- * all he gets is an answer from the service's address, as if he had asked there. It returns whether there was one.
+ * dsr_read takes the service from the option of a client's packet to a pod of this node. Anybody who reaches the pod can write
+ * one: all he gets is an answer from the service's address, as if he had asked there. It returns whether there was one.
  */
 __noinline int dsr_read(struct __sk_buff *ctx, struct packet *p)
 {
