@@ -12,6 +12,7 @@
 #include "lib/arrive.h"
 #include "lib/conntrack.h"
 #include "lib/deliver.h"
+#include "lib/dsr.h"
 #include "lib/finish.h"
 #include "lib/fragment.h"
 #include "lib/host.h"
@@ -112,13 +113,14 @@ static __always_inline int net_in_ip(struct __sk_buff *ctx, struct packet *p)
 			reason = icmp_follow(ctx, p, false);
 		if (reason != GO_ON || p->flags & PACKET_RELATED)
 			return reason == GO_ON ? deliver(ctx, p, &key) : reason;
+		dsr_read(ctx, p);
 		flow = flow_find(p, &key, now);
 		reason = arrive_known(p, flow);
 	}
 	if (reason == GO_ON)
 		reason = flow_track(p, &key, flow, now);
 	if (reason == GO_ON)
-		reason = arrive_source(ctx, p, &key, flow);
+		reason = arrive_source(ctx, p, &key, flow, now);
 	return reason == GO_ON ? deliver(ctx, p, &key) : reason;
 }
 
@@ -135,6 +137,8 @@ int net_in(struct __sk_buff *ctx)
 		reason = packet_is_ip(p) ? net_in_ip(ctx, p) : REASON_TO_STACK;
 	if (reason == DROP_NO_BACKEND)
 		answered = reset_answer(ctx, p, 0);
+	else if (reason == DROP_FRAG_NEEDED || reason == DROP_TTL_EXPIRED)
+		answered = icmp_answer(ctx, p, 0, reason);
 	reason = finish(ctx, p, reason);
 	return answered ? TC_ACT_REDIRECT : reason; /* the packet is lost, what it has become goes back */
 }

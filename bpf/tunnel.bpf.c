@@ -12,6 +12,7 @@
 #include "lib/arrive.h"
 #include "lib/conntrack.h"
 #include "lib/deliver.h"
+#include "lib/dsr.h"
 #include "lib/finish.h"
 #include "lib/fragment.h"
 #include "lib/host.h"
@@ -57,7 +58,24 @@ __noinline int tunnel_in_source(struct __sk_buff *ctx, struct packet *p, __u32 i
 	address_find(&outer, &sender);
 	if (!(sender.flags & ADDRESS_REMOTE_NODE))
 		return DROP_UNKNOWN_NODE;
+	if (dsr_client(p))
+		return GO_ON; /* tunnel_in_client looks closer */
 	return p->from.flags & ADDRESS_UNKNOWN ? DROP_UNKNOWN_SOURCE : DROP_SPOOFED_SOURCE;
+}
+
+/*
+ * tunnel_in_client lets pass what another node sends on in a client's name: packets to a pod that say which service was asked, later ones of
+ * their flows, and errors, which have to be about a flow.
+ */
+static __always_inline int tunnel_in_client(struct __sk_buff *ctx, struct packet *p, const struct flow *flow)
+{
+	if (flow)
+		return flow->hook == HOOK_TUNNEL_IN && address_set(&flow->service) && !flow->backend && !(p->flags & PACKET_REPLY) ?
+			       GO_ON : DROP_SPOOFED_SOURCE;
+	address_find(&p->destination, &p->to);
+	if (!(p->to.flags & ADDRESS_LOCAL_POD))
+		return DROP_SPOOFED_SOURCE;
+	return p->flags & PACKET_ICMP_ERROR || dsr_read(ctx, p) ? GO_ON : DROP_SPOOFED_SOURCE;
 }
 
 /* tunnel_in_destination finds whom a packet is for: a pod, the node, or whoever is behind its address. */
@@ -91,6 +109,8 @@ static __always_inline int tunnel_in_ip(struct __sk_buff *ctx, struct packet *p)
 
 	flow = p->flags & (PACKET_ICMP_ERROR | PACKET_LATER_FRAGMENT) ? NULL : flow_find(p, &key, now);
 	reason = tunnel_in_source(ctx, p, flow ? flow->node : 0);
+	if (reason == GO_ON && dsr_client(p))
+		reason = tunnel_in_client(ctx, p, flow);
 	if (reason != GO_ON)
 		return reason;
 	if (packet_multicast(p))
@@ -115,7 +135,7 @@ static __always_inline int tunnel_in_ip(struct __sk_buff *ctx, struct packet *p)
 	if (reason == GO_ON)
 		reason = flow_track(p, &key, flow, now);
 	if (reason == GO_ON)
-		reason = arrive_source(ctx, p, &key, flow);
+		reason = arrive_source(ctx, p, &key, flow, now);
 	return reason == GO_ON ? deliver(ctx, p, &key) : reason;
 }
 

@@ -7,12 +7,14 @@
  *   (to the stack)     the node itself
  *
  * A backend of this node sees the true client. Any other is reached under the node's address (arrive_source), since its
- * answers have to come back through here. They are renamed twice, from one flow: its key is (client, backend).
+ * answers have to come back through here, unless its node is told to answer itself (dsr.h). They are renamed twice, from one flow: its key
+ * is (client, backend).
  *
  * Between nodes' own addresses traffic stays on the wire, also where pods' goes by tunnel.
  */
 #pragma once
 
+#include "dsr.h"
 #include "icmp.h"
 #include "nat.h"
 #include "service.h"
@@ -45,11 +47,18 @@ static __always_inline int arrive_known(const struct packet *p, const struct flo
 	return flow || p->service_port || p->to.flags & (ADDRESS_LOCAL_POD | ADDRESS_HOST) ? GO_ON : DROP_UNKNOWN_DESTINATION;
 }
 
-/* arrive_source gives a packet to a backend elsewhere the node's address; later ones of the flow find it there. */
+/*
+ * arrive_source gives a packet to a backend elsewhere the node's address, if that node is not to answer the client itself; later ones of
+ * the flow find it there.
+ */
 static __always_inline int arrive_source(struct __sk_buff *ctx, struct packet *p, const struct flow_key *key,
-					 const struct flow *flow)
+					 struct flow *flow, __u64 now)
 {
-	if (flow || !p->service_port || p->to.flags & (ADDRESS_LOCAL_POD | ADDRESS_HOST))
+	if (!p->service_port || p->to.flags & (ADDRESS_LOCAL_POD | ADDRESS_HOST))
 		return GO_ON;
-	return nat_open(ctx, p, key, config.uplink_ifindex);
+	if (dsr_applies(p)) {
+		dsr_send(p, flow, now);
+		return GO_ON;
+	}
+	return flow ? GO_ON : nat_open(ctx, p, key, config.uplink_ifindex);
 }

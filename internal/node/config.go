@@ -22,6 +22,15 @@ const (
 	ModeVXLAN  Mode = "vxlan"  // through the overlay device
 )
 
+// LBMode says which way a backend of another node answers a client outside the cluster.
+type LBMode string
+
+// The ways.
+const (
+	LBModeSNAT LBMode = "snat" // through this node, under whose address it was asked
+	LBModeDSR  LBMode = "dsr"  // straight from its own node, in the service's name
+)
+
 // Config is the agent's configuration, a JSON file. The zero value of a field is its default unless it says
 // "required".
 type Config struct {
@@ -70,6 +79,8 @@ type Config struct {
 	// HostTrialSeconds is how long a change of what judges the node itself may keep it from the store before it is rolled
 	// back. Default 10.
 	HostTrialSeconds uint32 `json:"host_trial_seconds,omitempty"`
+	// LBMode says how clients outside the cluster are answered by backends of other nodes: snat (default) or dsr.
+	LBMode LBMode `json:"lb_mode,omitempty"`
 	// MaglevSize is the number of slots of a Maglev table, a prime and the same on every node of the cluster: others would
 	// lead a connection elsewhere. Default 4093.
 	MaglevSize uint32 `json:"maglev_size,omitempty"`
@@ -102,6 +113,7 @@ func Load(path string) (Config, error) {
 func (c Config) withDefaults() Config {
 	setDefault(&c.Cluster, "default")
 	setDefault(&c.Mode, ModeNative)
+	setDefault(&c.LBMode, LBModeSNAT)
 	setDefault(&c.BPFRoot, "/sys/fs/bpf/tendril")
 	setDefault(&c.RunDir, "/run/tendril")
 	setDefault(&c.StateDir, "/var/lib/tendril")
@@ -137,6 +149,9 @@ func (c Config) Validate() error {
 	}
 	if c.Mode != ModeNative && c.Mode != ModeVXLAN {
 		bad("mode", "%q is neither native nor vxlan", c.Mode)
+	}
+	if c.LBMode != LBModeSNAT && c.LBMode != LBModeDSR {
+		bad("lb_mode", "%q is neither snat nor dsr", c.LBMode)
 	}
 	for field, path := range map[string]string{"bpf_root": c.BPFRoot, "run_dir": c.RunDir, "state_dir": c.StateDir} {
 		if !filepath.IsAbs(path) {
