@@ -31,9 +31,10 @@ static __always_inline int net_in_source(struct packet *p)
 		return DROP_SPOOFED_SOURCE;
 	if (!feature_on(FEATURE_TUNNEL) || !(p->from.flags & ADDRESS_TUNNEL))
 		return GO_ON;
-	if (!p->service_port || !(p->from.flags & ADDRESS_REMOTE_NODE))
+	if (!(p->from.flags & ADDRESS_REMOTE_NODE) || (!p->service_port && p->to.flags & ADDRESS_LOCAL_POD))
 		return DROP_SPOOFED_SOURCE; /* its packets come through the overlay device */
-	p->from.flags &= ~ADDRESS_TUNNEL; /* another node's process asks for a service of this one, and is answered the same way */
+	/* another node's process asks for a service of this one, or answers what has this one's name: that goes by the wire both ways */
+	p->from.flags &= ~ADDRESS_TUNNEL;
 	return GO_ON;
 }
 
