@@ -40,10 +40,21 @@ static __always_inline int arrive_destination(struct __sk_buff *ctx, struct pack
 	return GO_ON;
 }
 
+/*
+ * arrive_moved tells the flow of a connection of the node that was moved to another port (host_leave): what arrives for its tuple
+ * is not the node's, but of whoever has the tuple by a mapping.
+ */
+static __always_inline bool arrive_moved(const struct packet *p, const struct flow *flow)
+{
+	__u32 receiver = p->flags & PACKET_REPLY ? flow->source_endpoint : flow->destination_endpoint;
+
+	return receiver == ENDPOINT_HOST && address_set(&flow->nat_address);
+}
+
 /* arrive_known refuses what a mapping sends on without a flow: to nobody but a pod of this node, or the node itself. */
 static __always_inline int arrive_known(const struct packet *p, const struct flow *flow)
 {
-	/* a mapping of an address of the node is one that net_out moved to another port */
+	/* a mapping of an address of the node is one that host_leave moved to another port */
 	return flow || p->service_port || p->to.flags & (ADDRESS_LOCAL_POD | ADDRESS_HOST) ? GO_ON : DROP_UNKNOWN_DESTINATION;
 }
 

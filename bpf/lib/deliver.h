@@ -191,10 +191,11 @@ __noinline int deliver_lookup(struct __sk_buff *ctx, struct packet *p, struct bp
 	return GO_ON;
 }
 
-/* deliver_masqueraded tells whether the packet leaves the cluster under the node's address. */
+/* deliver_masqueraded tells whether the packet leaves the cluster under the node's address. An answer goes by the name that was asked. */
 static __always_inline bool deliver_masqueraded(const struct packet *p)
 {
-	return feature_on(FEATURE_MASQUERADE) && !(p->to.flags & (ADDRESS_CLUSTER | ADDRESS_NO_MASQUERADE));
+	return feature_on(FEATURE_MASQUERADE) && !(p->to.flags & (ADDRESS_CLUSTER | ADDRESS_NO_MASQUERADE)) &&
+	       !(p->flags & PACKET_REPLY);
 }
 
 /* deliver_route sends a packet by the kernel's routes. */

@@ -13,6 +13,7 @@
  *   dsr_send    on the node that chose the backend: whether to, and what room it takes
  *   dsr_write   puts the option into the packet, once it is known to fit
  *   dsr_read    on the backend's node: the service that the flow's replies are named after
+ *   dsr_again   the same of a datagram whose flow is known
  */
 #pragma once
 
@@ -211,4 +212,16 @@ __noinline int dsr_read(struct __sk_buff *ctx, struct packet *p)
 	p->service = key.address;
 	p->service_port = key.port;
 	return 1;
+}
+
+/* dsr_again reads the option of a later datagram: a client's socket may ask a backend by several services (flow_rename). */
+static __always_inline void dsr_again(struct __sk_buff *ctx, struct packet *p)
+{
+	__u32 fixed = p->flags & PACKET_IPV4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
+
+	if (p->protocol != IPPROTO_UDP || p->flags & PACKET_REPLY || p->transport <= ETH_HLEN + fixed)
+		return;
+	address_find(&p->source, &p->from);
+	address_find(&p->destination, &p->to);
+	dsr_read(ctx, p);
 }

@@ -27,6 +27,8 @@ func TestConfigurationNamesEveryMistakeAtOnce(t *testing.T) {
 			[]string{"pod_cidrs[0]: ::ffff:10.0.0.0/120 is IPv4 in IPv6's form"}},
 		{"host bits outside", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.0/24"],"no_masquerade":["10.9.0.1/8"]}`,
 			[]string{"no_masquerade[0]: 10.9.0.1/8 has host bits set; write 10.0.0.0/8"}},
+		{"node ports' host bits", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.0/24"],"node_port_addresses":["fd00::/8","172.30.0.1/24"]}`,
+			[]string{"node_port_addresses[1]: 172.30.0.1/24 has host bits set; write 172.30.0.0/24"}},
 		{"one folder twice", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.0/24"],"run_dir":"/x","state_dir":"/x"}`,
 			[]string{`state_dir: "/x" is run_dir too`}},
 		{"numbers", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.0/24"],"vni":16777216,"flow_history":-1}`,
