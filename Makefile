@@ -1,12 +1,12 @@
 # Everything a developer does, one target each. Each installs what it needs (Debian packages, as root) and says so.
 .DEFAULT_GOAL := help
-.PHONY: help demo build generate test lint fuzz mutants bench vm sweep clean
+.PHONY: help demo build generate test test-kube lint fuzz mutants bench vm sweep clean
 
 export CGO_ENABLED := 0
 # Without gRPC's tracing pages nothing uses html/template, which makes the linker keep every method of every type: it saves
 # a fifth of the agent.
 export GOFLAGS := $(strip $(GOFLAGS) -tags=grpcnotrace)
-BINARIES := tendril tendril-agent tendril-cni
+BINARIES := tendril tendril-agent tendril-cni tendril-operator
 KERNELS := $(CURDIR)/build/kernels
 
 help: ## list the targets
@@ -30,6 +30,10 @@ generate: ## compile the BPF programs and everything else that is generated
 test: ## run every test; leaves nothing behind
 	@test/run.sh
 
+test-kube: build ## the operator against a real Kubernetes API server, which is built the first time: ten minutes
+	@test/kube/build.sh
+	@test/kube/run.sh
+
 lint: ## check the budgets and habits that a program can check
 	@go vet ./...
 	@go test -count=1 ./test/lint
@@ -42,8 +46,8 @@ mutants: ## put faults into a copy of the tree, see which the tests notice, writ
 	@test/install.sh generate
 	@go run ./test/mutants -out docs/mutants.md
 
-bench: build ## measure against bare veth, print a table, write bench/results.json
-	@test/install.sh lab
+bench: build ## measure against bare veth and kube-proxy, print a table, write bench/results.json
+	@test/install.sh lab bench
 	@go run ./test/bench -bin bin -out bench/results.json
 
 vm: ## run a package's tests on another kernel: make vm KERNEL=6.1 PKG=./internal/datapath

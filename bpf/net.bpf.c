@@ -13,6 +13,7 @@
 #include "lib/arrive.h"
 #include "lib/conntrack.h"
 #include "lib/deliver.h"
+#include "lib/dsr.h"
 #include "lib/finish.h"
 #include "lib/fragment.h"
 #include "lib/host.h"
@@ -32,9 +33,10 @@ static __always_inline int net_in_source(struct packet *p)
 		return DROP_SPOOFED_SOURCE;
 	if (!feature_on(FEATURE_TUNNEL) || !(p->from.flags & ADDRESS_TUNNEL))
 		return GO_ON;
-	if (!p->service_port || !(p->from.flags & ADDRESS_REMOTE_NODE))
+	if (!(p->from.flags & ADDRESS_REMOTE_NODE) || (!p->service_port && p->to.flags & ADDRESS_LOCAL_POD))
 		return DROP_SPOOFED_SOURCE; /* its packets come through the overlay device */
-	p->from.flags &= ~ADDRESS_TUNNEL; /* another node's process asks for a service of this one, and is answered the same way */
+	/* another node's process asks for a service of this one, or answers what has this one's name: that goes by the wire both ways */
+	p->from.flags &= ~ADDRESS_TUNNEL;
 	return GO_ON;
 }
 
@@ -70,18 +72,12 @@ static __always_inline int net_in_host(struct __sk_buff *ctx, struct packet *p, 
 	return reason == GO_ON ? REASON_TO_STACK : reason;
 }
 
-/*
- * net_in_known tells whether the flow says all about the packet's receiver. That of a connection of the node that was moved to
- * another port does not: its tuple, as the wire shows it, is a pod's.
- */
+/* net_in_known tells whether the flow says all about the packet's receiver. */
 static __always_inline bool net_in_known(const struct packet *p, const struct flow *flow)
 {
-	__u32 receiver;
-
-	if (!flow || flow->flags & FLOW_TUNNEL || flow->backend)
+	if (!flow || flow->flags & FLOW_TUNNEL || flow->backend || arrive_moved(p, flow))
 		return false;
-	receiver = p->flags & PACKET_REPLY ? flow->source_endpoint : flow->destination_endpoint;
-	return receiver && (receiver != ENDPOINT_HOST || !address_set(&flow->nat_address));
+	return p->flags & PACKET_REPLY ? flow->source_endpoint : flow->destination_endpoint;
 }
 
 /* net_in_ip is the journey of an IP packet from the wire. */
@@ -113,13 +109,16 @@ static __always_inline int net_in_ip(struct __sk_buff *ctx, struct packet *p)
 			reason = icmp_follow(ctx, p, false);
 		if (reason != GO_ON || p->flags & PACKET_RELATED)
 			return reason == GO_ON ? deliver(ctx, p, &key) : reason;
+		dsr_read(ctx, p);
 		flow = flow_find(p, &key, now);
 		reason = arrive_known(p, flow);
+	} else {
+		dsr_again(ctx, p);
 	}
 	if (reason == GO_ON)
 		reason = flow_track(p, &key, flow, now);
 	if (reason == GO_ON)
-		reason = arrive_source(ctx, p, &key, flow);
+		reason = arrive_source(ctx, p, &key, flow, now);
 	return reason == GO_ON ? deliver(ctx, p, &key) : reason;
 }
 
@@ -136,82 +135,10 @@ int net_in(struct __sk_buff *ctx)
 		reason = packet_is_ip(p) ? net_in_ip(ctx, p) : announce_arp(ctx);
 	if (reason == DROP_NO_BACKEND)
 		answered = reset_answer(ctx, p, 0);
+	else if (reason == DROP_FRAG_NEEDED || reason == DROP_TTL_EXPIRED)
+		answered = icmp_answer(ctx, p, 0, reason);
 	reason = finish(ctx, p, reason);
 	return answered ? TC_ACT_REDIRECT : reason; /* the packet is lost, what it has become goes back */
-}
-
-/* net_out_own tells whether a packet carries the address under which pods are masqueraded on this device. */
-static __always_inline bool net_out_own(const struct __sk_buff *ctx, const struct packet *p)
-{
-	__u32 ifindex = ctx->ifindex;
-	struct uplink *uplink = bpf_map_lookup_elem(&uplinks, &ifindex);
-
-	return uplink && address_equal(&p->source, p->flags & PACKET_IPV4 ? &uplink->address4 : &uplink->address6);
-}
-
-/* net_out_collides tells whether the packet's tuple is that of a mapping: its replies would go to the mapping's pod. */
-static __always_inline bool net_out_collides(const struct packet *p)
-{
-	struct nat_key key = {
-		.remote = p->destination,
-		.node = p->source,
-		.remote_port = nat_by_id(p) ? 0 : p->destination_port,
-		.node_port = p->source_port,
-		.protocol = p->protocol,
-	};
-	struct nat_mapping *mapping = bpf_map_lookup_elem(&nat, &key);
-
-	return mapping && !address_equal(&mapping->pod, &p->source);
-}
-
-/* net_out_translates tells whether the node's connections may have to make room for others under its address. */
-static __always_inline bool net_out_translates(void)
-{
-	return feature_on(FEATURE_MASQUERADE) || feature_on(FEATURE_SERVICES);
-}
-
-/* net_out_judged tells whether the packet is the node's and a policy selects the node. */
-static __always_inline bool net_out_judged(struct __sk_buff *ctx, struct packet *p)
-{
-	if (!host_judged() || !host_owns(ctx, p, true))
-		return false;
-	address_find(&p->destination, &p->to);
-	return !host_overlay(p, &p->destination, &p->to);
-}
-
-/*
- * net_out_ip leaves the node's own packets alone, unless a policy selects the node, or a pod was given their tuple before: then
- * the node's connection is moved to another port, by a flow and a mapping like a pod's.
- */
-static __always_inline int net_out_ip(struct __sk_buff *ctx, struct packet *p)
-{
-	__u64 now = flow_now();
-	struct flow_key key;
-	struct flow *flow;
-	bool judged, moved;
-	int reason = GO_ON;
-
-	if (packet_multicast(p) || nd_message(p))
-		return REASON_PASSED;
-	judged = net_out_judged(ctx, p);
-	if (!judged && (p->flags & PACKET_ICMP_ERROR || !net_out_translates() || !net_out_own(ctx, p)))
-		return REASON_PASSED;
-	if (packet_is_fragment(p))
-		reason = fragment_follow(ctx, p);
-	if (reason != GO_ON)
-		return reason;
-	flow = p->flags & PACKET_ICMP_ERROR ? NULL : flow_find(p, &key, now);
-	if (flow && flow->backend) /* from a service's port: its client knows the service there, and no process */
-		return judged ? DROP_UNKNOWN_SOURCE : REASON_PASSED;
-	moved = !flow && net_out_translates() && !(p->flags & PACKET_ICMP_ERROR) && net_out_collides(p);
-	if (!flow && !judged && !moved)
-		return REASON_PASSED;
-	reason = judged ? host_track(ctx, p, &key, flow, now, true) : flow_track(p, &key, flow, now);
-	if (reason == GO_ON && moved)
-		reason = nat_open(ctx, p, &key, ctx->ifindex);
-	if (reason == GO_ON)
-		reason = deliver_rename(ctx, p);
-	return reason == GO_ON ? REASON_PASSED : reason;
 }
 
 SEC("tc")
@@ -220,14 +147,14 @@ int net_out(struct __sk_buff *ctx)
 	struct packet *p;
 	int reason;
 
-	if (ctx->mark == MARK_FORWARDED || (!net_out_translates() && !host_judged()))
+	if (ctx->mark == MARK_FORWARDED || (!host_translated() && !host_judged()))
 		return finish_marked(ctx, HOOK_NET_OUT);
 	p = packet_begin(HOOK_NET_OUT);
 	if (!p)
 		return TC_ACT_SHOT;
 	reason = packet_parse(ctx, p);
 	if (reason == GO_ON && packet_is_ip(p))
-		reason = net_out_ip(ctx, p);
+		reason = packet_multicast(p) || nd_message(p) ? REASON_PASSED : host_leave(ctx, p, ctx->ifindex);
 	else if (reason != DROP_MAPPED_ADDRESS)
 		reason = REASON_PASSED; /* not ours to judge */
 	return finish(ctx, p, reason);

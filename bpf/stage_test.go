@@ -442,8 +442,16 @@ func eventText(e Event) string {
 	return text
 }
 
-// age: every flow expires, as if its time had come.
-func (s *stage) age(string) (string, error) {
+// age [SECONDS]: every flow has so many seconds less to live; without a number its time has come.
+func (s *stage) age(text string) (string, error) {
+	seconds := uint64(1 << 32)
+	if text != "" {
+		n, err := strconv.ParseUint(text, 10, 32)
+		if err != nil {
+			return "", err
+		}
+		seconds = n
+	}
 	var keys []FlowKey
 	var key FlowKey
 	var flow Flow
@@ -454,7 +462,7 @@ func (s *stage) age(string) (string, error) {
 		if err := s.maps["flows"].Lookup(key, &flow); err != nil {
 			return "", err
 		}
-		flow.Expires = 1
+		flow.Expires = max(flow.Expires, seconds*1e9+1) - seconds*1e9
 		if err := s.maps["flows"].Update(key, flow, ebpf.UpdateExist); err != nil {
 			return "", err
 		}

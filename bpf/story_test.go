@@ -48,7 +48,11 @@ func tellStory(t *testing.T, file string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newStage(t)
+	config := testConfig()
+	if strings.HasPrefix(filepath.Base(file), "dsr") {
+		config.Features |= FeatureDSR
+	}
+	s := newStageOf(t, config, nil)
 	for i, section := range archive.Files {
 		var out strings.Builder
 		for line := range strings.Lines(string(section.Data)) {

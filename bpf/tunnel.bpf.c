@@ -12,6 +12,7 @@
 #include "lib/arrive.h"
 #include "lib/conntrack.h"
 #include "lib/deliver.h"
+#include "lib/dsr.h"
 #include "lib/finish.h"
 #include "lib/fragment.h"
 #include "lib/host.h"
@@ -57,7 +58,25 @@ __noinline int tunnel_in_source(struct __sk_buff *ctx, struct packet *p, __u32 i
 	address_find(&outer, &sender);
 	if (!(sender.flags & ADDRESS_REMOTE_NODE))
 		return DROP_UNKNOWN_NODE;
+	if (dsr_client(p))
+		return GO_ON; /* tunnel_in_client looks closer */
 	return p->from.flags & ADDRESS_UNKNOWN ? DROP_UNKNOWN_SOURCE : DROP_SPOOFED_SOURCE;
+}
+
+/*
+ * tunnel_in_client lets pass what another node sends on in a client's name: packets to a pod that say which service was asked, later ones of
+ * TCP's flows, and errors, which have to be about a flow.
+ */
+static __always_inline int tunnel_in_client(struct __sk_buff *ctx, struct packet *p, const struct flow *flow)
+{
+	bool known = flow && flow->hook == HOOK_TUNNEL_IN && address_set(&flow->service) && !flow->backend && !(p->flags & PACKET_REPLY);
+
+	if (flow && (!known || p->protocol == IPPROTO_TCP))
+		return known ? GO_ON : DROP_SPOOFED_SOURCE;
+	address_find(&p->destination, &p->to);
+	if (!(p->to.flags & ADDRESS_LOCAL_POD))
+		return DROP_SPOOFED_SOURCE;
+	return p->flags & PACKET_ICMP_ERROR || dsr_read(ctx, p) ? GO_ON : DROP_SPOOFED_SOURCE;
 }
 
 /* tunnel_in_destination finds whom a packet is for: a pod, the node, or whoever is behind its address. */
@@ -91,6 +110,8 @@ static __always_inline int tunnel_in_ip(struct __sk_buff *ctx, struct packet *p)
 
 	flow = p->flags & (PACKET_ICMP_ERROR | PACKET_LATER_FRAGMENT) ? NULL : flow_find(p, &key, now);
 	reason = tunnel_in_source(ctx, p, flow ? flow->node : 0);
+	if (reason == GO_ON && dsr_client(p))
+		reason = tunnel_in_client(ctx, p, flow);
 	if (reason != GO_ON)
 		return reason;
 	if (packet_multicast(p))
@@ -99,8 +120,8 @@ static __always_inline int tunnel_in_ip(struct __sk_buff *ctx, struct packet *p)
 		reason = fragment_follow(ctx, p);
 	if (reason != GO_ON)
 		return reason;
-	if (!flow || flow->backend) {
-		reason = tunnel_in_destination(ctx, p, &key, flow, now);
+	if (!flow || flow->backend || arrive_moved(p, flow)) {
+		reason = tunnel_in_destination(ctx, p, &key, flow && flow->backend ? flow : NULL, now);
 		if (reason == REASON_TO_STACK && host_judged())
 			return tunnel_in_host(ctx, p, &key, now);
 		if (reason == GO_ON)
@@ -115,7 +136,7 @@ static __always_inline int tunnel_in_ip(struct __sk_buff *ctx, struct packet *p)
 	if (reason == GO_ON)
 		reason = flow_track(p, &key, flow, now);
 	if (reason == GO_ON)
-		reason = arrive_source(ctx, p, &key, flow);
+		reason = arrive_source(ctx, p, &key, flow, now);
 	return reason == GO_ON ? deliver(ctx, p, &key) : reason;
 }
 
@@ -149,24 +170,6 @@ static __always_inline int tunnel_source_set(struct __sk_buff *ctx)
 	return GO_ON;
 }
 
-/* tunnel_out_host judges what the node itself sends, while a policy selects it. */
-static __always_inline int tunnel_out_host(struct __sk_buff *ctx, struct packet *p)
-{
-	__u64 now = flow_now();
-	struct flow_key key;
-	struct flow *flow;
-	int reason = GO_ON;
-
-	if (!host_judged() || !host_owns(ctx, p, true))
-		return GO_ON;
-	if (packet_is_fragment(p))
-		reason = fragment_follow(ctx, p);
-	if (reason != GO_ON)
-		return reason;
-	flow = p->flags & PACKET_ICMP_ERROR ? NULL : flow_find(p, &key, now);
-	return host_track(ctx, p, &key, flow, now, true);
-}
-
 /* tunnel_out_ip finds the node of a packet's destination and names it in the outer header. */
 static __always_inline int tunnel_out_ip(struct __sk_buff *ctx, struct packet *p)
 {
@@ -181,8 +184,8 @@ static __always_inline int tunnel_out_ip(struct __sk_buff *ctx, struct packet *p
 	node = bpf_map_lookup_elem(&nodes, &p->to.node);
 	if (!node || !address_set(&node->tunnel))
 		return DROP_UNKNOWN_NODE;
-	reason = tunnel_out_host(ctx, p);
-	if (reason == GO_ON)
+	reason = host_leave(ctx, p, config.uplink_ifindex);
+	if (reason == REASON_PASSED)
 		reason = tunnel_source_set(ctx);
 	if (reason == GO_ON)
 		reason = tunnel_key_set(ctx, &node->tunnel);

@@ -48,11 +48,12 @@ const (
 	FeatureFlowRecords Feature = 8 // events for connections, not only for drops
 	FeatureIPv4        Feature = 16
 	FeatureIPv6        Feature = 32
+	FeatureDSR         Feature = 64 // backends' nodes answer clients outside the cluster themselves
 )
 
 // String names the bits that are set, joined by |.
 func (v Feature) String() string {
-	return joinFlags(uint32(v), []string{"tunnel", "masquerade", "services", "flow-records", "ipv4", "ipv6"}, []uint32{1, 2, 4, 8, 16, 32})
+	return joinFlags(uint32(v), []string{"tunnel", "masquerade", "services", "flow-records", "ipv4", "ipv6", "dsr"}, []uint32{1, 2, 4, 8, 16, 32, 64})
 }
 
 // Entry is enum entry of the datapath.
@@ -681,13 +682,14 @@ type Lifetime uint32
 
 // The values of Lifetime.
 const (
-	LifetimeSyn         Lifetime = 30    // TCP, no reply yet
-	LifetimeNew         Lifetime = 60    // other protocols without ports, no reply yet
-	LifetimeDatagramNew Lifetime = 30    // UDP, no reply yet
-	LifetimeDatagram    Lifetime = 120   // UDP and others, answered
-	LifetimeTCP         Lifetime = 28800 // TCP, answered: 8 hours
-	LifetimeClosing     Lifetime = 3600  // TCP, one side has sent FIN: half-closed connections may go on for long
-	LifetimeClosed      Lifetime = 10    // TCP, RST or FIN from both sides: room for late segments
+	LifetimeSyn           Lifetime = 30    // TCP, no reply yet
+	LifetimeNew           Lifetime = 60    // other protocols without ports, no reply yet
+	LifetimeDatagramNew   Lifetime = 30    // UDP, no reply yet
+	LifetimeDatagram      Lifetime = 120   // UDP and others, answered
+	LifetimeTCP           Lifetime = 28800 // TCP, answered: 8 hours
+	LifetimeClosing       Lifetime = 3600  // TCP, one side has sent FIN: half-closed connections may go on for long
+	LifetimeClosingUnseen Lifetime = 60    // the same where only that side is seen: as a rule the other has sent FIN, too (dsr.h)
+	LifetimeClosed        Lifetime = 10    // TCP, RST or FIN from both sides: room for late segments
 )
 
 // Mark is enum mark of the datapath.

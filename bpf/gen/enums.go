@@ -122,7 +122,7 @@ func writeDrops(decls []declaration) []byte {
 
 // initialisms are words that Go spells in its own way.
 var initialisms = map[string]string{
-	"id": "ID", "nat": "NAT", "mac": "MAC", "mtu": "MTU", "vni": "VNI", "tcp": "TCP", "udp": "UDP", "icmp": "ICMP", "ttl": "TTL",
+	"id": "ID", "nat": "NAT", "mac": "MAC", "mtu": "MTU", "vni": "VNI", "dsr": "DSR", "tcp": "TCP", "udp": "UDP", "icmp": "ICMP", "ttl": "TTL",
 	"ipv4": "IPv4", "ipv6": "IPv6", "ifindex": "IfIndex", "cap": "Cap", "api": "API", "apiserver": "APIServer",
 }
 

@@ -7,12 +7,14 @@
  *   (to the stack)     the node itself
  *
  * A backend of this node sees the true client. Any other is reached under the node's address (arrive_source), since its
- * answers have to come back through here. They are renamed twice, from one flow: its key is (client, backend).
+ * answers have to come back through here, unless its node is told to answer itself (dsr.h). They are renamed twice, from one flow: its key
+ * is (client, backend).
  *
  * Between nodes' own addresses traffic stays on the wire, also where pods' goes by tunnel.
  */
 #pragma once
 
+#include "dsr.h"
 #include "icmp.h"
 #include "nat.h"
 #include "service.h"
@@ -38,18 +40,36 @@ static __always_inline int arrive_destination(struct __sk_buff *ctx, struct pack
 	return GO_ON;
 }
 
+/*
+ * arrive_moved tells the flow of a connection of the node that was moved to another port (host_leave): what arrives for its tuple
+ * is not the node's, but of whoever has the tuple by a mapping.
+ */
+static __always_inline bool arrive_moved(const struct packet *p, const struct flow *flow)
+{
+	__u32 receiver = p->flags & PACKET_REPLY ? flow->source_endpoint : flow->destination_endpoint;
+
+	return receiver == ENDPOINT_HOST && address_set(&flow->nat_address);
+}
+
 /* arrive_known refuses what a mapping sends on without a flow: to nobody but a pod of this node, or the node itself. */
 static __always_inline int arrive_known(const struct packet *p, const struct flow *flow)
 {
-	/* a mapping of an address of the node is one that net_out moved to another port */
+	/* a mapping of an address of the node is one that host_leave moved to another port */
 	return flow || p->service_port || p->to.flags & (ADDRESS_LOCAL_POD | ADDRESS_HOST) ? GO_ON : DROP_UNKNOWN_DESTINATION;
 }
 
-/* arrive_source gives a packet to a backend elsewhere the node's address; later ones of the flow find it there. */
+/*
+ * arrive_source gives a packet to a backend elsewhere the node's address, if that node is not to answer the client itself; later ones of
+ * the flow find it there.
+ */
 static __always_inline int arrive_source(struct __sk_buff *ctx, struct packet *p, const struct flow_key *key,
-					 const struct flow *flow)
+					 struct flow *flow, __u64 now)
 {
-	if (flow || !p->service_port || p->to.flags & (ADDRESS_LOCAL_POD | ADDRESS_HOST))
+	if (!p->service_port || p->to.flags & (ADDRESS_LOCAL_POD | ADDRESS_HOST))
 		return GO_ON;
-	return nat_open(ctx, p, key, config.uplink_ifindex);
+	if (dsr_applies(p)) {
+		dsr_send(p, flow, now);
+		return GO_ON;
+	}
+	return flow ? GO_ON : nat_open(ctx, p, key, config.uplink_ifindex);
 }

@@ -528,6 +528,19 @@ static __always_inline void flow_destination(struct packet *p, const struct flow
 	address_find(&p->destination, &p->to);
 }
 
+/*
+ * flow_rename keeps the name by which a client knows the other end: that which it asked for last, since a socket may ask one
+ * backend by several services, or have the port of a socket that did. A connection has one name for life.
+ */
+static __always_inline void flow_rename(const struct packet *p, struct flow *flow)
+{
+	if (p->protocol != IPPROTO_UDP ||
+	    (flow->service_port == p->service_port && address_equal(&flow->service, &p->service)))
+		return;
+	flow->service = p->service;
+	flow->service_port = p->service_port;
+}
+
 /* flow_pass takes a packet of a known flow: verdict, counters, and the name its source goes by from here. */
 static __always_inline int flow_pass(struct packet *p, struct flow_key *key, struct flow *flow, __u64 now)
 {
@@ -550,6 +563,7 @@ static __always_inline int flow_pass(struct packet *p, struct flow_key *key, str
 		p->alias = flow->service;
 		p->alias_port = flow->service_port;
 	} else {
+		flow_rename(p, flow);
 		p->alias = flow->nat_address;
 		p->alias_port = flow->nat_port;
 	}

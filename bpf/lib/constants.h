@@ -41,6 +41,7 @@ enum feature {
 	FEATURE_FLOW_RECORDS = 8,   /* events for connections, not only for drops */
 	FEATURE_IPV4 = 16,
 	FEATURE_IPV6 = 32,
+	FEATURE_DSR = 64,           /* backends' nodes answer clients outside the cluster themselves */
 };
 
 /* Indexes of the prog array `entries`: the only program references shared between datapath versions. */
@@ -213,6 +214,7 @@ enum lifetime {
 	LIFETIME_DATAGRAM = 120,    /* UDP and others, answered */
 	LIFETIME_TCP = 28800,       /* TCP, answered: 8 hours */
 	LIFETIME_CLOSING = 3600,    /* TCP, one side has sent FIN: half-closed connections may go on for long */
+	LIFETIME_CLOSING_UNSEEN = 60, /* the same where only that side is seen: as a rule the other has sent FIN, too (dsr.h) */
 	LIFETIME_CLOSED = 10,       /* TCP, RST or FIN from both sides: room for late segments */
 };
 

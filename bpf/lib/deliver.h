@@ -11,6 +11,7 @@
 #pragma once
 
 #include "address.h"
+#include "dsr.h"
 #include "mtu.h"
 #include "nat.h"
 #include "packet.h"
@@ -62,7 +63,9 @@ static __always_inline int deliver_prepare(struct __sk_buff *ctx, struct packet 
 	if (reason != GO_ON)
 		return reason;
 	reason = deliver_rename(ctx, p);
-	return reason == GO_ON ? deliver_hop(ctx, p) : reason;
+	if (reason == GO_ON)
+		reason = deliver_hop(ctx, p);
+	return reason == GO_ON && feature_on(FEATURE_DSR) && p->option ? dsr_write(ctx, p) : reason;
 }
 
 /* deliver_local hands a packet to a pod of this node, past the host's stack and the pod's own to_pod. */
@@ -85,6 +88,26 @@ static __always_inline int deliver_local(struct __sk_buff *ctx, struct packet *p
 	if (ctx->pkt_type != 0 /* PACKET_HOST */)
 		bpf_skb_change_type(ctx, 0);
 	return bpf_redirect_peer(endpoint->ifindex, 0) == TC_ACT_REDIRECT ? REASON_FORWARDED : DROP_NO_ROUTE;
+}
+
+/* deliver_back sends an answer where the packet came from: into a pod (endpoint not NULL), or back to the wire. */
+static __always_inline int deliver_back(struct __sk_buff *ctx, const struct endpoint *endpoint)
+{
+	struct ethhdr *ethernet = (void *)(long)ctx->data;
+	__u8 sender[ETH_ALEN];
+
+	if ((void *)(ethernet + 1) > (void *)(long)ctx->data_end)
+		return 0;
+	if (endpoint) {
+		__builtin_memcpy(ethernet->h_dest, endpoint->pod_mac, ETH_ALEN);
+		__builtin_memcpy(ethernet->h_source, endpoint->host_mac, ETH_ALEN);
+		return bpf_redirect_peer(endpoint->ifindex, 0) == TC_ACT_REDIRECT;
+	}
+	__builtin_memcpy(sender, ethernet->h_source, ETH_ALEN);
+	__builtin_memcpy(ethernet->h_source, ethernet->h_dest, ETH_ALEN);
+	__builtin_memcpy(ethernet->h_dest, sender, ETH_ALEN);
+	ctx->mark = MARK_FORWARDED;
+	return bpf_redirect(ctx->ifindex, 0) == TC_ACT_REDIRECT;
 }
 
 /* tunnel_key_set writes the outer header's addresses. */
@@ -157,7 +180,7 @@ __noinline int deliver_lookup(struct __sk_buff *ctx, struct packet *p, struct bp
 	}
 	result = bpf_fib_lookup(ctx, &route, sizeof(route), 0);
 	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED) {
-		p->mtu = route.mtu_result;
+		p->mtu = route.mtu_result - p->option;
 		return DROP_FRAG_NEEDED;
 	}
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
@@ -168,10 +191,11 @@ __noinline int deliver_lookup(struct __sk_buff *ctx, struct packet *p, struct bp
 	return GO_ON;
 }
 
-/* deliver_masqueraded tells whether the packet leaves the cluster under the node's address. */
+/* deliver_masqueraded tells whether the packet leaves the cluster under the node's address. An answer goes by the name that was asked. */
 static __always_inline bool deliver_masqueraded(const struct packet *p)
 {
-	return feature_on(FEATURE_MASQUERADE) && !(p->to.flags & (ADDRESS_CLUSTER | ADDRESS_NO_MASQUERADE));
+	return feature_on(FEATURE_MASQUERADE) && !(p->to.flags & (ADDRESS_CLUSTER | ADDRESS_NO_MASQUERADE)) &&
+	       !(p->flags & PACKET_REPLY);
 }
 
 /* deliver_route sends a packet by the kernel's routes. */

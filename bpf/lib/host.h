@@ -8,6 +8,7 @@
  *   host_overlay   the overlay's own packets between nodes, which are never judged (RULE_OVERLAY)
  *   host_port      a client of a node port, whose packets are a pod's by the time that they have a flow
  *   host_track     the flow of the node's packet; of one that has none, who spoke first
+ *   host_leave     what the node's stack sends off the node, judged or not
  *
  * Connections that are older than the policy have no flow. Which end opened them is asked of the node's sockets, so that the
  * program of the right direction judges them, and so that nobody gets in by calling his packet an answer.
@@ -15,6 +16,8 @@
 #pragma once
 
 #include "conntrack.h"
+#include "deliver.h"
+#include "fragment.h"
 #include "icmp.h"
 #include "nat.h"
 #include "packet.h"
@@ -196,4 +199,77 @@ static __always_inline int host_track(struct __sk_buff *ctx, struct packet *p, s
 	if (!flow && host_answers(ctx, p, sent))
 		p->flags |= PACKET_REPLY;
 	return flow_track(p, key, flow, now);
+}
+
+/* host_translated tells whether the node's connections may be a service's, or have to make room for others under its address. */
+static __always_inline bool host_translated(void)
+{
+	return feature_on(FEATURE_MASQUERADE) || feature_on(FEATURE_SERVICES);
+}
+
+/* host_named tells whether a packet bears an address of the node. */
+static __always_inline bool host_named(const struct packet *p)
+{
+	union address source = p->source;
+	struct peer_info *who = bpf_map_lookup_elem(&addresses, &source);
+
+	return who && who->flags & ADDRESS_HOST;
+}
+
+/* host_collides tells whether the packet's tuple is that of a mapping: its replies would go to whose that is. */
+static __always_inline bool host_collides(const struct packet *p)
+{
+	struct nat_key key = {
+		.remote = p->destination,
+		.node = p->source,
+		.remote_port = nat_by_id(p) ? 0 : p->destination_port,
+		.node_port = p->source_port,
+		.protocol = p->protocol,
+	};
+	struct nat_mapping *mapping = bpf_map_lookup_elem(&nat, &key);
+
+	return mapping && (mapping->pod_port != p->source_port || !address_equal(&mapping->pod, &p->source));
+}
+
+/* host_sends tells whether the packet is the node's and a policy selects the node. */
+static __always_inline bool host_sends(struct __sk_buff *ctx, struct packet *p)
+{
+	if (!host_judged() || !host_owns(ctx, p, true))
+		return false;
+	if (!p->to.flags && !p->to.peer)
+		address_find(&p->destination, &p->to);
+	return !host_overlay(p, &p->destination, &p->to);
+}
+
+/*
+ * host_leave is the journey of what the node's stack sends, by wire or by tunnel. It is left alone, unless a policy selects the
+ * node, or it answers for a service, or somebody was given its tuple before: then the node's connection is moved to another port, by
+ * a flow and a mapping like a pod's. uplink: the device under whose address that is.
+ */
+static __always_inline int host_leave(struct __sk_buff *ctx, struct packet *p, __u32 uplink)
+{
+	bool judged = host_sends(ctx, p), error = p->flags & PACKET_ICMP_ERROR, moved;
+	__u64 now = flow_now();
+	struct flow_key key;
+	struct flow *flow;
+	int reason = GO_ON;
+
+	if (!judged && (error || !host_translated() || !host_named(p)))
+		return REASON_PASSED;
+	if (packet_is_fragment(p))
+		reason = fragment_follow(ctx, p);
+	if (reason != GO_ON)
+		return reason;
+	flow = error ? NULL : flow_find(p, &key, now);
+	if (flow && flow->backend) /* from a service's port: its client knows the service there, and no process */
+		return judged ? DROP_UNKNOWN_SOURCE : REASON_PASSED;
+	moved = !flow && host_translated() && !error && host_collides(p);
+	if (!flow && !judged && !moved)
+		return REASON_PASSED;
+	reason = judged ? host_track(ctx, p, &key, flow, now, true) : flow_track(p, &key, flow, now);
+	if (reason == GO_ON && moved)
+		reason = nat_open(ctx, p, &key, uplink);
+	if (reason == GO_ON)
+		reason = deliver_rename(ctx, p);
+	return reason == GO_ON ? REASON_PASSED : reason;
 }

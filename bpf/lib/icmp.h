@@ -244,7 +244,7 @@ static __always_inline int icmp_answer_ipv4(struct __sk_buff *ctx, const struct 
 	answer.ip.ttl = 64;
 	answer.ip.protocol = IPPROTO_ICMP;
 	answer.ip.tot_len = bpf_htons(sizeof(answer) + sizeof(quote));
-	answer.ip.saddr = config.router4.word[3];
+	answer.ip.saddr = p->hook == HOOK_FROM_POD ? config.router4.word[3] : p->destination.word[3];
 	answer.ip.daddr = p->source.word[3];
 	answer.ip.check = icmp_fold(bpf_csum_diff(NULL, 0, (__be32 *)&answer.ip, sizeof(answer.ip), 0));
 	answer.icmp.type = too_big ? ICMP_DEST_UNREACH : ICMP_TIME_EXCEEDED;
@@ -261,7 +261,7 @@ static __always_inline int icmp_answer_ipv6(struct __sk_buff *ctx, const struct 
 	__u8 quote[sizeof(struct ipv6hdr) + ICMP_QUOTE] = {};
 	struct icmp_answer6 answer = {};
 	__be32 rest[2] = {bpf_htonl(sizeof(answer.icmp) + sizeof(quote)), bpf_htonl(IPPROTO_ICMPV6)};
-	union address router = config.router6;
+	union address router = p->hook == HOOK_FROM_POD ? config.router6 : p->destination;
 	__s64 sum;
 
 	if (bpf_skb_change_tail(ctx, ETH_HLEN + sizeof(quote), 0) ||
@@ -286,16 +286,16 @@ static __always_inline int icmp_answer_ipv6(struct __sk_buff *ctx, const struct 
 
 /*
  * icmp_answer tells a pod why its packet ended: too large, or too many hops. The packet becomes the answer; what was
- * translated in it is put back first. An error is never answered with an error (RFC 1122 3.2.2).
+ * translated in it is put back first. From the wire (endpoint 0) the client of a service is answered, in the service's name. An error is never
+ * answered with an error (RFC 1122 3.2.2).
  */
 __noinline int icmp_answer(struct __sk_buff *ctx, struct packet *p, __u32 endpoint_index, int reason)
 {
-	struct endpoint *endpoint = endpoint_at(endpoint_index);
-	struct ethhdr *ethernet;
+	struct endpoint *endpoint = endpoint_index ? endpoint_at(endpoint_index) : NULL;
 	union address service;
 	int made;
 
-	if (!p || !endpoint || p->flags & (PACKET_ICMP_ERROR | PACKET_LATER_FRAGMENT) ||
+	if (!p || (endpoint_index ? !endpoint : !p->service_port) || p->flags & (PACKET_ICMP_ERROR | PACKET_LATER_FRAGMENT) ||
 	    p->length < sizeof(struct ipv6hdr) + ICMP_QUOTE)
 		return 0;
 	service = p->service;
@@ -303,10 +303,5 @@ __noinline int icmp_answer(struct __sk_buff *ctx, struct packet *p, __u32 endpoi
 		return 0;
 	made = p->flags & PACKET_IPV4 ? icmp_answer_ipv4(ctx, p, reason == DROP_FRAG_NEEDED) :
 					icmp_answer_ipv6(ctx, p, reason == DROP_FRAG_NEEDED);
-	ethernet = (void *)(long)ctx->data;
-	if (made != GO_ON || (void *)(ethernet + 1) > (void *)(long)ctx->data_end)
-		return 0;
-	__builtin_memcpy(ethernet->h_dest, endpoint->pod_mac, ETH_ALEN);
-	__builtin_memcpy(ethernet->h_source, endpoint->host_mac, ETH_ALEN);
-	return bpf_redirect_peer(endpoint->ifindex, 0) == TC_ACT_REDIRECT;
+	return made == GO_ON && deliver_back(ctx, endpoint);
 }

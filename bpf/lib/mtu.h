@@ -11,7 +11,7 @@ static __always_inline __u32 mtu_size(const struct __sk_buff *ctx, const struct 
 {
 	__u32 headers = p->transport - ETH_HLEN + p->transport_length;
 
-	return ctx->gso_size ? ctx->gso_size + headers : p->length;
+	return (ctx->gso_size ? ctx->gso_size + headers : p->length) + p->option;
 }
 
 /* mtu_check ends the journey of what is too large, and notes the size that would have been right. */
@@ -19,6 +19,6 @@ static __always_inline int mtu_check(const struct __sk_buff *ctx, struct packet 
 {
 	if (!mtu || mtu_size(ctx, p) <= mtu)
 		return GO_ON;
-	p->mtu = mtu;
+	p->mtu = mtu - p->option;
 	return DROP_FRAG_NEEDED;
 }

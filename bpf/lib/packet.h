@@ -63,6 +63,7 @@ struct packet {
 	__u8 staged_egress_action;
 	__u8 staged_ingress_action;
 	__u8 transport_length;      /* bytes of the transport header, options included */
+	__u8 option;                /* bytes that the packet will grow by before it leaves (dsr.h) */
 };
 
 /* 0 -> the packet in hand; private to each version of the datapath, one per CPU: programs of a CPU do not interrupt each other. */

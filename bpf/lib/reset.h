@@ -102,26 +102,6 @@ static __always_inline int reset_write6(struct __sk_buff *ctx, const struct pack
 	       bpf_skb_store_bytes(ctx, ETH_HLEN, &answer, sizeof(answer), BPF_F_RECOMPUTE_CSUM);
 }
 
-/* reset_back sends the answer where the packet came from: into a pod (endpoint not NULL), or back to the wire. */
-static __always_inline int reset_back(struct __sk_buff *ctx, const struct endpoint *endpoint)
-{
-	struct ethhdr *ethernet = (void *)(long)ctx->data;
-	__u8 sender[ETH_ALEN];
-
-	if ((void *)(ethernet + 1) > (void *)(long)ctx->data_end)
-		return 0;
-	if (endpoint) {
-		__builtin_memcpy(ethernet->h_dest, endpoint->pod_mac, ETH_ALEN);
-		__builtin_memcpy(ethernet->h_source, endpoint->host_mac, ETH_ALEN);
-		return bpf_redirect_peer(endpoint->ifindex, 0) == TC_ACT_REDIRECT;
-	}
-	__builtin_memcpy(sender, ethernet->h_source, ETH_ALEN);
-	__builtin_memcpy(ethernet->h_source, ethernet->h_dest, ETH_ALEN);
-	__builtin_memcpy(ethernet->h_dest, sender, ETH_ALEN);
-	ctx->mark = MARK_FORWARDED;
-	return bpf_redirect(ctx->ifindex, 0) == TC_ACT_REDIRECT;
-}
-
 /*
  * reset_answer turns a packet into a reset about itself. From the wire (endpoint 0) only a connection that was there is
  * answered: a node without backends keeps silent, so that clients do not take it for the service. It returns whether it did.
@@ -142,5 +122,5 @@ __noinline int reset_answer(struct __sk_buff *ctx, struct packet *p, __u32 endpo
 		return 0; /* options or extension headers: not worth the case */
 	offloaded = reset_offloaded(ctx, transport + 16);
 	failed = p->flags & PACKET_IPV4 ? reset_write4(ctx, p, &asked, offloaded) : reset_write6(ctx, p, &asked, offloaded);
-	return failed ? 0 : reset_back(ctx, endpoint);
+	return failed ? 0 : deliver_back(ctx, endpoint);
 }

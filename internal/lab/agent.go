@@ -36,6 +36,7 @@ type agentConfig struct {
 	RunDir      string            `json:"run_dir"`
 	StateDir    string            `json:"state_dir"`
 	Masquerade  bool              `json:"masquerade"`
+	LBMode      string            `json:"lb_mode,omitempty"`
 	FlowRecords bool              `json:"flow_records"`
 	MapSizes    map[string]uint32 `json:"map_sizes,omitempty"`
 }
@@ -57,6 +58,7 @@ func (l *Lab) agentConfig(node string) agentConfig {
 		RunDir:      l.state(node),
 		StateDir:    l.state(node, "state"),
 		Masquerade:  true,
+		LBMode:      l.LBMode,
 		FlowRecords: !l.NoFlowRecords,
 		MapSizes:    l.MapSizes,
 	}

@@ -43,6 +43,8 @@ type Config struct {
 	NoFlowRecords bool `json:"no_flow_records"`
 	// MapSizes overrides sizes of the agents' BPF maps, by name.
 	MapSizes map[string]uint32 `json:"map_sizes,omitempty"`
+	// LBMode is the agents' lb_mode, snat or dsr. Default: theirs.
+	LBMode string `json:"lb_mode,omitempty"`
 	// Progress is told each step in a few words. Default: nobody is.
 	Progress func(string) `json:"-"`
 }

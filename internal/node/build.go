@@ -287,6 +287,7 @@ func (a *Agent) nodeConfig() bpf.NodeConfig {
 	}
 	for feature, on := range map[bpf.Feature]bool{
 		bpf.FeatureTunnel: a.overlay != 0, bpf.FeatureMasquerade: a.config.Masquerade, bpf.FeatureFlowRecords: a.config.FlowRecords,
+		bpf.FeatureDSR: a.config.LBMode == LBModeDSR,
 	} {
 		if on {
 			config.Features |= feature

@@ -22,6 +22,15 @@ const (
 	ModeVXLAN  Mode = "vxlan"  // through the overlay device
 )
 
+// LBMode says which way a backend of another node answers a client outside the cluster.
+type LBMode string
+
+// The ways.
+const (
+	LBModeSNAT LBMode = "snat" // through this node, under whose address it was asked
+	LBModeDSR  LBMode = "dsr"  // straight from its own node, in the service's name
+)
+
 // Config is the agent's configuration, a JSON file. The zero value of a field is its default unless it says
 // "required".
 type Config struct {
@@ -53,7 +62,8 @@ type Config struct {
 	Masquerade bool `json:"masquerade,omitempty"`
 	// NoMasquerade are destinations outside the cluster that keep the pod's address.
 	NoMasquerade []netip.Prefix `json:"no_masquerade,omitempty"`
-	// NodePortAddresses are prefixes of this node's addresses at which node ports answer. Default: all its addresses.
+	// NodePortAddresses are prefixes of those of this node's addresses at which node ports answer: of the uplink's first of each
+	// family and the pods' gateways. Default: all of these.
 	NodePortAddresses []netip.Prefix `json:"node_port_addresses,omitempty"`
 	// FlowRecords makes the datapath report connections, not only drops.
 	FlowRecords bool `json:"flow_records,omitempty"`
@@ -73,6 +83,8 @@ type Config struct {
 	// AliveLeaseSeconds is how long the cluster takes this node for alive after its last heartbeat; there are four in that time.
 	// Default: what suits the cluster's size, 40 for a few nodes.
 	AliveLeaseSeconds uint32 `json:"alive_lease_seconds,omitempty"`
+	// LBMode says how clients outside the cluster are answered by backends of other nodes: snat (default) or dsr.
+	LBMode LBMode `json:"lb_mode,omitempty"`
 	// MaglevSize is the number of slots of a Maglev table, a prime and the same on every node of the cluster: others would
 	// lead a connection elsewhere. Default 4093.
 	MaglevSize uint32 `json:"maglev_size,omitempty"`
@@ -105,6 +117,7 @@ func Load(path string) (Config, error) {
 func (c Config) withDefaults() Config {
 	setDefault(&c.Cluster, "default")
 	setDefault(&c.Mode, ModeNative)
+	setDefault(&c.LBMode, LBModeSNAT)
 	setDefault(&c.BPFRoot, "/sys/fs/bpf/tendril")
 	setDefault(&c.RunDir, "/run/tendril")
 	setDefault(&c.StateDir, "/var/lib/tendril")
@@ -140,6 +153,9 @@ func (c Config) Validate() error {
 	}
 	if c.Mode != ModeNative && c.Mode != ModeVXLAN {
 		bad("mode", "%q is neither native nor vxlan", c.Mode)
+	}
+	if c.LBMode != LBModeSNAT && c.LBMode != LBModeDSR {
+		bad("lb_mode", "%q is neither snat nor dsr", c.LBMode)
 	}
 	for field, path := range map[string]string{"bpf_root": c.BPFRoot, "run_dir": c.RunDir, "state_dir": c.StateDir} {
 		if !filepath.IsAbs(path) {

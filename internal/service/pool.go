@@ -3,6 +3,7 @@ package service
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -48,17 +49,35 @@ type Occupied struct {
 	Prefixes []netip.Prefix
 }
 
+// Allotter gives addresses to services, those of one call after another, and knows whose each address is.
+type Allotter struct {
+	pools    []Pool                // sorted by name
+	taken    map[netip.Addr]string // given: address -> whose it is
+	occupied Occupied
+	next     map[netip.Prefix]netip.Addr // below it, nothing of the prefix is free
+}
+
+// NewAllotter returns one that has given nothing yet.
+func NewAllotter(pools []Pool, occupied Occupied) *Allotter {
+	addrs := make(map[netip.Addr]string, len(occupied.Addrs))
+	maps.Copy(addrs, occupied.Addrs)
+	occupied.Addrs = addrs
+	return &Allotter{
+		pools: slices.SortedFunc(slices.Values(pools), func(x, y Pool) int { return strings.Compare(x.Name, y.Name) }),
+		taken: make(map[netip.Addr]string), occupied: occupied, next: make(map[netip.Prefix]netip.Addr),
+	}
+}
+
 // Allot gives addresses to services; answers stand in the order of the requests. It depends on what it is given and not on
 // its order: no address is given twice, what a service holds stays its own for as long as a pool that selects it has the
 // address, wishes come before those who take any, and the rest is by name: of the first pool the lowest free address.
 //
+// Where everybody has what was asked for, or nothing was released, a call for more services gives the same as one new
+// Allotter asked for all of them, who hold what they were given.
+//
 // A network's first and last address are never given: hosts of the link take them for the network itself and for everybody
 // (RFC 919; for IPv6, the first is that of any router, RFC 4291 2.6.1).
-func Allot(pools []Pool, requests []Request, occupied Occupied) []Allotment {
-	a := allotter{
-		pools: slices.SortedFunc(slices.Values(pools), func(x, y Pool) int { return strings.Compare(x.Name, y.Name) }),
-		taken: make(map[netip.Addr]string), occupied: occupied, next: make(map[netip.Prefix]netip.Addr),
-	}
+func (a *Allotter) Allot(requests []Request) []Allotment {
 	answers := make([]Allotment, len(requests))
 	order := make([]int, len(requests))
 	for i := range order {
@@ -79,10 +98,26 @@ func Allot(pools []Pool, requests []Request, occupied Occupied) []Allotment {
 		}
 	}
 	for i := range requests {
-		answers[i].finish(&a, &requests[i])
+		answers[i].finish(a, &requests[i])
 	}
 	return answers
 }
+
+// Gave says whether an address was given and not released.
+func (a *Allotter) Gave(addr netip.Addr) bool { return a.taken[addr] != "" }
+
+// Release takes back what was given.
+func (a *Allotter) Release(addr netip.Addr) {
+	delete(a.taken, addr)
+	for prefix, next := range a.next {
+		if prefix.Contains(addr) && (!next.IsValid() || addr.Less(next)) {
+			a.next[prefix] = addr
+		}
+	}
+}
+
+// Occupy notes an address that is not to be given from now on.
+func (a *Allotter) Occupy(addr netip.Addr, owner string) { a.occupied.Addrs[addr] = owner }
 
 // key names the service.
 func (r *Request) key() serviceKey { return serviceKey{r.Namespace, r.Name} }
@@ -110,7 +145,7 @@ func (a *Allotment) has(family int) bool {
 }
 
 // finish puts the grants in order and says what is missing.
-func (a *Allotment) finish(from *allotter, r *Request) {
+func (a *Allotment) finish(from *Allotter, r *Request) {
 	slices.SortFunc(a.Grants, func(x, y Grant) int {
 		return cmp.Compare(slices.Index(r.Families, familyOf(x.Addr)), slices.Index(r.Families, familyOf(y.Addr)))
 	})
@@ -125,16 +160,8 @@ func (a *Allotment) finish(from *allotter, r *Request) {
 	}
 }
 
-// allotter is the state of one Allot.
-type allotter struct {
-	pools    []Pool                // sorted by name
-	taken    map[netip.Addr]string // given by this Allot: address -> whose it is
-	occupied Occupied
-	next     map[netip.Prefix]netip.Addr // below it, nothing of the prefix is free: taken only grows once the first pass is over
-}
-
 // selecting lists the pools that select a service, sorted by name.
-func (a *allotter) selecting(r *Request) []*Pool {
+func (a *Allotter) selecting(r *Request) []*Pool {
 	var pools []*Pool
 	for i := range a.pools {
 		p := &a.pools[i]
@@ -146,7 +173,7 @@ func (a *allotter) selecting(r *Request) []*Pool {
 }
 
 // holder returns the pool, of those that select a service, that may give it an address; nil: none may.
-func (a *allotter) holder(r *Request, addr netip.Addr) *Pool {
+func (a *Allotter) holder(r *Request, addr netip.Addr) *Pool {
 	for _, p := range a.selecting(r) {
 		for _, prefix := range p.Prefixes {
 			if prefix.Contains(addr) && givable(prefix, addr) {
@@ -158,7 +185,7 @@ func (a *allotter) holder(r *Request, addr netip.Addr) *Pool {
 }
 
 // keep lets a service keep what it has.
-func (a *allotter) keep(r *Request, family int) (Grant, bool) {
+func (a *Allotter) keep(r *Request, family int) (Grant, bool) {
 	wish, wishes := r.wished(family)
 	for _, held := range r.Held {
 		if familyOf(held.Addr) != family || (wishes && held.Addr != wish) || a.taken[held.Addr] != "" {
@@ -172,7 +199,7 @@ func (a *allotter) keep(r *Request, family int) (Grant, bool) {
 }
 
 // wish gives a service the address that it wants.
-func (a *allotter) wish(r *Request, family int) (Grant, bool) {
+func (a *Allotter) wish(r *Request, family int) (Grant, bool) {
 	addr, wishes := r.wished(family)
 	if !wishes || a.owner(addr) != "" {
 		return Grant{}, false
@@ -185,7 +212,7 @@ func (a *allotter) wish(r *Request, family int) (Grant, bool) {
 }
 
 // any gives a service the next free address.
-func (a *allotter) any(r *Request, family int) (Grant, bool) {
+func (a *Allotter) any(r *Request, family int) (Grant, bool) {
 	if _, wishes := r.wished(family); wishes {
 		return Grant{}, false
 	}
@@ -203,7 +230,7 @@ func (a *allotter) any(r *Request, family int) (Grant, bool) {
 }
 
 // lowest finds the lowest free address of a prefix.
-func (a *allotter) lowest(prefix netip.Prefix) (netip.Addr, bool) {
+func (a *Allotter) lowest(prefix netip.Prefix) (netip.Addr, bool) {
 	addr, begun := a.next[prefix]
 	if !begun {
 		addr = prefix.Addr()
@@ -226,7 +253,7 @@ func (a *allotter) lowest(prefix netip.Prefix) (netip.Addr, bool) {
 }
 
 // owner says whose an address is; empty: nobody's.
-func (a *allotter) owner(addr netip.Addr) string {
+func (a *Allotter) owner(addr netip.Addr) string {
 	if owner := a.taken[addr]; owner != "" {
 		return owner
 	}
@@ -240,7 +267,7 @@ func (a *allotter) owner(addr netip.Addr) string {
 }
 
 // within returns the pods' prefix that an address lies in, an invalid one if none.
-func (a *allotter) within(addr netip.Addr) netip.Prefix {
+func (a *Allotter) within(addr netip.Addr) netip.Prefix {
 	for _, prefix := range a.occupied.Prefixes {
 		if prefix.Contains(addr) {
 			return prefix
@@ -251,7 +278,7 @@ func (a *allotter) within(addr netip.Addr) netip.Prefix {
 
 // shortfall says why a service has no address of a family. Where nobody has made a pool and nobody wishes anything, another
 // controller may give the addresses, and nothing is wrong.
-func (a *allotter) shortfall(r *Request, family int) (short table.Shortfall, is bool) {
+func (a *Allotter) shortfall(r *Request, family int) (short table.Shortfall, is bool) {
 	wish, wishes := r.wished(family)
 	var names []string
 	for _, pool := range a.selecting(r) {

@@ -177,7 +177,7 @@ func selects(pool Pool, r Request) bool {
 func TestAddressesAreGivenAsASearchOfEveryAddressWouldGiveThem(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := drawTown(t)
-		answers := Allot(w.pools, w.requests, w.occupied)
+		answers := NewAllotter(w.pools, w.occupied).Allot(w.requests)
 		got := grants(w.requests, answers)
 		if diff := cmp.Diff(allotBySearch(w), got); diff != "" {
 			t.Fatalf("grants (-search +got):\n%s", diff)
@@ -205,18 +205,18 @@ func TestAddressesAreGivenAsASearchOfEveryAddressWouldGiveThem(t *testing.T) {
 func TestAddressesDependNeitherOnOrderNorOnHowOftenTheyAreAskedFor(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := drawTown(t)
-		want := grants(w.requests, Allot(w.pools, w.requests, w.occupied))
+		want := grants(w.requests, NewAllotter(w.pools, w.occupied).Allot(w.requests))
 		source := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
 		source.Shuffle(len(w.pools), func(i, j int) { w.pools[i], w.pools[j] = w.pools[j], w.pools[i] })
 		source.Shuffle(len(w.requests), func(i, j int) { w.requests[i], w.requests[j] = w.requests[j], w.requests[i] })
-		answers := Allot(w.pools, w.requests, w.occupied)
+		answers := NewAllotter(w.pools, w.occupied).Allot(w.requests)
 		if diff := cmp.Diff(want, grants(w.requests, answers)); diff != "" {
 			t.Fatalf("in another order (-want +got):\n%s", diff)
 		}
 		for i := range w.requests {
 			w.requests[i].Held = answers[i].Grants
 		}
-		if diff := cmp.Diff(want, grants(w.requests, Allot(w.pools, w.requests, w.occupied))); diff != "" {
+		if diff := cmp.Diff(want, grants(w.requests, NewAllotter(w.pools, w.occupied).Allot(w.requests))); diff != "" {
 			t.Fatalf("asked again (-want +got):\n%s", diff)
 		}
 		if len(w.requests) == 0 {
@@ -224,11 +224,46 @@ func TestAddressesDependNeitherOnOrderNorOnHowOftenTheyAreAskedFor(t *testing.T)
 		}
 		// Who stays keeps what he has when another goes.
 		staying := grants(w.requests[1:], answers[1:])
-		after := grants(w.requests[1:], Allot(w.pools, w.requests[1:], w.occupied))
+		after := grants(w.requests[1:], NewAllotter(w.pools, w.occupied).Allot(w.requests[1:]))
 		for _, line := range staying {
 			if !slices.Contains(after, line) {
 				t.Fatalf("%s went: %v lost %s", w.requests[0].key(), after, line)
 			}
+		}
+	})
+}
+
+// lacks says whether a request is short of an address, whether or not that is worth a word.
+func lacks(r Request, answer Allotment) bool { return len(answer.Grants) < len(r.Families) }
+
+func TestOneAfterAnotherServicesAreGivenWhatTheyWouldHaveBeenGivenTogether(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := drawTown(t)
+		first := rapid.IntRange(0, len(w.requests)).Draw(t, "first")
+		allotter := NewAllotter(w.pools, w.occupied)
+		answers := allotter.Allot(w.requests[:first])
+		short := false
+		for i := range answers {
+			short = short || lacks(w.requests[i], answers[i])
+			w.requests[i].Held = answers[i].Grants
+		}
+		for i := first; i < len(w.requests); i++ {
+			w.requests[i].Held = nil
+		}
+		// Where nobody is short, one of those who have may come again with another wish, too.
+		again := w.requests[first:]
+		if first > 0 && !short {
+			again = w.requests[first-1:]
+			again[0].Wishes = addrs(rapid.SampledFrom([]string{"192.0.2.1", "192.0.2.6", "2001:db8::1"}).Draw(t, "wish"))
+			for _, g := range again[0].Held {
+				allotter.Release(g.Addr)
+			}
+			answers = answers[:first-1]
+		}
+		answers = append(answers, allotter.Allot(again)...)
+		want := grants(w.requests, NewAllotter(w.pools, w.occupied).Allot(w.requests))
+		if diff := cmp.Diff(want, grants(w.requests, answers)); diff != "" {
+			t.Fatalf("grants (-together +one after another):\n%s", diff)
 		}
 	})
 }
@@ -254,7 +289,7 @@ func TestAShortfallSaysWhatIsWrong(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.sentence, func(t *testing.T) {
-			answers := Allot(test.pools, test.requests, Occupied{})
+			answers := NewAllotter(test.pools, Occupied{}).Allot(test.requests)
 			got := answers[len(answers)-1].Shortfalls
 			switch {
 			case test.want == "" && len(got) > 0:
@@ -269,7 +304,7 @@ func TestAShortfallSaysWhatIsWrong(t *testing.T) {
 func TestAPoolOfAWholeNetworkIsSearchedPastItsPodsAtOnce(t *testing.T) {
 	pools := []Pool{{Name: "big", Prefixes: []netip.Prefix{prefix("2001:db8::/32")}}}
 	requests := []Request{{Namespace: "a", Name: "b", Families: []int{6}}}
-	answers := Allot(pools, requests, Occupied{Prefixes: []netip.Prefix{prefix("2001:db8::/48")}})
+	answers := NewAllotter(pools, Occupied{Prefixes: []netip.Prefix{prefix("2001:db8::/48")}}).Allot(requests)
 	if got, want := fmt.Sprint(answers[0].Grants), "[{2001:db8:1:: big}]"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}

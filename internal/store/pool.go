@@ -30,6 +30,9 @@ type claims struct {
 	namespaces map[string]map[string]string
 	services   map[Key]claimant
 	nodes      []*storev1.Node
+
+	given *service.Allotter // of all that the records say; nil: they may not say yet what everybody is to have
+	short bool              // somebody has less than it asks for
 }
 
 // claimant is a service as it is in the store.
@@ -133,30 +136,41 @@ func (c *claims) put(key Key, value proto.Message) {
 }
 
 // allot answers every service that asks. What it holds is in its record.
-func (c *claims) allot() (map[Key]service.Allotment, error) {
+func (c *claims) allot() (map[Key]service.Allotment, *service.Allotter, error) {
 	var pools []service.Pool
 	for key, m := range c.pools {
 		pool, err := poolOf(key, m)
 		if err != nil {
-			return nil, fmt.Errorf("key %q: %w", key, err)
+			return nil, nil, fmt.Errorf("key %q: %w", key, err)
 		}
 		pools = append(pools, *pool)
 	}
-	var keys []Key
+	keys := make([]Key, 0, len(c.services))
+	for key := range c.services {
+		keys = append(keys, key)
+	}
+	allotter := service.NewAllotter(pools, c.occupied())
+	c.short = false
+	return c.ask(allotter, keys), allotter, nil
+}
+
+// ask has services answered, those of them that ask.
+func (c *claims) ask(allotter *service.Allotter, keys []Key) map[Key]service.Allotment {
+	var asking []Key
 	var requests []service.Request
-	for key, s := range c.services {
-		if !asks(s.record) {
-			continue
+	for _, key := range keys {
+		if record := c.services[key].record; asks(record) {
+			request := requestOf(key, record.GetLoadBalancer())
+			request.NamespaceLabels = label.SetOf(c.namespaces[key.First])
+			asking, requests = append(asking, key), append(requests, request)
 		}
-		request := requestOf(key, s.record.GetLoadBalancer())
-		request.NamespaceLabels = label.SetOf(c.namespaces[key.First])
-		keys, requests = append(keys, key), append(requests, request)
 	}
-	answers := make(map[Key]service.Allotment, len(keys))
-	for i, answer := range service.Allot(pools, requests, c.occupied()) {
-		answers[keys[i]] = answer
+	answers := make(map[Key]service.Allotment, len(asking))
+	for i, answer := range allotter.Allot(requests) {
+		answers[asking[i]] = answer
+		c.short = c.short || len(answer.Grants) < len(requests[i].Families)
 	}
-	return answers, nil
+	return answers
 }
 
 // occupied is what belongs to nodes, and what services have been given otherwise.
@@ -176,10 +190,16 @@ func (c *claims) occupied() service.Occupied {
 		}
 	}
 	for key, s := range c.services {
-		owner := "service " + key.First + "/" + key.Second
-		note(owner, s.record.GetClusterIps(), s.record.GetExternalIps(), s.record.GetLoadBalancerIps())
+		note(ownerOf(key), fixedAddresses(s.record)...)
 	}
 	return o
+}
+
+func ownerOf(key Key) string { return "service " + key.First + "/" + key.Second }
+
+// fixedAddresses are a service's addresses that no pool gave.
+func fixedAddresses(m *storev1.Service) [][][]byte {
+	return [][][]byte{m.GetClusterIps(), m.GetExternalIps(), m.GetLoadBalancerIps()}
 }
 
 // round is what one transaction of the writer is about.
@@ -191,7 +211,7 @@ type round struct {
 }
 
 // allotRound completes a batch with what its services are given, and with the services besides it whose answer is another
-// now. Where those do not all fit, addresses are given back first: at no revision do two records have one.
+// now.
 func (w *Writer) allotRound(ctx context.Context, batch []change, current []stored, c *claims) (*round, error) {
 	if c == nil {
 		var err error
@@ -200,36 +220,122 @@ func (w *Writer) allotRound(ctx context.Context, batch []change, current []store
 		}
 	}
 	r := &round{changes: slices.Clone(batch), current: slices.Clone(current[:len(batch)]), claims: c}
+	alone := c.apart(batch)
 	for i, change := range batch {
 		if m, ok := change.value.(*storev1.Service); ok {
 			r.changes[i].value = c.withHeld(change.key, m, readService(current[i].value))
 		}
-		c.put(change.key, r.changes[i].value)
 	}
-	answers, err := c.allot()
-	if err != nil {
+	if alone {
+		r.allotBatch()
+	} else if err := r.allotAll(); err != nil {
 		return nil, err
 	}
-	others := c.differing(answers, batch)
-	r.more = len(batch)+len(others) > writeBatch
+	r.current = append(r.current, current[len(batch)])
+	return r, nil
+}
+
+// apart says whether a batch changes no answer but those of its own services. Otherwise each of many batches would ask for
+// everybody, which is quadratic. Only what somebody lacks can come to him from another: a service that goes, or comes, or asks
+// for something else, matters to those who have all that they ask for in nothing.
+func (c *claims) apart(batch []change) bool {
+	if c.given == nil {
+		return false
+	}
+	return !slices.ContainsFunc(batch, func(change change) bool {
+		now, known := c.services[change.key]
+		m, isService := change.value.(*storev1.Service)
+		switch {
+		case change.key.Kind == KindPool || change.key.Kind == KindNamespace:
+			return true
+		case !known:
+			return false
+		case !isService: // it goes
+			return c.short
+		}
+		return c.short && !asksTheSame(now.record, m) || !slices.EqualFunc(fixedAddresses(now.record), fixedAddresses(m), equalAddresses)
+	})
+}
+
+func equalAddresses(a, b [][]byte) bool { return slices.EqualFunc(a, b, bytes.Equal) }
+
+// asksTheSame compares two records of a service by what they ask for, not by what they were given.
+func asksTheSame(a, b *storev1.Service) bool {
+	question := func(m *storev1.Service) proto.Message {
+		question := proto.CloneOf(m.GetLoadBalancer())
+		if question != nil {
+			question.Grants, question.Shortfalls = nil, nil
+		}
+		return question
+	}
+	return proto.Equal(question(a), question(b))
+}
+
+// allotBatch answers the services of a batch that is apart.
+func (r *round) allotBatch() {
+	c := r.claims
+	keys := make([]Key, 0, len(r.changes))
+	for _, change := range r.changes {
+		for _, g := range c.services[change.key].record.GetLoadBalancer().GetGrants() {
+			if addr, ok := netip.AddrFromSlice(g.GetAddress()); ok {
+				c.given.Release(addr)
+			}
+		}
+	}
+	for _, change := range r.changes {
+		c.put(change.key, change.value)
+		m, ok := change.value.(*storev1.Service)
+		if !ok {
+			continue
+		}
+		keys = append(keys, change.key)
+		for _, bytes := range slices.Concat(fixedAddresses(m)...) {
+			if addr, ok := netip.AddrFromSlice(bytes); ok {
+				c.given.Occupy(addr, ownerOf(change.key))
+			}
+		}
+	}
+	r.answer(c.ask(c.given, keys))
+}
+
+// allotAll answers everybody. Where those outside the batch whose answer is another do not all fit, addresses are given back
+// first: at no revision do two records have one.
+func (r *round) allotAll() error {
+	c, batch := r.claims, len(r.changes)
+	for _, change := range r.changes {
+		c.put(change.key, change.value)
+	}
+	answers, allotter, err := c.allot()
+	if err != nil {
+		return err
+	}
+	others := c.differing(answers, r.changes)
+	c.given = allotter
+	if r.more = batch+len(others) > writeBatch; r.more {
+		c.given = nil
+	}
 	if losers := slices.DeleteFunc(slices.Clone(others), func(key Key) bool { return !c.loses(key, answers[key]) }); r.more && len(losers) > 0 {
 		others = losers
 		for key, answer := range answers {
 			answers[key] = c.kept(key, answer)
 		}
 	}
-	for i, change := range r.changes {
-		if answer, ok := answers[change.key]; ok {
-			r.changes[i].value = withAnswer(change.value.(*storev1.Service), answer)
-			c.put(change.key, r.changes[i].value)
-		}
-	}
-	for _, key := range others[:min(len(others), writeBatch-len(batch))] {
+	r.answer(answers)
+	for _, key := range others[:min(len(others), writeBatch-batch)] {
 		r.changes = append(r.changes, change{key, withAnswer(c.services[key].record, answers[key])})
 		r.current = append(r.current, c.services[key].stored)
 	}
-	r.current = append(r.current, current[len(batch)])
-	return r, nil
+	return nil
+}
+
+// answer writes answers into the records of the batch.
+func (r *round) answer(answers map[Key]service.Allotment) {
+	for i, change := range r.changes {
+		if answer, ok := answers[change.key]; ok {
+			r.changes[i].value = withAnswer(change.value.(*storev1.Service), answer)
+			r.claims.put(change.key, r.changes[i].value)
+		}
+	}
 }
 
 // committed has the round's claims be those of the store after its plan, so that the next round need not read them all.
@@ -307,6 +413,10 @@ func (c *claims) withHeld(key Key, m, before *storev1.Service) *storev1.Service 
 
 // isHeld says whether a service besides the one of a key has an address.
 func (c *claims) isHeld(grant *storev1.Grant, except Key) bool {
+	if c.given != nil { // it knows without asking everybody
+		addr, ok := netip.AddrFromSlice(grant.GetAddress())
+		return ok && c.given.Gave(addr)
+	}
 	for key, s := range c.services {
 		for _, g := range s.record.GetLoadBalancer().GetGrants() {
 			if key != except && bytes.Equal(g.GetAddress(), grant.GetAddress()) {

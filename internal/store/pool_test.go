@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -205,5 +206,80 @@ func TestARecordTakesNobodysAddressByCarryingIt(t *testing.T) {
 	w.apply(thief)
 	if got, want := given(t, w), "a-thief 192.0.2.2, owner 192.0.2.1"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// Each transaction but the first is answered from what the one before it left; whoever asks for everybody must find it right.
+func TestTheTransactionsOfALargeApplyLeaveNothingForTheNextApply(t *testing.T) {
+	w := newWorld(t)
+	many := func(from, to int, gone bool) (all []Record) {
+		for i := from; i < to; i++ {
+			r := balanced(fmt.Sprintf("s%03d", i))
+			if gone {
+				r.Value = nil
+			}
+			all = append(all, r)
+		}
+		return all
+	}
+	asking := balanced("s777", "192.0.2.5")
+	w.apply(NamespaceRecord("default", "red"))
+	for _, step := range []struct {
+		sentence   string
+		records    []Record
+		have, told int
+	}{
+		{"a pool of 254 for 200", append(many(0, 200, false), poolRecord("a", "192.0.2.0/24")), 200, 200},
+		{"another 200 use it up", many(200, 400, false), 254, 400},
+		{"what is known, and some more", many(100, 600, false), 254, 600},
+		{"who goes makes room, in the same apply", append(many(0, 200, true), asking), 254, 401},
+		{"all fit", many(200, 500, true), 101, 101},
+		{"some come while others go", append(many(0, 140, false), many(500, 600, true)...), 141, 141},
+	} {
+		w.apply(step.records...)
+		text := given(t, w)
+		if have := strings.Count(text, "192.0.2."); have != step.have {
+			t.Errorf("%s: %d services have an address, want %d", step.sentence, have, step.have)
+		}
+		if all := len(strings.Split(text, ", ")); all != step.told {
+			t.Errorf("%s: %d services have an address or are told why not, want %d", step.sentence, all, step.told)
+		}
+		if again := w.apply(NamespaceRecord("default", "red")); again.Written > 0 {
+			t.Errorf("%s: asking for everybody changes %d records", step.sentence, again.Written)
+		}
+	}
+	w.noTwins(1)
+}
+
+// A writer that asks for everybody with each of its transactions takes 64 times as long for eight times as many.
+func TestTheTimeOfALargeApplyGrowsWithItsServicesAndNotWithTheirSquare(t *testing.T) {
+	w := newWorld(t)
+	w.apply(poolRecord("a", "198.18.0.0/16"))
+	took := func(services int, label string) time.Duration {
+		var all, gone []Record
+		for i := range services {
+			r := balanced(fmt.Sprintf("s%05d", i))
+			all, gone = append(all, r), append(gone, Record{r.Key, nil})
+		}
+		begin := time.Now()
+		w.apply(all...)
+		for _, r := range all {
+			r.Value.(*storev1.Service).LoadBalancer.Labels = map[string]string{"changed": label}
+		}
+		w.apply(all...)
+		if got := strings.Count(given(t, w), "198.18."); got != services {
+			t.Fatalf("%d services have an address, want %d", got, services)
+		}
+		w.apply(gone...)
+		return time.Since(begin)
+	}
+	// The fastest of three: whatever else the machine does only makes it slower.
+	few, many := time.Hour, time.Hour
+	for i := range 3 {
+		few, many = min(few, took(1000, fmt.Sprint(i))), min(many, took(8000, fmt.Sprint(i)))
+	}
+	t.Logf("1,000 services: %s, 8,000: %s, %.1f times as long", few, many, many.Seconds()/few.Seconds())
+	if many > 12*few {
+		t.Errorf("8,000 services take %.1f times as long as 1,000, want at most 12", many.Seconds()/few.Seconds())
 	}
 }

@@ -17,6 +17,7 @@ import (
 //	echo reply ns na               ICMP by name, in the family of the addresses
 //	type=N code=N id=N seq=N mtu=N ICMP by number; id is also the id of a fragment
 //	target=ADDRESS                 of neighbour discovery
+//	service=ADDRESS:PORT           in the option by which a load balancer tells the backend's node what was asked
 //	who-has is-at                  ARP: SOURCE asks for or owns, DESTINATION is asked for or told
 //	ttl=N len=N df frag=N more     hop limit, bytes of payload, fragments (offset in bytes)
 //	mac=N>N                        last bytes of the link addresses 02:00:00:00:00:N
@@ -31,6 +32,7 @@ type Packet struct {
 	Type, Code       int
 	ID, Seq, MTU     int
 	Target           netip.Addr
+	Service          netip.AddrPort
 	DF, More, BadSum bool
 	Frag             int
 	SourceMAC        byte
@@ -99,6 +101,9 @@ func (p *Packet) validate() error {
 	if p.Protocol == "arp" && p.Source.Addr().Is6() {
 		return fmt.Errorf("packet: arp is for IPv4")
 	}
+	if p.Service.IsValid() && p.Service.Addr().Is4() != p.Source.Addr().Is4() {
+		return fmt.Errorf("packet word service: %s is of the other address family", p.Service)
+	}
 	if p.Target.IsValid() && p.Target.Is4() {
 		return fmt.Errorf("packet word target: %s is not IPv6", p.Target)
 	}
@@ -136,6 +141,10 @@ func (p *Packet) word(word string) error {
 	case "target":
 		target, err := netip.ParseAddr(value)
 		p.Target = target.WithZone("")
+		return err
+	case "service":
+		service, err := parseEnd(value)
+		p.Service = service
 		return err
 	case "mac":
 		_, err := fmt.Sscanf(value, "%d>%d", &p.SourceMAC, &p.DestMAC)
@@ -253,6 +262,9 @@ func (p *Packet) String() string {
 		if v.set {
 			out.WriteString(" " + v.name)
 		}
+	}
+	if p.Service.IsValid() {
+		fmt.Fprintf(&out, " service=%s", endText(p.Service))
 	}
 	if p.SourceMAC != 1 || p.DestMAC != 2 {
 		fmt.Fprintf(&out, " mac=%d>%d", p.SourceMAC, p.DestMAC)

@@ -13,6 +13,9 @@ import (
 const (
 	ethernetLen  = 14
 	fragmentNext = 44 // IPv6 fragment header, RFC 8200 4.5
+	optionsNext  = 60 // IPv6 destination options header, RFC 8200 4.6
+	serviceType4 = 158
+	serviceType6 = 0x1e
 )
 
 // Bytes is the Ethernet frame, checksums filled in.
@@ -59,6 +62,11 @@ func (p *Packet) ipBytes() []byte {
 		binary.BigEndian.PutUint32(header[4:], uint32(p.ID))
 		payload, number = append(header, payload...), fragmentNext
 	}
+	if p.Service.IsValid() {
+		header := binary.BigEndian.AppendUint16([]byte{number, 2, serviceType6, 18}, p.Service.Port())
+		header = append(append(header, p.Service.Addr().AsSlice()...), 1, 0)
+		payload, number = append(header, payload...), optionsNext
+	}
 	ip := make([]byte, 40)
 	ip[0], ip[6], ip[7] = 0x60, number, byte(p.TTL)
 	binary.BigEndian.PutUint16(ip[4:], uint16(len(payload)))
@@ -71,6 +79,11 @@ func (p *Packet) ip4Bytes(payload []byte) []byte {
 	ip := make([]byte, 20)
 	number, _ := p.number()
 	ip[0], ip[8], ip[9] = 0x45, byte(p.TTL), number
+	if p.Service.IsValid() {
+		ip[0] += 2
+		ip = binary.BigEndian.AppendUint16(append(ip, serviceType4, 8), p.Service.Port())
+		ip = append(ip, p.Service.Addr().AsSlice()...)
+	}
 	binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)+len(payload)))
 	if p.Protocol != "icmp" {
 		binary.BigEndian.PutUint16(ip[4:], uint16(p.ID))
@@ -236,6 +249,11 @@ func (p *Packet) decodeIP(ip []byte, quoted bool) error {
 	dest, _ := netip.AddrFromSlice(ip[24:40])
 	end := min(40+int(binary.BigEndian.Uint16(ip[4:])), len(ip))
 	body := ip[40:end]
+	if number == optionsNext && len(body) >= 24 && body[1] == 2 && body[2] == serviceType6 && body[3] == 18 {
+		service, _ := netip.AddrFromSlice(body[6:22])
+		p.Service = netip.AddrPortFrom(service, binary.BigEndian.Uint16(body[4:]))
+		number, body = body[0], body[24:]
+	}
 	if number == fragmentNext {
 		if len(body) < 8 {
 			return errors.New("frame: fragment header cut off")
@@ -254,9 +272,14 @@ func (p *Packet) decode4(ip []byte, quoted bool) error {
 	fragment := binary.BigEndian.Uint16(ip[6:])
 	p.TTL, p.ID = int(ip[8]), int(binary.BigEndian.Uint16(ip[4:]))
 	p.DF, p.More, p.Frag = fragment&0x4000 != 0, fragment&0x2000 != 0, int(fragment&0x1fff)*8
-	p.BadSum = checksum(ip[:20]) != 0
-	end := max(20, min(int(binary.BigEndian.Uint16(ip[2:])), len(ip)))
-	return p.decodeTransport(source, dest, ip[9], ip[20:end], quoted)
+	header := min(max(20, int(ip[0]&0xf)*4), len(ip))
+	p.BadSum = checksum(ip[:header]) != 0
+	if header == 28 && ip[20] == serviceType4 && ip[21] == 8 {
+		service, _ := netip.AddrFromSlice(ip[24:28])
+		p.Service = netip.AddrPortFrom(service, binary.BigEndian.Uint16(ip[22:]))
+	}
+	end := max(header, min(int(binary.BigEndian.Uint16(ip[2:])), len(ip)))
+	return p.decodeTransport(source, dest, ip[9], ip[header:end], quoted)
 }
 
 // decodeTransport reads ports, flags and the ICMP message, and checks the transport checksum of whole packets.

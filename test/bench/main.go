@@ -2,7 +2,7 @@
 //
 // Whatever depends on the machine is a ratio: to bare veth pairs that the same kernel routes, with no BPF and no rules,
 // measured right before or after, in turn. A figure is the median of the rounds. What each part measures stands in its
-// file: verdict.go, policy.go, traffic.go, pods.go, change.go.
+// file: verdict.go, policy.go, service.go, traffic.go, kubeproxy.go, pods.go, change.go.
 //
 // The bench and all that it starts, agents and floor included, run at the highest priority: what else the machine does
 // then disturbs the figures less, and favours none of them.
@@ -46,7 +46,7 @@ func main() {
 	flag.StringVar(&b.bin, "bin", "bin", "folder of the project's binaries")
 	flag.IntVar(&b.rounds, "rounds", 9, "how often each figure is taken")
 	flag.DurationVar(&b.time, "time", time.Second, "how long each load runs")
-	flag.StringVar(&b.only, "only", "", "take only the figures of this part: verdict, policies, traffic, pods or changes; nothing is written")
+	flag.StringVar(&b.only, "only", "", "take only the figures of this part: verdict, policies, services, traffic, proxies, pods or changes; nothing is written")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -100,7 +100,7 @@ func (b *bench) parts(ctx context.Context) error {
 	parts := []struct {
 		name string
 		run  func(context.Context) error
-	}{{"verdict", b.verdict}, {"policies", b.policies}, {"traffic", b.traffic}, {"pods", b.pods}, {"changes", b.changes}}
+	}{{"verdict", b.verdict}, {"policies", b.policies}, {"services", b.services}, {"traffic", b.traffic}, {"proxies", b.proxies}, {"pods", b.pods}, {"changes", b.changes}}
 	var errs []error
 	known := b.only == ""
 	for _, part := range parts {
@@ -114,7 +114,7 @@ func (b *bench) parts(ctx context.Context) error {
 		}
 	}
 	if !known {
-		return fmt.Errorf("-only %q: there are the parts verdict, policies, traffic, pods and changes", b.only)
+		return fmt.Errorf("-only %q: there are the parts verdict, policies, services, traffic, proxies, pods and changes", b.only)
 	}
 	return errors.Join(errs...)
 }
@@ -154,6 +154,10 @@ func want() map[string]float64 {
 		"policy_rule_change_ms_p50": -5, "policy_10k_rules_load_s": -1, "policy_bytes_per_identity": 0,
 		"identity_add_us_p50": 0, "identity_add_kernel_writes": -6,
 		"policy_apply_to_enforced_ms_p50": -20, "service_apply_to_answer_ms_p50": -20,
+		"svc_crr_20k_vs_1": 0.95, "svc_crr_vs_kube_proxy_nftables_1": 1.0, "svc_crr_vs_kube_proxy_nftables_1000": 1.3,
+		"svc_crr_vs_kube_proxy_nftables_20000": 0, "svc_crr_vs_kube_proxy_iptables_1": 1.0,
+		"svc_crr_vs_kube_proxy_iptables_1000": 1.3, "svc_crr_vs_kube_proxy_iptables_20000": 0,
+		"svc_program_250k_endpoints_s": -5, "svc_change_ms_p50": -5, "memory_20k_services_mib": 0,
 		"agent_rss_mib_idle": -60, "bpf_maps_mib_default": -48,
 	}
 }

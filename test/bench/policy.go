@@ -32,16 +32,14 @@ const (
 	policyIdentities = 10_000
 )
 
-// brain is the part of an agent that a policy goes through, from a row of its table to the maps of the kernel: what the
-// agent's policy loop does, without the loop.
-type brain struct {
-	engine   *policy.Engine
+// kernel is a node's maps and programs, attached to nothing, in a bpffs of its own.
+type kernel struct {
 	datapath *datapath.Datapath
 	close    func() error
 }
 
-// newBrain makes a datapath on default sizes in a bpffs of its own, with 100 pods.
-func newBrain(ctx context.Context) (_ *brain, err error) {
+// newKernel makes a datapath of default sizes but for those that are given.
+func newKernel(ctx context.Context, sizes map[string]uint32) (*kernel, error) {
 	dir, err := os.MkdirTemp("", "tendril-bench-")
 	if err != nil {
 		return nil, err
@@ -51,7 +49,7 @@ func newBrain(ctx context.Context) (_ *brain, err error) {
 	}
 	unmount := func() error { return errors.Join(unix.Unmount(dir, 0), os.Remove(dir)) }
 	d, err := datapath.Open(ctx, datapath.Config{
-		Root: filepath.Join(dir, "node"), Logger: slog.New(slog.DiscardHandler),
+		Root: filepath.Join(dir, "node"), Logger: slog.New(slog.DiscardHandler), Sizes: sizes,
 		Node: bpf.NodeConfig{Features: bpf.FeatureIPv4 | bpf.FeatureIPv6 | bpf.FeatureFlowRecords, HalfOpenLimit: 1000, PodMTU: 1500, TunnelMTU: 1450},
 	})
 	if err != nil {
@@ -60,10 +58,26 @@ func newBrain(ctx context.Context) (_ *brain, err error) {
 	ctx, stop := context.WithCancel(ctx)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.Run(ctx) })
-	b := &brain{engine: policy.New(policy.Config{}, d.Numbers()), datapath: d, close: func() error {
+	return &kernel{datapath: d, close: func() error {
 		stop()
 		return errors.Join(group.Wait(), d.Close(), unmount())
-	}}
+	}}, nil
+}
+
+// brain is the part of an agent that a policy goes through, from a row of its table to the maps of the kernel: what the
+// agent's policy loop does, without the loop.
+type brain struct {
+	*kernel
+	engine *policy.Engine
+}
+
+// newBrain makes a datapath on default sizes, with 100 pods.
+func newBrain(ctx context.Context) (*brain, error) {
+	k, err := newKernel(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	b := &brain{k, policy.New(policy.Config{}, k.datapath.Numbers())}
 	return b, b.addPods()
 }
 

@@ -74,15 +74,11 @@ func (b *bench) field(ctx context.Context, l *lab.Lab) (*field, error) {
 		pod        **lab.Pod
 		name, node string
 	}{{&f.client, "client", "node1"}, {&f.same, "same", "node1"}, {&f.cross, "cross", "node2"}} {
-		pod, err := l.AddPod(ctx, lab.PodSpec{Node: p.node, Namespace: "bench", Name: p.name, Labels: map[string]string{"app": p.name}})
+		pod, err := b.pod(ctx, l, p.name, p.node)
 		if err != nil {
 			return nil, err
 		}
 		*p.pod = pod
-		// Ports of closed connections may be used again at once, and there are enough of them.
-		if _, err := pod.Exec(ctx, "sysctl", "-qw", "net.ipv4.tcp_tw_reuse=1", "net.ipv4.ip_local_port_range=10000 65000"); err != nil {
-			return nil, err
-		}
 		if p.name == "client" {
 			continue
 		}
@@ -95,6 +91,15 @@ func (b *bench) field(ctx context.Context, l *lab.Lab) (*field, error) {
 	}
 	time.Sleep(300 * time.Millisecond) // the load servers listen
 	return f, nil
+}
+
+// pod makes a pod whose ports of closed connections may be used again at once, and which has enough of them.
+func (b *bench) pod(ctx context.Context, l *lab.Lab, name, node string) (*lab.Pod, error) {
+	pod, err := l.AddPod(ctx, lab.PodSpec{Node: node, Namespace: "bench", Name: name, Labels: map[string]string{"app": name}})
+	if err == nil {
+		_, err = pod.Exec(ctx, "sysctl", "-qw", "net.ipv4.tcp_tw_reuse=1", "net.ipv4.ip_local_port_range=10000 65000")
+	}
+	return pod, err
 }
 
 // measure gives a rate from a client to a server.

@@ -1,0 +1,113 @@
+// Command tendril-operator keeps the store equal to a Kubernetes cluster. See the package internal/operator.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"tendril.io/tendril/internal/operator"
+	"tendril.io/tendril/internal/store"
+	"tendril.io/tendril/internal/store/server"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "tendril-operator:", err)
+		os.Exit(1)
+	}
+}
+
+// options are what the flags say.
+type options struct {
+	kubeconfig string
+	namespace  string
+	replica    string
+	store      []string
+	embedded   server.Config
+}
+
+func command() *cobra.Command {
+	var o options
+	c := &cobra.Command{
+		Use:   "tendril-operator",
+		Short: "Keep the store equal to a Kubernetes cluster",
+		Long: `The operator reads the Kubernetes API and writes what agents need to the store. Of several replicas one leads, by a lease.
+With --store-dir it is the store as well: an embedded etcd and the Publish service. Then run one replica.`,
+		Example: `  tendril-operator --store-dir /var/lib/tendril-store --listen 10.0.0.1:2379 --publish 10.0.0.1:2380
+  tendril-operator --store etcd-1:2379,etcd-2:2379`,
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE:          func(c *cobra.Command, _ []string) error { return o.run(c.Context()) },
+	}
+	host, _ := os.Hostname() // without one the flag has no default, and says so
+	flags := c.Flags()
+	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "file that leads to the API server (default: the pod's service account)")
+	flags.StringVar(&o.namespace, "namespace", "kube-system", "namespace of the lease")
+	flags.StringVar(&o.replica, "replica", host, "name of this replica in the lease")
+	flags.StringVar(&o.embedded.Cluster, "cluster", "default", "name of the cluster in the store; part of every identity")
+	flags.StringSliceVar(&o.store, "store", nil, "addresses of an etcd outside, host:port")
+	flags.StringVar(&o.embedded.Dir, "store-dir", "", "folder of the embedded store's data")
+	flags.StringVar(&o.embedded.ClientAddr, "listen", "127.0.0.1:2379", "where the embedded store listens")
+	flags.StringVar(&o.embedded.PublishAddr, "publish", "127.0.0.1:2380", "where the Publish service listens")
+	c.MarkFlagsOneRequired("store", "store-dir")
+	c.MarkFlagsMutuallyExclusive("store", "store-dir")
+	return c
+}
+
+func (o *options) run(ctx context.Context) error {
+	if o.replica == "" {
+		return errors.New("--replica: this machine has no name; give one that no other replica has")
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil)).With("replica", o.replica)
+	rest, err := clientcmd.BuildConfigFromFlags("", o.kubeconfig)
+	if err != nil {
+		return fmt.Errorf("way to the API server: %w", err)
+	}
+	objects, err := dynamic.NewForConfig(rest)
+	if err != nil {
+		return fmt.Errorf("client of the API server: %w", err)
+	}
+	typed, err := kubernetes.NewForConfig(rest)
+	if err != nil {
+		return fmt.Errorf("client of the API server: %w", err)
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	if o.embedded.Dir != "" {
+		o.embedded.Logger = log
+		running, err := server.Serve(ctx, o.embedded)
+		if err != nil {
+			return err
+		}
+		o.store = []string{running.ClientAddr()}
+		group.Go(running.Wait)
+	}
+	writer, err := store.NewWriter(store.WriterConfig{Endpoints: o.store, Cluster: o.embedded.Cluster, Logger: log})
+	if err != nil {
+		return err
+	}
+	defer writer.Close()
+	config := operator.Config{
+		Cluster: o.embedded.Cluster, Objects: objects, Kinds: typed.Discovery(), Store: writer, Logger: log,
+	}
+	group.Go(func() error {
+		return operator.Lead(ctx, typed, o.namespace, o.replica, func(ctx context.Context) error {
+			log.Info("leading")
+			return operator.Run(ctx, config)
+		})
+	})
+	return group.Wait()
+}

@@ -1,0 +1,18 @@
+// Package operator keeps the store equal to a Kubernetes cluster: it is the one reader of the Kubernetes API, so that agents
+// ask the API server for nothing.
+//
+// An object's way, a file each:
+//
+//  1. trim.go: an informer hands every object over as the API server sent it; what no record is made of is thrown away
+//     before the object is kept in memory.
+//  2. watch.go: which kinds the API server has, an informer for each, and the names of what changed.
+//  3. mirror.go: objects become records by internal/kube, and only records that differ from what was last written become
+//     writes. A node's heartbeat or a pod's new condition ends here.
+//  4. operator.go: the leader writes them. The first writing, and any after a failure, is a whole one: it also
+//     removes what the cluster no longer has.
+//
+// Replicas take turns by a lease. Two that both believe to lead write the same and do no harm: each write is conditional
+// on what was read (internal/store, writer.go).
+//
+// It does not yet write anything back to Kubernetes but its lease.
+package operator

@@ -1,0 +1,122 @@
+package operator
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"google.golang.org/protobuf/proto"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"tendril.io/tendril/internal/kube"
+	"tendril.io/tendril/internal/store"
+)
+
+// reference names an object of the API server.
+type reference struct {
+	kind schema.GroupVersionKind
+	name string // namespace/name, or name
+}
+
+func (r reference) String() string { return r.kind.Kind + " " + r.name }
+
+// mirror is what the store holds of each object. It is for one goroutine.
+type mirror struct {
+	cluster string
+	// Records of each object, by key.
+	objects map[reference]map[string]proto.Message
+	// How many objects a key's record is of: pods share label sets, so a set goes with the last of them.
+	holders map[string]int
+}
+
+func newMirror(cluster string) *mirror {
+	return &mirror{cluster: cluster, objects: map[reference]map[string]proto.Message{}, holders: map[string]int{}}
+}
+
+// update takes an object's state, nil if it is gone, and adds what must be written to the writes; there nil removes a key. An
+// error says why an object cannot be honoured: what the store has of it stays, but for a policy, see kube.RefusedPolicy.
+func (m *mirror) update(r reference, object *unstructured.Unstructured, writes map[string]proto.Message) error {
+	records, err := m.records(object)
+	if err != nil {
+		refused, isPolicy := kube.RefusedPolicy(r.kind.Kind, object.GetNamespace(), object.GetName(), object.Object)
+		if !isPolicy {
+			return fmt.Errorf("%s: %w", r, err)
+		}
+		records, err = []kube.Record{refused}, fmt.Errorf("%s: handed to agents, which enforce the version before it: %w", r, err)
+	}
+	before := m.objects[r]
+	after := make(map[string]proto.Message, len(records))
+	for _, record := range records {
+		after[record.Key] = record.Value
+		old, had := before[record.Key]
+		if !had {
+			m.holders[record.Key]++
+		}
+		if shared := m.holders[record.Key] > 1; !had && !shared || had && !proto.Equal(old, record.Value) {
+			writes[record.Key] = record.Value
+		}
+	}
+	for key := range before {
+		if _, stays := after[key]; !stays {
+			m.release(key, writes)
+		}
+	}
+	if m.objects[r] = after; len(after) == 0 {
+		delete(m.objects, r)
+	}
+	return err
+}
+
+// release takes one holder of a key away.
+func (m *mirror) release(key string, writes map[string]proto.Message) {
+	if m.holders[key]--; m.holders[key] == 0 {
+		delete(m.holders, key)
+		writes[key] = nil
+	}
+}
+
+// records translates an object. Objects that concern no node have none.
+func (m *mirror) records(object *unstructured.Unstructured) ([]kube.Record, error) {
+	if object == nil || !concernsNodes(object) {
+		return nil, nil
+	}
+	text, err := json.Marshal(object.Object)
+	if err != nil {
+		return nil, err
+	}
+	decoded, err := kube.DecodeServed(text)
+	if err != nil {
+		return nil, err
+	}
+	return kube.Records([]*kube.Object{decoded}, m.cluster)
+}
+
+// concernsNodes leaves out pods that have no node yet or have ended for good, which have no address, and slices of nobody's or of
+// names instead of addresses, which lead nowhere.
+func concernsNodes(object *unstructured.Unstructured) bool {
+	switch object.GetKind() {
+	case "Pod":
+		node, _, _ := unstructured.NestedString(object.Object, "spec", "nodeName")
+		phase, _, _ := unstructured.NestedString(object.Object, "status", "phase")
+		return node != "" && phase != "Succeeded" && phase != "Failed"
+	case "EndpointSlice":
+		family, _, _ := unstructured.NestedString(object.Object, "addressType")
+		return family != "FQDN" && object.GetLabels()["kubernetes.io/service-name"] != ""
+	}
+	return true
+}
+
+// all lists every record.
+func (m *mirror) all() []store.Record {
+	records := make([]store.Record, 0, len(m.holders))
+	listed := make(map[string]bool, len(m.holders))
+	for _, object := range m.objects {
+		for key, value := range object {
+			if !listed[key] {
+				listed[key] = true
+				records = append(records, store.Record{Key: key, Value: value})
+			}
+		}
+	}
+	return records
+}

@@ -1,0 +1,346 @@
+package operator
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	fakediscovery "k8s.io/client-go/discovery/fake"
+	"k8s.io/client-go/dynamic"
+	fakedynamic "k8s.io/client-go/dynamic/fake"
+	fakekube "k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+
+	storev1 "tendril.io/tendril/api/store/v1"
+	"tendril.io/tendril/internal/store"
+)
+
+// TestMain fails the run if a goroutine outlives the tests.
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// memory is a store that can be away.
+type memory struct {
+	mu      sync.Mutex
+	away    bool
+	records map[string]proto.Message
+	calls   int
+}
+
+func (m *memory) Apply(_ context.Context, records []store.Record) (store.Result, error) {
+	return m.write(records, false)
+}
+
+func (m *memory) Fill(_ context.Context, records []store.Record) (store.Result, error) {
+	return m.write(records, true)
+}
+
+func (m *memory) write(records []store.Record, whole bool) (store.Result, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.calls++
+	if m.away {
+		return store.Result{}, errors.New("away")
+	}
+	if whole || m.records == nil {
+		m.records = map[string]proto.Message{}
+	}
+	for _, record := range records {
+		if m.records[record.Key] = record.Value; record.Value == nil {
+			delete(m.records, record.Key)
+		}
+	}
+	return store.Result{}, nil
+}
+
+func (m *memory) setAway(away bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.away = away
+}
+
+func (m *memory) count() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.calls
+}
+
+// keys lists the keys but those of label sets, of which it says how many there are.
+func (m *memory) keys() (keys []string, sets int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, key := range slices.Sorted(maps.Keys(m.records)) {
+		if strings.HasPrefix(key, "labels/") {
+			sets++
+			continue
+		}
+		keys = append(keys, key)
+	}
+	return keys, sets
+}
+
+func (m *memory) get(key string) proto.Message {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.records[key]
+}
+
+// cluster is an operator at work on a fake API server.
+type cluster struct {
+	t       *testing.T
+	objects *fakedynamic.FakeDynamicClient
+	memory  *memory
+}
+
+func start(t *testing.T, objects ...runtime.Object) *cluster {
+	t.Helper()
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := &cluster{t, fakedynamic.NewSimpleDynamicClient(scheme, objects...), &memory{}}
+	kinds := &fakediscovery.FakeDiscovery{Fake: &clienttesting.Fake{}}
+	kinds.Resources = []*metav1.APIResourceList{
+		resources("v1", "Namespace", "Node", "Pod", "Service"),
+		resources("discovery.k8s.io/v1", "EndpointSlice"),
+		{GroupVersion: "networking.k8s.io/v1", APIResources: []metav1.APIResource{
+			{Name: "networkpolicies", Kind: "NetworkPolicy", Verbs: []string{"list", "watch"}}}},
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	config := Config{Cluster: "default", Objects: c.objects, Kinds: kinds, Store: c.memory, Logger: slog.New(slog.DiscardHandler)}
+	go func() { ended <- Run(ctx, config) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("operator ended: %v", err)
+		}
+	})
+	return c
+}
+
+func resources(version string, kinds ...string) *metav1.APIResourceList {
+	list := &metav1.APIResourceList{GroupVersion: version}
+	for _, kind := range kinds {
+		name := strings.ToLower(kind) + "s"
+		list.APIResources = append(list.APIResources,
+			metav1.APIResource{Name: name, Kind: kind, Verbs: []string{"list", "watch"}},
+			metav1.APIResource{Name: name + "/status", Kind: kind, Verbs: []string{"get"}})
+	}
+	return list
+}
+
+// await waits until the store has the keys and the number of label sets.
+func (c *cluster) await(sets int, want ...string) {
+	c.t.Helper()
+	c.until(func() string {
+		got, number := c.memory.keys()
+		return cmp.Diff(sets, number) + cmp.Diff(want, got)
+	})
+}
+
+// until waits until a check has nothing to say.
+func (c *cluster) until(check func() string) {
+	c.t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		wrong := check()
+		if wrong == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatal(wrong)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func (c *cluster) in(resource, namespace string) dynamic.ResourceInterface {
+	groups := map[string]schema.GroupVersionResource{
+		"networkpolicies": {Group: "networking.k8s.io", Version: "v1", Resource: resource},
+		"endpointslices":  {Group: "discovery.k8s.io", Version: "v1", Resource: resource},
+	}
+	gvr, ok := groups[resource]
+	if !ok {
+		gvr = schema.GroupVersionResource{Version: "v1", Resource: resource}
+	}
+	if namespace == "" {
+		return c.objects.Resource(gvr)
+	}
+	return c.objects.Resource(gvr).Namespace(namespace)
+}
+
+func (c *cluster) update(resource string, object runtime.Object) {
+	c.t.Helper()
+	u := raw(c.t, object)
+	if _, err := c.in(resource, u.GetNamespace()).Update(c.t.Context(), u, metav1.UpdateOptions{}); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *cluster) remove(resource, namespace, name string) {
+	c.t.Helper()
+	if err := c.in(resource, namespace).Delete(c.t.Context(), name, metav1.DeleteOptions{}); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func raw(t *testing.T, object runtime.Object) *unstructured.Unstructured {
+	t.Helper()
+	if u, ok := object.(*unstructured.Unstructured); ok {
+		return u
+	}
+	fields, err := runtime.DefaultUnstructuredConverter.ToUnstructured(object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &unstructured.Unstructured{Object: fields}
+}
+
+func pod(name string) *corev1.Pod {
+	return &corev1.Pod{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: "uid", Labels: map[string]string{"app": "web"}},
+		Spec:       corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{{Name: "c", Image: "i"}}},
+	}
+}
+
+func node() *corev1.Node {
+	return &corev1.Node{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Node"},
+		ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{"zone": "a"}},
+	}
+}
+
+func TestTheStoreFollowsTheCluster(t *testing.T) {
+	ended, waiting := pod("ended"), pod("waiting")
+	ended.Status.Phase, waiting.Spec.NodeName = corev1.PodSucceeded, ""
+	c := start(t, node(), pod("a"), pod("b"), ended, waiting)
+	c.await(1, "nodelabels/n1", "pods/n1/shop/a", "pods/n1/shop/b")
+
+	// Two pods of one label set: it goes with the last.
+	c.remove("pods", "shop", "a")
+	c.await(1, "nodelabels/n1", "pods/n1/shop/b")
+	c.remove("pods", "shop", "b")
+	c.await(0, "nodelabels/n1")
+
+	waiting.Spec.NodeName = "n1"
+	c.update("pods", waiting)
+	c.await(1, "nodelabels/n1", "pods/n1/shop/waiting")
+}
+
+func TestAHeartbeatIsNoWrite(t *testing.T) {
+	c := start(t, node(), pod("a"))
+	c.await(1, "nodelabels/n1", "pods/n1/shop/a")
+	before := c.memory.count()
+
+	beat := node()
+	beat.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, LastHeartbeatTime: metav1.Now()}}
+	beat.Annotations = map[string]string{"seen": "now"}
+	c.update("nodes", beat)
+	image := pod("a")
+	image.Spec.Containers[0].Image = "other"
+	c.update("pods", image)
+	// What is written after the two proves that they were read.
+	labels := node()
+	labels.Labels["zone"] = "b"
+	c.update("nodes", labels)
+	c.until(func() string {
+		return cmp.Diff("b", c.memory.get("nodelabels/n1").(*storev1.NodeLabels).Labels["zone"])
+	})
+	if got := c.memory.count() - before; got != 1 {
+		t.Errorf("got %d writes, want 1", got)
+	}
+}
+
+func TestAPolicyThatNobodyCanReadIsHandedToAgents(t *testing.T) {
+	policy := func(field string) *unstructured.Unstructured {
+		return &unstructured.Unstructured{Object: map[string]any{
+			"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+			"metadata": map[string]any{"namespace": "shop", "name": "p"},
+			"spec":     map[string]any{field: map[string]any{}},
+		}}
+	}
+	c := start(t, policy("podSelector"))
+	const key = "policies/NetworkPolicy/shop/p"
+	c.await(0, key)
+	c.update("networkpolicies", policy("ofTheFuture"))
+	c.until(func() string {
+		if !strings.Contains(string(c.memory.get(key).(*storev1.Policy).Object), "ofTheFuture") {
+			return "the store still has the version before"
+		}
+		return ""
+	})
+}
+
+func TestAStoreThatWasAwayIsWholeAgain(t *testing.T) {
+	c := start(t, node(), pod("a"))
+	c.await(1, "nodelabels/n1", "pods/n1/shop/a")
+	c.memory.setAway(true)
+	before := c.memory.count()
+	c.remove("pods", "shop", "a")
+	c.until(func() string {
+		if c.memory.count() == before {
+			return "the store was not asked"
+		}
+		return ""
+	})
+	// It comes back with nothing of what it had.
+	c.memory.mu.Lock()
+	c.memory.away, c.memory.records = false, map[string]proto.Message{"services/shop/old": nil}
+	c.memory.mu.Unlock()
+	c.await(0, "nodelabels/n1")
+}
+
+func TestALeaderRunsUntilTheContextEnds(t *testing.T) {
+	client := fakekube.NewSimpleClientset()
+	ctx, cancel := context.WithCancel(t.Context())
+	err := Lead(ctx, client, "kube-system", "r1", func(ctx context.Context) error {
+		lease, err := client.CoordinationV1().Leases("kube-system").Get(ctx, LeaseName, metav1.GetOptions{})
+		if err != nil || *lease.Spec.HolderIdentity != "r1" {
+			t.Errorf("got lease %v, %v, want r1's", lease, err)
+		}
+		cancel()
+		<-ctx.Done()
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestNothingIsKeptThatNoRecordIsMadeOf(t *testing.T) {
+	kept := pod("a")
+	kept.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "SECRET", Value: "x"}}
+	kept.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kubelet"}}
+	got, err := trimmer(schema.GroupVersionKind{Version: "v1", Kind: "Pod"})(raw(t, kept))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]any{
+		"apiVersion": "v1", "kind": "Pod",
+		"metadata": map[string]any{"namespace": "shop", "name": "a", "uid": "uid", "labels": map[string]any{"app": "web"}},
+		"spec":     map[string]any{"nodeName": "n1", "containers": []any{map[string]any{"name": "c"}}},
+		"status":   map[string]any{},
+	}
+	if diff := cmp.Diff(want, got.(*unstructured.Unstructured).Object); diff != "" {
+		t.Error(diff)
+	}
+}
