@@ -165,6 +165,9 @@ func newServiceGetCommand(a *app) *cobra.Command {
 		for _, s := range r.GetServices() {
 			v.row("service", s.GetName()+" ("+s.GetType()+")")
 			v.row("frontend", strings.TrimSpace(s.GetFrontend()+" "+s.GetProtocol()))
+			if s.GetAnnouncer() != "" {
+				v.row("announced by", s.GetAnnouncer())
+			}
 			if s.GetProblem() != "" {
 				v.row("problem", v.wrong.Render(s.GetProblem()))
 			}

@@ -26,13 +26,14 @@ const (
 	writeNamespace
 	writeNode
 	writeUplink
+	writeAnnouncement
 	writeEntry // an entry slot: a datapath version changes
 	writeKinds
 )
 
 func (w write) String() string {
 	return [writeKinds]string{"assignment", "content", "class", "peer", "address", "prefix", "program", "endpoint", "epoch",
-		"backend", "slots", "frontend", "guard", "namespace", "node", "uplink", "entry"}[w]
+		"backend", "slots", "frontend", "guard", "namespace", "node", "uplink", "announcement", "entry"}[w]
 }
 
 // writeCounts counts changes by kind. Writes that found the kernel equal already are not changes.

@@ -45,6 +45,8 @@ type Config struct {
 	MapSizes map[string]uint32 `json:"map_sizes,omitempty"`
 	// LBMode is the agents' lb_mode, snat or dsr. Default: theirs.
 	LBMode string `json:"lb_mode,omitempty"`
+	// AliveLease is for how long a node counts as alive after its last heartbeat, in whole seconds. Default: the agents'.
+	AliveLease time.Duration `json:"alive_lease,omitempty"`
 	// Progress is told each step in a few words. Default: nobody is.
 	Progress func(string) `json:"-"`
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"slices"
 	"time"
@@ -108,10 +109,21 @@ func (s *api) ListServices(context.Context, *agentv1.ListServicesRequest) (*agen
 	reply := &agentv1.ListServicesResponse{}
 	s.a.services.Read(func(brain *service.Brain) {
 		for _, view := range brain.Views() {
-			reply.Services = append(reply.Services, serviceMessage(view))
+			message := serviceMessage(view)
+			s.addAnnouncer(message, view)
+			reply.Services = append(reply.Services, message)
 		}
 	})
 	return reply, nil
+}
+
+// addAnnouncer says who answers for a frontend's address on the link, and whether somebody else does, too.
+func (s *api) addAnnouncer(message *agentv1.Service, view service.View) {
+	node, rival := s.a.announcer.Owner(view.Frontend.Addr())
+	message.Announcer = node
+	if rival != "" {
+		message.Problem += fmt.Sprintf("%s is also answered for by %s on this node's link: take the address away from one of them; ", view.Frontend.Addr(), rival)
+	}
 }
 
 func serviceMessage(view service.View) *agentv1.Service {

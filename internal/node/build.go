@@ -49,6 +49,8 @@ type Agent struct {
 	policies  *policyLoop
 	services  *serviceLoop
 	resetter  *clientResetter
+	announcer *announcer
+	voice     *netlink.Announcer
 	routes    *reconciler[*table.RouteWanted]
 	endpoints *endpoint.Manager
 	addresses *addressPublisher
@@ -181,7 +183,7 @@ func findUplink(links *netlink.Handle, name string) (uplink, error) {
 		return uplink{}, fmt.Errorf("uplink: no device %q on this node; name one in the configuration", name)
 	}
 	device := snapshot.Devices[at]
-	up := uplink{name: device.Name, ifindex: device.Index, mtu: int(device.MTU)}
+	up := uplink{name: device.Name, ifindex: device.Index, mtu: int(device.MTU), mac: device.MAC}
 	for _, prefix := range device.Addrs {
 		addr := prefix.Addr()
 		up.networks = append(up.networks, prefix.Masked())
@@ -344,11 +346,28 @@ func (a *Agent) buildBrains(context.Context) error {
 		tables: a.tables, publisher: a.datapath, number: a.numbering.number, gone: a.resetter.note, log: a.log, brain: brain,
 		self: a.config.Node, hostPorts: make(map[uint32][]serviceName),
 	}
+	if err := a.buildAnnouncer(); err != nil {
+		return err
+	}
 	a.routes = &reconciler[*table.RouteWanted]{
 		name: "routes", db: a.tables.DB, table: a.tables.RoutesWanted, target: a.links.Routes(), log: a.log,
 		key: func(row *table.RouteWanted) string { return row.Prefix.String() },
 	}
 	a.flows = flow.NewRing(a.config.FlowHistory)
+	return nil
+}
+
+// buildAnnouncer gives the node a voice on its uplink's link.
+func (a *Agent) buildAnnouncer() error {
+	voice, err := netlink.OpenAnnouncer(a.uplink.ifindex, a.uplink.mac)
+	if err != nil {
+		return err
+	}
+	a.voice = voice
+	a.announcer = &announcer{
+		tables: a.tables, self: a.config.Node, mac: a.uplink.mac, kernel: a.datapath, link: voice,
+		lease: a.store.Publisher().Lease, now: store.SinceBoot, log: a.log,
+	}
 	return nil
 }
 
@@ -436,6 +455,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	run(func(ctx context.Context) error { return a.policies.Run(ctx, a.store.Loaded(), settled.policy) })
 	run(func(ctx context.Context) error { return a.services.Run(ctx, a.store.Loaded(), settled.service) })
 	run(a.resetter.Run)
+	run(func(ctx context.Context) error { return a.announcer.Run(ctx, a.store.Loaded()) })
 	run(func(ctx context.Context) error { return a.policies.superviseTrials(ctx, a.store.Probe) })
 	run(a.pruner(settled).Run)
 	run(a.routes.Run)
@@ -460,6 +480,9 @@ func (a *Agent) Close() error {
 	}
 	if a.endpoints != nil {
 		problems = append(problems, a.endpoints.Close())
+	}
+	if a.voice != nil {
+		problems = append(problems, a.voice.Close())
 	}
 	if a.store != nil {
 		problems = append(problems, a.store.Close())

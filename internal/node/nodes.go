@@ -95,6 +95,7 @@ type uplink struct {
 	name     string
 	ifindex  uint32
 	mtu      int
+	mac      [6]byte
 	addr4    netip.Addr
 	addr6    netip.Addr
 	networks []netip.Prefix // on-link through it

@@ -279,7 +279,7 @@ func TestTheTimeOfALargeApplyGrowsWithItsServicesAndNotWithTheirSquare(t *testin
 		few, many = min(few, took(1000, fmt.Sprint(i))), min(many, took(8000, fmt.Sprint(i)))
 	}
 	t.Logf("1,000 services: %s, 8,000: %s, %.1f times as long", few, many, many.Seconds()/few.Seconds())
-	if many > 12*few {
-		t.Errorf("8,000 services take %.1f times as long as 1,000, want at most 12", many.Seconds()/few.Seconds())
+	if many > 20*few { // 8 measured, and 31 where each of many batches asks for everybody
+		t.Errorf("8,000 services take %.1f times as long as 1,000, want at most 20", many.Seconds()/few.Seconds())
 	}
 }

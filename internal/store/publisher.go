@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	storev1 "tendril.io/tendril/api/store/v1"
@@ -46,6 +47,8 @@ type Publisher struct {
 	alive    []byte        // heartbeat, nil: none
 	lease    time.Duration // that the heartbeat asks for; 0: the server chooses
 	beatNow  bool          // the heartbeat has a new value
+	ends     time.Duration // of the lease, by SinceBoot; 0: none yet
+	beaten   chan struct{} // closed at the next heartbeat that the store takes
 	refusals map[Key]Problem
 	single   bool // send one write at a time, to find the one that the server refuses
 	failure  error
@@ -86,7 +89,7 @@ func AliveTime(nodes int) time.Duration { return 4 * longest(heartbeat, nodes) }
 func openPublisher(node, path string, client storev1.PublishClient, calls *calls, logger *slog.Logger) (*Publisher, error) {
 	p := &Publisher{
 		node: node, client: client, calls: calls, logger: logger, wake: make(chan struct{}, 1),
-		own: map[Key]own{}, refusals: map[Key]Problem{},
+		own: map[Key]own{}, refusals: map[Key]Problem{}, beaten: make(chan struct{}),
 	}
 	log, torn, err := openLog(path, p.replay)
 	if err != nil {
@@ -166,6 +169,23 @@ func (p *Publisher) Set(key Key, record proto.Message) error {
 		return nil
 	}
 	return p.change(key, own{value: value})
+}
+
+// Lease is until when the store takes this node for alive, by SinceBoot, and a channel that is closed when that has changed. Zero: it
+// never did.
+func (p *Publisher) Lease() (ends time.Duration, changed <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.ends, p.beaten
+}
+
+// SinceBoot is the clock of leases (CLOCK_BOOTTIME): it goes on while the machine sleeps, as the store's does.
+func SinceBoot() time.Duration {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return 0 // cannot be: every kernel since 2.6.39 has the clock
+	}
+	return time.Duration(now.Nano())
 }
 
 // Delete removes one of the node's own keys.

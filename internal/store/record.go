@@ -181,6 +181,10 @@ func nodeLabelsRow(key Key, m *storev1.NodeLabels) (*table.NodeLabels, error) {
 	return &table.NodeLabels{Node: key.First, Labels: maps.Clone(m.GetLabels())}, nil
 }
 
+func aliveRow(key Key, m *storev1.Alive) (*table.Alive, error) {
+	return &table.Alive{Node: key.First, BootID: m.GetBootId(), Started: m.GetStartedUnix()}, nil
+}
+
 func cidrGroupRow(key Key, m *storev1.CIDRGroup) (*table.CIDRGroup, error) {
 	row := &table.CIDRGroup{Name: key.First, Labels: maps.Clone(m.GetLabels())}
 	var err error

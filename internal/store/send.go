@@ -86,21 +86,27 @@ func (p *Publisher) beat(ctx context.Context) error {
 	value := p.alive
 	p.beatNow = false
 	p.mu.Unlock()
-	err := p.put(ctx, []*storev1.Write{{Key: AliveKey(p.node).String(), Value: value}})
+	// The store counts from when it hears of it, which is later.
+	sent := SinceBoot()
+	response, err := p.put(ctx, []*storev1.Write{{Key: AliveKey(p.node).String(), Value: value}})
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if err != nil {
-		p.mu.Lock()
 		p.beatNow = true
-		p.mu.Unlock()
 		return fmt.Errorf("heartbeat: %w", err)
 	}
+	p.ends = sent + time.Duration(response.GetLeaseSeconds())*time.Second
+	close(p.beaten)
+	p.beaten = make(chan struct{})
 	return nil
 }
 
-func (p *Publisher) put(ctx context.Context, writes []*storev1.Write) error {
-	return p.calls.write(ctx, "publish", func(ctx context.Context) error {
-		_, err := p.client.Put(ctx, &storev1.PutRequest{Node: p.node, Writes: writes})
+func (p *Publisher) put(ctx context.Context, writes []*storev1.Write) (response *storev1.PutResponse, err error) {
+	err = p.calls.write(ctx, "publish", func(ctx context.Context) (err error) {
+		response, err = p.client.Put(ctx, &storev1.PutRequest{Node: p.node, Writes: writes})
 		return err
 	})
+	return response, err
 }
 
 // drain sends batch after batch until nothing is queued.
@@ -117,7 +123,7 @@ func (p *Publisher) drain(ctx context.Context) error {
 				return err
 			}
 		}
-		err := p.put(ctx, writes)
+		_, err := p.put(ctx, writes)
 		if err := p.settle(batch, err); err != nil {
 			return err
 		}

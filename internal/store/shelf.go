@@ -103,6 +103,11 @@ func shelves(t *table.Tables) map[Kind]shelf {
 			func(k Key, _ string) statedb.Query[*table.NodeLabels] { return table.NodeLabelsByNode(k.First) },
 			func(n *table.NodeLabels) Key { return NodeLabelsKey(n.Node) },
 		},
+		KindAlive: &rows[table.Alive, *storev1.Alive]{
+			t.Alive, &storev1.Alive{}, aliveRow,
+			func(k Key, _ string) statedb.Query[*table.Alive] { return table.AliveByNode(k.First) },
+			func(a *table.Alive) Key { return AliveKey(a.Node) },
+		},
 		KindCIDRGroup: &rows[table.CIDRGroup, *storev1.CIDRGroup]{
 			t.CIDRGroups, &storev1.CIDRGroup{}, cidrGroupRow,
 			func(k Key, _ string) statedb.Query[*table.CIDRGroup] { return table.CIDRGroupByName(k.First) },

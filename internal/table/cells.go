@@ -77,6 +77,18 @@ func (*NodeLabels) TableHeader() []string { return []string{"Node", "Labels"} }
 func (n *NodeLabels) TableRow() []string { return []string{n.Node, labels(n.Labels)} }
 
 // TableHeader names the columns.
+func (*Alive) TableHeader() []string { return []string{"Node", "BootID", "Started"} }
+
+// TableRow prints the row.
+func (a *Alive) TableRow() []string {
+	started := ""
+	if a.Started != 0 {
+		started = time.Unix(a.Started, 0).UTC().Format(time.RFC3339)
+	}
+	return []string{a.Node, some(a.BootID), some(started)}
+}
+
+// TableHeader names the columns.
 func (*CIDRGroup) TableHeader() []string { return []string{"Name", "Prefixes", "Labels"} }
 
 // TableRow prints the row.

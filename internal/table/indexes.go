@@ -60,6 +60,9 @@ func NamespaceByName(name string) statedb.Query[*Namespace] { return namespaceBy
 // NodeLabelsByNode finds the labels of a node.
 func NodeLabelsByNode(node string) statedb.Query[*NodeLabels] { return nodeLabelsByNode().Query(node) }
 
+// AliveByNode finds the sign of life of a node.
+func AliveByNode(node string) statedb.Query[*Alive] { return aliveByNode().Query(node) }
+
 // CIDRGroupByName finds a group of ranges.
 func CIDRGroupByName(name string) statedb.Query[*CIDRGroup] { return cidrGroupByName().Query(name) }
 
@@ -170,6 +173,10 @@ func namespaceByName() statedb.Index[*Namespace, string] {
 
 func nodeLabelsByNode() statedb.Index[*NodeLabels, string] {
 	return text("node", true, func(n *NodeLabels) string { return n.Node })
+}
+
+func aliveByNode() statedb.Index[*Alive, string] {
+	return text("node", true, func(a *Alive) string { return a.Node })
 }
 
 func cidrGroupByName() statedb.Index[*CIDRGroup, string] {

@@ -81,6 +81,13 @@ type NodeLabels struct {
 	Labels map[string]string
 }
 
+// Alive is the sign of life of a node's agent, from alive/<node>; gone when its lease is.
+type Alive struct {
+	Node    string
+	BootID  string
+	Started int64 // of the agent, seconds since 1970
+}
+
 // CIDRGroup is a list of address ranges that policies name, from cidrgroups/<name>.
 type CIDRGroup struct {
 	Name     string

@@ -99,6 +99,7 @@ func fillStored(t *testing.T, tables *Tables) {
 	})
 	insert(t, tables, tables.Namespaces, &Namespace{Name: "bare"}, &Namespace{Name: "default", Labels: map[string]string{"team": "red"}})
 	insert(t, tables, tables.NodeLabels, &NodeLabels{Node: "bare"}, &NodeLabels{Node: "n1", Labels: map[string]string{"role": "edge"}})
+	insert(t, tables, tables.Alive, &Alive{Node: "n1", BootID: "b0", Started: 1700000000}, &Alive{Node: "n2"})
 	insert(t, tables, tables.CIDRGroups, &CIDRGroup{Name: "bare"},
 		&CIDRGroup{Name: "office", Prefixes: within("203.0.113.0/24", "2001:db8::/32"), Labels: map[string]string{"team": "red"}})
 	insert(t, tables, tables.Services, &Service{Namespace: "default", Name: "bare"}, &Service{

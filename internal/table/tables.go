@@ -20,6 +20,7 @@ type Tables struct {
 	LabelSets  statedb.RWTable[*LabelSet]
 	Namespaces statedb.RWTable[*Namespace]
 	NodeLabels statedb.RWTable[*NodeLabels]
+	Alive      statedb.RWTable[*Alive]
 	CIDRGroups statedb.RWTable[*CIDRGroup]
 	Services   statedb.RWTable[*Service]
 	Backends   statedb.RWTable[*Backends]
@@ -68,7 +69,7 @@ func (t *Tables) Run(ctx context.Context) error {
 // Stored returns the tables that the store fills, for one transaction over all of them.
 func (t *Tables) Stored() []statedb.TableMeta {
 	return []statedb.TableMeta{
-		t.Nodes, t.Pods, t.IPs, t.LabelSets, t.Namespaces, t.NodeLabels, t.CIDRGroups, t.Services, t.Backends, t.Policies,
+		t.Nodes, t.Pods, t.IPs, t.LabelSets, t.Namespaces, t.NodeLabels, t.Alive, t.CIDRGroups, t.Services, t.Backends, t.Policies,
 		t.Counters,
 	}
 }
@@ -143,6 +144,7 @@ func addStored(t *Tables) error {
 		add(t, &t.LabelSets, "labelsets", "label sets by content hash", labelSetByHash()),
 		add(t, &t.Namespaces, "namespaces", "labels of namespaces", namespaceByName()),
 		add(t, &t.NodeLabels, "nodelabels", "labels of nodes", nodeLabelsByNode()),
+		add(t, &t.Alive, "alive", "nodes whose agents are alive", aliveByNode()),
 		add(t, &t.CIDRGroups, "cidrgroups", "address ranges that policies name", cidrGroupByName()),
 		add(t, &t.Services, "services", "services as declared", serviceByName()),
 		add(t, &t.Backends, "backends", "backends of services, one row a slice", backendsByKey()),

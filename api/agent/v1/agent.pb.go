@@ -3550,6 +3550,7 @@ type Service struct {
 	Type          string                 `protobuf:"bytes,4,opt,name=type,proto3" json:"type,omitempty"`
 	Backends      []string               `protobuf:"bytes,5,rep,name=backends,proto3" json:"backends,omitempty"`
 	Problem       string                 `protobuf:"bytes,6,opt,name=problem,proto3" json:"problem,omitempty"`
+	Announcer     string                 `protobuf:"bytes,7,opt,name=announcer,proto3" json:"announcer,omitempty"` // of a load balancer's address: the node that answers for it on the link, empty: nobody
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3622,6 +3623,13 @@ func (x *Service) GetBackends() []string {
 func (x *Service) GetProblem() string {
 	if x != nil {
 		return x.Problem
+	}
+	return ""
+}
+
+func (x *Service) GetAnnouncer() string {
+	if x != nil {
+		return x.Announcer
 	}
 	return ""
 }
@@ -4793,14 +4801,15 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x10egress_isolators\x18\x10 \x03(\tR\x0fegressIsolators\"Q\n" +
 	"\x15ListEndpointsResponse\x128\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x1a.tendril.agent.v1.EndpointR\tendpoints\"\x15\n" +
-	"\x13ListServicesRequest\"\x9f\x01\n" +
+	"\x13ListServicesRequest\"\xbd\x01\n" +
 	"\aService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bfrontend\x18\x02 \x01(\tR\bfrontend\x12\x1a\n" +
 	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04type\x18\x04 \x01(\tR\x04type\x12\x1a\n" +
 	"\bbackends\x18\x05 \x03(\tR\bbackends\x12\x18\n" +
-	"\aproblem\x18\x06 \x01(\tR\aproblem\"M\n" +
+	"\aproblem\x18\x06 \x01(\tR\aproblem\x12\x1c\n" +
+	"\tannouncer\x18\a \x01(\tR\tannouncer\"M\n" +
 	"\x14ListServicesResponse\x125\n" +
 	"\bservices\x18\x01 \x03(\v2\x19.tendril.agent.v1.ServiceR\bservices\"\x15\n" +
 	"\x13ListPoliciesRequest\"\xa9\x03\n" +

@@ -1759,6 +1759,7 @@ func (x *PutRequest) GetWrites() []*Write {
 type PutResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Revision      int64                  `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	LeaseSeconds  uint32                 `protobuf:"varint,2,opt,name=lease_seconds,json=leaseSeconds,proto3" json:"lease_seconds,omitempty"` // of alive/<node>, if that was written; counted from when the request was sent, it is safe
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1796,6 +1797,13 @@ func (*PutResponse) Descriptor() ([]byte, []int) {
 func (x *PutResponse) GetRevision() int64 {
 	if x != nil {
 		return x.Revision
+	}
+	return 0
+}
+
+func (x *PutResponse) GetLeaseSeconds() uint32 {
+	if x != nil {
+		return x.LeaseSeconds
 	}
 	return 0
 }
@@ -1961,9 +1969,10 @@ const file_store_v1_store_proto_rawDesc = "" +
 	"\n" +
 	"PutRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12/\n" +
-	"\x06writes\x18\x02 \x03(\v2\x17.tendril.store.v1.WriteR\x06writes\")\n" +
+	"\x06writes\x18\x02 \x03(\v2\x17.tendril.store.v1.WriteR\x06writes\"N\n" +
 	"\vPutResponse\x12\x1a\n" +
-	"\brevision\x18\x01 \x01(\x03R\brevision2M\n" +
+	"\brevision\x18\x01 \x01(\x03R\brevision\x12#\n" +
+	"\rlease_seconds\x18\x02 \x01(\rR\fleaseSeconds2M\n" +
 	"\aPublish\x12B\n" +
 	"\x03Put\x12\x1c.tendril.store.v1.PutRequest\x1a\x1d.tendril.store.v1.PutResponseB)Z'tendril.io/tendril/api/store/v1;storev1b\x06proto3"
 

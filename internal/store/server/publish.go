@@ -44,11 +44,11 @@ func (s *publishService) Put(ctx context.Context, r *storev1.PutRequest) (*store
 	if err != nil {
 		return nil, status.Error(code, err.Error())
 	}
-	revision, err := s.commit(ctx, r, keys)
+	answer, err := s.commit(ctx, r, keys)
 	if err != nil {
 		return nil, grpcError(err)
 	}
-	return &storev1.PutResponse{Revision: revision}, nil
+	return answer, nil
 }
 
 // authenticate compares the claimed node with the certificate.
@@ -115,7 +115,8 @@ func checkValue(key store.Key, w *storev1.Write) error {
 var errEpochGone = errors.New("the store's epoch is another one")
 
 // commit writes the transaction. A marker is written only while its epoch is the store's.
-func (s *publishService) commit(ctx context.Context, r *storev1.PutRequest, keys []store.Key) (int64, error) {
+func (s *publishService) commit(ctx context.Context, r *storev1.PutRequest, keys []store.Key) (*storev1.PutResponse, error) {
+	answer := &storev1.PutResponse{}
 	var ops []clientv3.Op
 	var conditions []clientv3.Cmp
 	for i, w := range r.GetWrites() {
@@ -128,17 +129,18 @@ func (s *publishService) commit(ctx context.Context, r *storev1.PutRequest, keys
 		case keys[i].Kind == store.KindSynced:
 			condition, err := s.epochIs(ctx, keys[i].First)
 			if err != nil {
-				return 0, err
+				return nil, err
 			}
 			conditions = append(conditions, condition)
 		}
 		// Only a sign of life goes away by itself; all other keys outlive their agent.
 		var options []clientv3.OpOption
 		if keys[i].Kind == store.KindAlive {
-			lease, same, err := s.lease(ctx, name, w.GetValue())
+			lease, seconds, same, err := s.lease(ctx, name, w.GetValue())
 			if err != nil {
-				return 0, err
+				return nil, err
 			}
+			answer.LeaseSeconds = uint32(seconds)
 			if same { // all watchers would hear of each beat
 				continue
 			}
@@ -149,11 +151,12 @@ func (s *publishService) commit(ctx context.Context, r *storev1.PutRequest, keys
 	response, err := s.client.Txn(ctx).If(conditions...).Then(ops...).Commit()
 	switch {
 	case err != nil:
-		return 0, fmt.Errorf("node %q: write to the store: %w", r.GetNode(), err)
+		return nil, fmt.Errorf("node %q: write to the store: %w", r.GetNode(), err)
 	case !response.Succeeded:
-		return 0, errEpochGone
+		return nil, errEpochGone
 	}
-	return response.Header.Revision, nil
+	answer.Revision = response.Header.Revision
+	return answer, nil
 }
 
 // epochIs is the condition that the store is still in an epoch.
@@ -173,34 +176,34 @@ func (s *publishService) epochIs(ctx context.Context, epoch string) (clientv3.Cm
 	return clientv3.Compare(clientv3.ModRevision(name), "=", response.Kvs[0].ModRevision), nil
 }
 
-// lease renews the lease of alive/<node>, or grants one, and tells whether the store has the value under it already. The lease
-// belongs to the key, not to this server: another replica finds it there.
-func (s *publishService) lease(ctx context.Context, name string, value []byte) (id clientv3.LeaseID, same bool, err error) {
+// lease renews the lease of alive/<node>, or grants one. It tells how long the lease lasts and whether the store has the value
+// under it already. The lease belongs to the key, not to this server: another replica finds it there.
+func (s *publishService) lease(ctx context.Context, name string, value []byte) (id clientv3.LeaseID, seconds int64, same bool, err error) {
 	current, err := s.client.Get(ctx, name)
 	if err != nil {
-		return 0, false, fmt.Errorf("read %s: %w", name, err)
+		return 0, 0, false, fmt.Errorf("read %s: %w", name, err)
 	}
 	want, asked, err := s.leaseTime(ctx, name, value)
 	if err != nil {
-		return 0, false, err
+		return 0, 0, false, err
 	}
 	if len(current.Kvs) > 0 && current.Kvs[0].Lease != 0 {
 		same = bytes.Equal(current.Kvs[0].Value, value)
 		id = clientv3.LeaseID(current.Kvs[0].Lease)
 		renewed, err := s.client.KeepAliveOnce(ctx, id)
 		if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
-			return 0, false, fmt.Errorf("renew lease of %s: %w", name, err)
+			return 0, 0, false, fmt.Errorf("renew lease of %s: %w", name, err)
 		}
 		// Else the cluster has outgrown it, or the node asks for another. etcd may have granted more than was asked for.
 		if err == nil && renewed.TTL >= want/2 && (same || renewed.TTL == want || !asked && renewed.TTL <= 2*want) {
-			return id, same, nil
+			return id, renewed.TTL, same, nil
 		}
 	}
 	granted, err := s.client.Grant(ctx, want)
 	if err != nil {
-		return 0, false, fmt.Errorf("grant lease for %s: %w", name, err)
+		return 0, 0, false, fmt.Errorf("grant lease for %s: %w", name, err)
 	}
-	return granted.ID, false, nil
+	return granted.ID, granted.TTL, false, nil
 }
 
 // leaseTime is how many seconds a sign of life should last, and whether the node asked for it.
