@@ -35,6 +35,8 @@ func TestConfigurationNamesEveryMistakeAtOnce(t *testing.T) {
 			[]string{"vni: 16777216 does not fit 24 bits", "flow_history: -1 is negative"}},
 		{"no way back", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.0/24"],"lb_mode":"xdp"}`,
 			[]string{`lb_mode: "xdp" is neither snat nor dsr`}},
+		{"no such XDP", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.0/24"],"xdp":"on"}`,
+			[]string{`xdp: "on" is none of off, auto, native and generic`}},
 		{"no prime", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.0/24"],"maglev_size":65536}`,
 			[]string{"maglev_size: maglev size 65536: must be a prime, the nearest below is 65521"}},
 		{"two objects", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.0/24"]} {}`, []string{"something follows the object"}},
