@@ -25,7 +25,7 @@ import (
 var objects embed.FS
 
 // Objects returns the names that Load knows, one for each C file.
-func Objects() []string { return []string{"net", "pod", "reset", "sock", "sweep", "tunnel"} }
+func Objects() []string { return []string{"net", "pod", "reset", "sock", "sweep", "tunnel", "xdp"} }
 
 // Load returns the programs and maps of one object, as compiled. Each call returns a copy that may be changed.
 func Load(name string) (*ebpf.CollectionSpec, error) {

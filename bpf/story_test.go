@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -103,7 +104,7 @@ func newStage(t testing.TB) *stage { return newStageOf(t, testConfig(), nil) }
 func newStageOf(t testing.TB, config NodeConfig, sizes map[string]uint32) *stage {
 	enterNamespace(t)
 	s := &stage{maps: map[string]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, nextCell: 1, slots: 1}
-	for _, object := range []string{"pod", "net", "tunnel", "sweep"} {
+	for _, object := range []string{"pod", "net", "tunnel", "sweep", "xdp"} {
 		loaded := loadSized(t, object, config, s.maps, sizes)
 		for name, m := range loaded.Maps {
 			if !strings.HasPrefix(name, ".") && s.maps[name] == nil {
@@ -140,7 +141,7 @@ func enterNamespace(t testing.TB) {
 			t.Fatal(err)
 		}
 	}
-	up := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "up0", Index: 100}, PeerName: "wire0"}
+	up := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "up0", Index: 100, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 8}}, PeerName: "wire0"}
 	check := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -168,6 +169,10 @@ func enterNamespace(t testing.TB) {
 	}
 	for _, gateway := range []string{"192.0.2.254", "2001:db8::fe"} {
 		check(netlink.RouteAdd(&netlink.Route{LinkIndex: 100, Gw: netip.MustParseAddr(gateway).AsSlice()}))
+	}
+	for _, neighbour := range []string{"192.0.2.254", "2001:db8::fe", "192.0.2.2", "2001:db8::2"} { // XDP cannot ask for them
+		check(netlink.NeighAdd(&netlink.Neigh{LinkIndex: 100, State: netlink.NUD_PERMANENT, IP: netip.MustParseAddr(neighbour).AsSlice(),
+			HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 9}}))
 	}
 }
 
@@ -229,6 +234,8 @@ func (s *stage) do(command string) (string, error) {
 		return s.send(name, packet, skBuff{IfIndex: 1, CB: [5]uint32{uint32(n), uint32(n) + 100}})
 	case "net_in", "net_out", "tunnel_out":
 		return s.send(name, rest, skBuff{IfIndex: 100})
+	case "xdp_in":
+		return s.sendXDP(rest)
 	case "marked_net_out":
 		return s.send("net_out", rest, skBuff{IfIndex: 100, Mark: uint32(MarkForwarded)})
 	case "from_tunnel":
@@ -274,6 +281,37 @@ func (s *stage) send(program, text string, ctx skBuff) (string, error) {
 		return "", err
 	}
 	return answer + "\n" + packet.String(), nil
+}
+
+// xdpBuff is struct xdp_md, as BPF_PROG_TEST_RUN takes it.
+type xdpBuff struct {
+	Data, DataEnd, DataMeta, IngressIfIndex, RxQueueIndex, EgressIfIndex uint32
+}
+
+// sendXDP runs a packet through xdp_in, and where that passes, through net_in, as the kernel would.
+func (s *stage) sendXDP(text string) (string, error) {
+	frame, err := frameOf(text)
+	if err != nil {
+		return "", err
+	}
+	before := s.reasons()
+	out := make([]byte, len(frame)+256)
+	options := &ebpf.RunOptions{Data: frame, DataOut: out, Context: xdpBuff{DataEnd: uint32(len(frame)), IngressIfIndex: 100}}
+	code, err := s.programs["xdp_in"].Run(options)
+	if err != nil {
+		return "", err
+	}
+	s.before = before
+	if counted := s.counted(); code == 2 && (counted != "" || !bytes.Equal(options.DataOut, frame)) {
+		return "", fmt.Errorf("a packet that passes was counted as %q, or changed", counted)
+	} else if code == 2 {
+		return s.send("net_in", text, skBuff{IfIndex: 100})
+	}
+	packet, err := testkit.DecodePacket(options.DataOut)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s: %s\n%s", map[uint32]string{0: "aborted", 1: "drop", 3: "tx", 4: "xdp redirect"}[code], s.counted(), packet), nil
 }
 
 // segments SIZE PACKET: a packet from pod 1 that will be cut into segments of SIZE bytes of payload.

@@ -366,7 +366,8 @@ const (
 	HookTunnelOut Hook = 5
 	HookSocket    Hook = 6
 	HookSweep     Hook = 7
-	HookCount     Hook = 8
+	HookXdp       Hook = 8
+	HookCount     Hook = 9
 )
 
 // String is the name in lower case, or the empty string for a value that has none.
@@ -388,6 +389,8 @@ func (v Hook) String() string {
 		return "socket"
 	case HookSweep:
 		return "sweep"
+	case HookXdp:
+		return "xdp"
 	}
 	return ""
 }
@@ -403,6 +406,7 @@ func Hooks() []Hook {
 		HookTunnelOut,
 		HookSocket,
 		HookSweep,
+		HookXdp,
 	}
 }
 

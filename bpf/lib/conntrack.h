@@ -131,21 +131,28 @@ static __always_inline bool flow_over(const struct flow *flow, const struct pack
 	return flow->state == FLOW_CLOSED && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
-/* flow_find looks for the packet's flow and learns the packet's direction from it. */
-static __always_inline struct flow *flow_find(struct packet *p, struct flow_key *key, __u64 now)
+/* flow_entry looks for the packet's flow, dead or alive, and learns the packet's direction from it. */
+static __always_inline struct flow *flow_entry(struct packet *p, struct flow_key *key)
 {
 	bool low = flow_key_of(key, &p->source, p->source_port, &p->destination, p->destination_port, p->protocol);
 	struct flow *flow = bpf_map_lookup_elem(&flows, key);
 
 	p->flags &= ~PACKET_REPLY;
-	if (!flow)
-		return NULL;
-	if (flow_over(flow, p, now)) {
+	if (flow && low != !!(flow->flags & FLOW_LOW_IS_SOURCE))
+		p->flags |= PACKET_REPLY;
+	return flow;
+}
+
+/* flow_find looks for the packet's living flow, and ends a dead one. */
+static __always_inline struct flow *flow_find(struct packet *p, struct flow_key *key, __u64 now)
+{
+	struct flow *flow = flow_entry(p, key);
+
+	if (flow && flow_over(flow, p, now)) {
+		p->flags &= ~PACKET_REPLY;
 		flow_remove(key, flow, p->hook);
 		return NULL;
 	}
-	if (low != !!(flow->flags & FLOW_LOW_IS_SOURCE))
-		p->flags |= PACKET_REPLY;
 	return flow;
 }
 
@@ -541,7 +548,22 @@ static __always_inline void flow_rename(const struct packet *p, struct flow *flo
 	flow->service_port = p->service_port;
 }
 
-/* flow_pass takes a packet of a known flow: verdict, counters, and the name its source goes by from here. */
+/* flow_carry takes a packet of a flow that is allowed: counters, and the name its source goes by from here. */
+static __always_inline void flow_carry(struct packet *p, struct flow *flow, __u64 now)
+{
+	flow_follow(p, flow, now);
+	flow_destination(p, flow);
+	if (p->flags & PACKET_REPLY) {
+		p->alias = flow->service;
+		p->alias_port = flow->service_port;
+	} else {
+		flow_rename(p, flow);
+		p->alias = flow->nat_address;
+		p->alias_port = flow->nat_port;
+	}
+}
+
+/* flow_pass takes a packet of a known flow, if its verdict lets it. */
 static __always_inline int flow_pass(struct packet *p, struct flow_key *key, struct flow *flow, __u64 now)
 {
 	__u32 epoch = flow_epoch();
@@ -557,16 +579,7 @@ static __always_inline int flow_pass(struct packet *p, struct flow_key *key, str
 		p->to.peer = p->flags & PACKET_REPLY ? flow->source_peer : flow->destination_peer;
 		return flow_note(p, &flow->egress, &flow->ingress);
 	}
-	flow_follow(p, flow, now);
-	flow_destination(p, flow);
-	if (p->flags & PACKET_REPLY) {
-		p->alias = flow->service;
-		p->alias_port = flow->service_port;
-	} else {
-		flow_rename(p, flow);
-		p->alias = flow->nat_address;
-		p->alias_port = flow->nat_port;
-	}
+	flow_carry(p, flow, now);
 	return GO_ON;
 }
 

@@ -142,7 +142,8 @@ enum hook {
 	HOOK_TUNNEL_OUT = 5,
 	HOOK_SOCKET = 6,
 	HOOK_SWEEP = 7,
-	HOOK_COUNT = 8,
+	HOOK_XDP = 8,
+	HOOK_COUNT = 9,
 };
 
 /* States of a conntrack entry (RFC 9293 reduced to what lifetimes need). */

@@ -31,9 +31,8 @@ static __always_inline int deliver_rename(struct __sk_buff *ctx, struct packet *
 }
 
 /* deliver_hop counts the node as a hop, in the packet. */
-static __always_inline int deliver_hop(struct __sk_buff *ctx, const struct packet *p)
+static __always_inline int deliver_hop(void *data, void *end, const struct packet *p)
 {
-	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct ipv6hdr *ip6 = data + ETH_HLEN;
 	struct iphdr *ip4 = data + ETH_HLEN;
 	__u32 check;
@@ -64,7 +63,7 @@ static __always_inline int deliver_prepare(struct __sk_buff *ctx, struct packet 
 		return reason;
 	reason = deliver_rename(ctx, p);
 	if (reason == GO_ON)
-		reason = deliver_hop(ctx, p);
+		reason = deliver_hop((void *)(long)ctx->data, (void *)(long)ctx->data_end, p);
 	return reason == GO_ON && feature_on(FEATURE_DSR) && p->option ? dsr_write(ctx, p) : reason;
 }
 

@@ -164,8 +164,8 @@ __noinline int nat_open(struct __sk_buff *ctx, struct packet *p, const struct fl
 	return GO_ON;
 }
 
-/* nat_restore gives a packet that came for the node's address to the pod behind it, if there is one. */
-static __always_inline int nat_restore(struct __sk_buff *ctx, struct packet *p)
+/* nat_find is the mapping that a packet for the node's address is for. */
+static __always_inline struct nat_mapping *nat_find(const struct packet *p)
 {
 	struct nat_key key = {
 		.remote = p->source,
@@ -174,7 +174,14 @@ static __always_inline int nat_restore(struct __sk_buff *ctx, struct packet *p)
 		.node_port = p->destination_port,
 		.protocol = p->protocol,
 	};
-	struct nat_mapping *mapping = bpf_map_lookup_elem(&nat, &key);
+
+	return bpf_map_lookup_elem(&nat, &key);
+}
+
+/* nat_restore gives a packet that came for the node's address to the pod behind it, if there is one. */
+static __always_inline int nat_restore(struct __sk_buff *ctx, struct packet *p)
+{
+	struct nat_mapping *mapping = nat_find(p);
 	union address pod;
 
 	if (!mapping)

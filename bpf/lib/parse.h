@@ -78,11 +78,10 @@ static __always_inline void parse_icmp(struct packet *p, const struct transport_
 }
 
 /* parse_transport reads ports, TCP flags or the ICMP type. Fragments without a transport header are left to fragment.h. */
-static __always_inline int parse_transport(struct __sk_buff *ctx, struct packet *p)
+static __always_inline int parse_transport(void *data, void *end, struct packet *p)
 {
-	void *end = (void *)(long)ctx->data_end;
 	__u32 offset = p->transport & 0x1ff;
-	struct transport_start *t = (void *)(long)ctx->data + offset;
+	struct transport_start *t = data + offset;
 
 	if (p->flags & PACKET_LATER_FRAGMENT)
 		return GO_ON;
@@ -115,17 +114,18 @@ static __always_inline int parse_transport(struct __sk_buff *ctx, struct packet 
 	return GO_ON;
 }
 
-static __always_inline int parse_ipv4(struct __sk_buff *ctx, struct packet *p)
+/* parse_ipv4 reads the header. length: of the frame; segments: it is a GSO packet, whose header does not say its length. */
+static __always_inline int parse_ipv4(void *data, void *end, __u32 length, bool segments, struct packet *p)
 {
-	struct iphdr *ip = (void *)(long)ctx->data + ETH_HLEN;
+	struct iphdr *ip = data + ETH_HLEN;
 	__u16 fragment;
 
-	if ((void *)(ip + 1) > (void *)(long)ctx->data_end || ip->version != 4 || ip->ihl < 5)
+	if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
 		return DROP_INVALID_PACKET;
 	p->length = bpf_ntohs(ip->tot_len);
-	if (ctx->gso_size)
-		p->length = ctx->len - ETH_HLEN;
-	if (p->length < 20 || p->length > ctx->len - ETH_HLEN)
+	if (segments)
+		p->length = length - ETH_HLEN;
+	if (p->length < 20 || p->length > length - ETH_HLEN)
 		return DROP_INVALID_PACKET;
 	p->flags |= PACKET_IPV4;
 	address_from4(&p->source, ip->saddr);
@@ -179,17 +179,17 @@ __noinline int parse_extensions(struct __sk_buff *ctx, __u32 next)
 	return 0;
 }
 
-static __always_inline int parse_ipv6(struct __sk_buff *ctx, struct packet *p)
+/* parse_ipv6 reads the fixed header, as parse_ipv4 does. */
+static __always_inline int parse_ipv6(void *data, void *end, __u32 length, bool segments, struct packet *p)
 {
-	struct ipv6hdr *ip = (void *)(long)ctx->data + ETH_HLEN;
-	__u32 found;
+	struct ipv6hdr *ip = data + ETH_HLEN;
 
-	if ((void *)(ip + 1) > (void *)(long)ctx->data_end || ip->version != 6)
+	if ((void *)(ip + 1) > end || ip->version != 6)
 		return DROP_INVALID_PACKET;
 	p->length = bpf_ntohs(ip->payload_len) + sizeof(*ip);
-	if (ctx->gso_size)
-		p->length = ctx->len - ETH_HLEN;
-	if (p->length > ctx->len - ETH_HLEN)
+	if (segments)
+		p->length = length - ETH_HLEN;
+	if (p->length > length - ETH_HLEN)
 		return DROP_INVALID_PACKET;
 	__builtin_memcpy(&p->source, &ip->saddr, sizeof(p->source));
 	__builtin_memcpy(&p->destination, &ip->daddr, sizeof(p->destination));
@@ -198,6 +198,14 @@ static __always_inline int parse_ipv6(struct __sk_buff *ctx, struct packet *p)
 	p->ttl = ip->hop_limit;
 	p->protocol = ip->nexthdr;
 	p->transport = ETH_HLEN + sizeof(*ip);
+	return GO_ON;
+}
+
+/* parse_beyond goes on to the transport header, if extensions stand before it. */
+static __always_inline int parse_beyond(struct __sk_buff *ctx, struct packet *p)
+{
+	__u32 found;
+
 	switch (p->protocol) {
 	case IPPROTO_HOPOPTS:
 	case IPPROTO_ROUTING:
@@ -217,25 +225,29 @@ static __always_inline int parse_ipv6(struct __sk_buff *ctx, struct packet *p)
 static __always_inline int packet_parse(struct __sk_buff *ctx, struct packet *p)
 {
 	struct ethhdr *ethernet;
+	void *data, *end;
 	int reason;
 
 	parse_linear(ctx);
-	ethernet = (void *)(long)ctx->data;
-	if ((void *)(ethernet + 1) > (void *)(long)ctx->data_end)
+	ethernet = data = (void *)(long)ctx->data;
+	end = (void *)(long)ctx->data_end;
+	if ((void *)(ethernet + 1) > end)
 		return DROP_INVALID_PACKET;
 	p->ethertype = ethernet->h_proto;
 	p->length = ctx->len - ETH_HLEN;
 	switch (p->ethertype) {
 	case bpf_htons(ETH_P_IP):
-		reason = feature_on(FEATURE_IPV4) ? parse_ipv4(ctx, p) : DROP_UNSUPPORTED_PROTOCOL;
+		reason = feature_on(FEATURE_IPV4) ? parse_ipv4(data, end, ctx->len, ctx->gso_size, p) : DROP_UNSUPPORTED_PROTOCOL;
 		break;
 	case bpf_htons(ETH_P_IPV6):
-		reason = feature_on(FEATURE_IPV6) ? parse_ipv6(ctx, p) : DROP_UNSUPPORTED_PROTOCOL;
+		reason = feature_on(FEATURE_IPV6) ? parse_ipv6(data, end, ctx->len, ctx->gso_size, p) : DROP_UNSUPPORTED_PROTOCOL;
+		if (reason == GO_ON)
+			reason = parse_beyond(ctx, p);
 		break;
 	default:
 		return GO_ON;
 	}
-	return reason == GO_ON ? parse_transport(ctx, p) : reason;
+	return reason == GO_ON ? parse_transport((void *)(long)ctx->data, (void *)(long)ctx->data_end, p) : reason;
 }
 
 /* packet_is_ip tells what packet_parse understood from what it left alone. */

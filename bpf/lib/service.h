@@ -91,6 +91,13 @@ static __always_inline bool service_keeps(const struct packet *p, const struct f
 	return backend->state == BACKEND_ACTIVE || !opening;
 }
 
+/* service_prolong lets a remembered backend live on with its connection; a SYN does not show that there is one. */
+static __always_inline void service_prolong(const struct packet *p, struct flow *entry, __u64 now)
+{
+	if (p->protocol != IPPROTO_TCP || !(p->tcp_flags & TCP_SYN))
+		entry->expires = now + flow_lifetime(p->protocol, FLOW_ESTABLISHED);
+}
+
 /* service_backend finds the backend of a packet to a frontend: the remembered one, or a fresh choice for a new connection. */
 static __always_inline int service_backend(struct packet *p, const struct flow_key *key, struct flow *entry, __u64 now,
 					   __u32 *index)
@@ -100,8 +107,7 @@ static __always_inline int service_backend(struct packet *p, const struct flow_k
 
 	if (entry && service_keeps(p, entry)) {
 		*index = entry->backend;
-		if (!opening || p->protocol != IPPROTO_TCP)
-			entry->expires = now + flow_lifetime(p->protocol, FLOW_ESTABLISHED);
+		service_prolong(p, entry, now);
 		return GO_ON;
 	}
 	if (entry && !opening)

@@ -36,7 +36,8 @@ type Datapath struct {
 	fresh     bool                       // nothing published yet: the first publication always raises the verdict epoch
 	stubs     stubs
 	sweeper   sweeper
-	socketsOn bool // AttachSockets was called: links follow the version
+	xdp       xdpPlace // AttachXDP was called for it: its link follows the version
+	socketsOn bool     // AttachSockets was called: links follow the version
 }
 
 // arenas are the arrays that the agent writes through memory.

@@ -165,12 +165,12 @@ func (d *Datapath) adoptVersion(digest string) (*version, error) {
 	return v, nil
 }
 
-// unslotted lists the programs that no entry slot holds, and that are therefore pinned: socket hooks, sweepers, iterators.
+// unslotted lists the programs that no entry slot holds, and that are therefore pinned: socket hooks, XDP, sweepers, iterators.
 func unslotted(specs map[string]*ebpf.CollectionSpec) []string {
 	var names []string
 	for _, spec := range specs {
 		for name, program := range spec.Programs {
-			if program.Type == ebpf.Syscall || program.Type == ebpf.Tracing {
+			if program.Type == ebpf.Syscall || program.Type == ebpf.Tracing || program.Type == ebpf.XDP {
 				names = append(names, name)
 			}
 		}
@@ -362,6 +362,9 @@ func (d *Datapath) putInForce(ctx context.Context, next *version) error {
 		if err := d.linkSockets(); err != nil {
 			return err
 		}
+	}
+	if err := d.linkXDP(); err != nil {
+		return err
 	}
 	return errors.Join(d.dropVersions(), d.set.dropStale())
 }

@@ -183,7 +183,7 @@ func findUplink(links *netlink.Handle, name string) (uplink, error) {
 		return uplink{}, fmt.Errorf("uplink: no device %q on this node; name one in the configuration", name)
 	}
 	device := snapshot.Devices[at]
-	up := uplink{name: device.Name, ifindex: device.Index, mtu: int(device.MTU), mac: device.MAC}
+	up := uplink{name: device.Name, kind: device.Type, ifindex: device.Index, mtu: int(device.MTU), mac: device.MAC}
 	for _, prefix := range device.Addrs {
 		addr := prefix.Addr()
 		up.networks = append(up.networks, prefix.Masked())
@@ -219,6 +219,9 @@ func (a *Agent) buildDatapath(ctx context.Context) (err error) {
 	if err := a.attach(a.uplink.ifindex, a.datapath.AttachUplink, bpf.EntryNetIn, bpf.EntryNetOut); err != nil {
 		return err
 	}
+	if err := a.attachXDP(); err != nil {
+		return err
+	}
 	if a.overlay != 0 {
 		if err := a.attach(a.overlay, a.datapath.AttachOverlay, bpf.EntryTunnelIn, bpf.EntryTunnelOut); err != nil {
 			return err
@@ -228,6 +231,20 @@ func (a *Agent) buildDatapath(ctx context.Context) (err error) {
 		return nil
 	}
 	return a.datapath.AttachSockets()
+}
+
+// attachXDP does what the configuration says. Unasked, a driver that has no XDP, or has another's program, is left alone.
+func (a *Agent) attachXDP() error {
+	mode := map[XDP]datapath.XDPMode{XDPAuto: datapath.XDPNative, XDPNative: datapath.XDPNative, XDPGeneric: datapath.XDPGeneric}[a.config.XDP]
+	if a.config.XDP == XDPAuto && a.uplink.kind == "veth" {
+		mode = datapath.XDPOff // it would cost most of TCP's throughput: segments are no longer sent in one piece
+	}
+	err := a.datapath.AttachXDP(a.uplink.ifindex, mode)
+	if err == nil || a.config.XDP != XDPAuto {
+		return err
+	}
+	a.log.Info("no XDP on the uplink", "device", a.uplink.name, "error", err)
+	return a.datapath.AttachXDP(a.uplink.ifindex, datapath.XDPOff)
 }
 
 // attach prefers TCX links and falls back to clsact filters where the kernel has none (before 6.6).

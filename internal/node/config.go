@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"tendril.io/tendril/internal/service"
 )
@@ -29,6 +30,17 @@ type LBMode string
 const (
 	LBModeSNAT LBMode = "snat" // through this node, under whose address it was asked
 	LBModeDSR  LBMode = "dsr"  // straight from its own node, in the service's name
+)
+
+// XDP says whether service packets that need no decision leave before the kernel has made packets of them.
+type XDP string
+
+// The choices.
+const (
+	XDPOff     XDP = "off"
+	XDPAuto    XDP = "auto"    // native where the uplink's driver offers it, but on veth off
+	XDPNative  XDP = "native"  // by the driver, or the agent does not start
+	XDPGeneric XDP = "generic" // by the kernel in the driver's place: for tests
 )
 
 // Config is the agent's configuration, a JSON file. The zero value of a field is its default unless it says
@@ -85,6 +97,8 @@ type Config struct {
 	AliveLeaseSeconds uint32 `json:"alive_lease_seconds,omitempty"`
 	// LBMode says how clients outside the cluster are answered by backends of other nodes: snat (default) or dsr.
 	LBMode LBMode `json:"lb_mode,omitempty"`
+	// XDP is off (default), auto, native or generic, on the uplink.
+	XDP XDP `json:"xdp,omitempty"`
 	// MaglevSize is the number of slots of a Maglev table, a prime and the same on every node of the cluster: others would
 	// lead a connection elsewhere. Default 4093.
 	MaglevSize uint32 `json:"maglev_size,omitempty"`
@@ -118,6 +132,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.Cluster, "default")
 	setDefault(&c.Mode, ModeNative)
 	setDefault(&c.LBMode, LBModeSNAT)
+	setDefault(&c.XDP, XDPOff)
 	setDefault(&c.BPFRoot, "/sys/fs/bpf/tendril")
 	setDefault(&c.RunDir, "/run/tendril")
 	setDefault(&c.StateDir, "/var/lib/tendril")
@@ -156,6 +171,9 @@ func (c Config) Validate() error {
 	}
 	if c.LBMode != LBModeSNAT && c.LBMode != LBModeDSR {
 		bad("lb_mode", "%q is neither snat nor dsr", c.LBMode)
+	}
+	if !slices.Contains([]XDP{XDPOff, XDPAuto, XDPNative, XDPGeneric}, c.XDP) {
+		bad("xdp", "%q is none of off, auto, native and generic", c.XDP)
 	}
 	for field, path := range map[string]string{"bpf_root": c.BPFRoot, "run_dir": c.RunDir, "state_dir": c.StateDir} {
 		if !filepath.IsAbs(path) {

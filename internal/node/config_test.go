@@ -37,6 +37,8 @@ func TestConfigurationNamesEveryMistakeAtOnce(t *testing.T) {
 			[]string{"alive_lease_seconds: 4 is not within 5 to 3600; leave it out for"}},
 		{"no way back", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.0/24"],"lb_mode":"xdp"}`,
 			[]string{`lb_mode: "xdp" is neither snat nor dsr`}},
+		{"no such XDP", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.0/24"],"xdp":"on"}`,
+			[]string{`xdp: "on" is none of off, auto, native and generic`}},
 		{"no prime", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.0/24"],"maglev_size":65536}`,
 			[]string{"maglev_size: maglev size 65536: must be a prime, the nearest below is 65521"}},
 		{"two objects", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.0/24"]} {}`, []string{"something follows the object"}},

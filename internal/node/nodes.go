@@ -93,6 +93,7 @@ const mainTable = 254
 // uplink is the device towards other nodes.
 type uplink struct {
 	name     string
+	kind     string // as the kernel names the driver of a virtual device
 	ifindex  uint32
 	mtu      int
 	mac      [6]byte

@@ -1,0 +1,167 @@
+package bpf
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
+)
+
+// xdpTX is XDP_TX of <linux/bpf.h>.
+const xdpTX = 3
+
+// edgeStory is a node that leads clients of node ports to a backend of another node.
+const edgeStory = `
+program 1 allow
+address 192.0.2.1 peer=1 flags=host,cluster,node-port
+address 2001:db8::1 peer=1 flags=host,cluster,node-port
+address 10.2.0.2 peer=30 node=2 flags=cluster
+address fd02::2 peer=30 node=2 flags=cluster
+uplink 100 192.0.2.1 2001:db8::1
+node 2 hop4=192.0.2.2 hop6=2001:db8::2 ifindex=100
+service tcp 0.0.0.0:30080 10.2.0.2:8080 flags=external
+service tcp [::]:30080 [fd02::2]:8080 flags=external
+service udp 0.0.0.0:30080 10.2.0.2:8080 flags=external
+service udp [::]:30080 [fd02::2]:8080 flags=external`
+
+func edgeStage(t testing.TB) *stage {
+	s := newStage(t)
+	for _, command := range strings.Split(strings.TrimSpace(edgeStory), "\n") {
+		if _, err := s.do(command); err != nil {
+			t.Fatalf("%s: %v", command, err)
+		}
+	}
+	return s
+}
+
+// edgePacket draws a packet of one of a few clients, or an answer to one.
+func edgePacket(t *rapid.T) string {
+	v4 := rapid.Bool().Draw(t, "IPv4")
+	protocol := rapid.SampledFrom([]string{"tcp", "udp"}).Draw(t, "protocol")
+	port := 1000 + rapid.IntRange(0, 3).Draw(t, "client") // each has a port of its own, so that none is chosen at random
+	node, client, pod := "[2001:db8::1]", "[2001:db9::7]", "[fd02::2]"
+	if v4 {
+		node, client, pod = "192.0.2.1", "198.51.100.7", "10.2.0.2"
+	}
+	text := fmt.Sprintf("%s %s:%d > %s:30080", protocol, client, port, node)
+	if rapid.Bool().Draw(t, "answer") {
+		text = fmt.Sprintf("%s %s:8080 > %s:%d", protocol, pod, node, port)
+	}
+	if protocol == "tcp" {
+		text += rapid.SampledFrom([]string{" syn", " syn ack", " ack", " ack", " ack", " fin ack", " rst"}).Draw(t, "flags")
+	}
+	if rapid.IntRange(0, 9).Draw(t, "last hop") == 0 {
+		text += " ttl=1"
+	}
+	return fmt.Sprintf("%s len=%d", text, rapid.SampledFrom([]int{0, 1, 2, 7, 900, 1440, 1480}).Draw(t, "size"))
+}
+
+// Whether XDP takes a packet or leaves it to net_in, the same packet leaves, and the same is known of its flow.
+func TestXDPSendsWhatTCXWouldSend(t *testing.T) {
+	needRoot(t)
+	early, late := edgeStage(t), edgeStage(t)
+	links, outcome := regexp.MustCompile(` mac=\S+`), regexp.MustCompile(`^(tx|redirect)`)
+	taken := 0
+	rapid.Check(t, func(t *rapid.T) {
+		for range rapid.IntRange(1, 30).Draw(t, "packets") {
+			command := edgePacket(t)
+			if rapid.IntRange(0, 9).Draw(t, "policy changes") == 0 {
+				epoch := fmt.Sprintf("epoch %d", rapid.IntRange(1, 1000).Draw(t, "epoch"))
+				for _, s := range []*stage{early, late} {
+					if _, err := s.do(epoch); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			got, err := early.do("xdp_in " + command)
+			if err != nil {
+				t.Fatalf("%s: %v", command, err)
+			}
+			want, err := late.do("net_in " + command)
+			if err != nil {
+				t.Fatalf("%s: %v", command, err)
+			}
+			if strings.HasPrefix(got, "tx") {
+				taken++
+				got = links.ReplaceAllString(outcome.ReplaceAllString(got, "redirect"), "")
+			}
+			if strings.Contains(got, "bad-checksum") || got != want {
+				t.Fatalf("%s: with XDP %s, without %s", command, got, want)
+			}
+		}
+		for _, list := range []string{"flows", "nat"} {
+			got, err := early.do(list)
+			want, errLate := late.do(list)
+			if err != nil || errLate != nil || got != want {
+				t.Fatalf("%s with XDP:\n%s%v\nwithout:\n%s%v", list, got, err, want, errLate)
+			}
+		}
+	})
+	if taken == 0 {
+		t.Error("XDP took no packet")
+	}
+}
+
+// BenchmarkXDP measures a client's packet on its way to a backend of another node, beside a program that does nothing.
+func BenchmarkXDP(b *testing.B) {
+	needRoot(b)
+	for _, name := range []string{"forward", "empty"} {
+		b.Run(name, func(b *testing.B) {
+			s := edgeStage(b) // of this goroutine's namespace
+			for _, command := range []string{"net_in tcp 198.51.100.7:1000 > 192.0.2.1:30080 syn", "net_in tcp 10.2.0.2:8080 > 192.0.2.1:1000 syn ack"} {
+				if _, err := s.do(command); err != nil {
+					b.Fatal(err)
+				}
+			}
+			program := s.programs["xdp_in"]
+			if name == "empty" {
+				program = emptyXDP(b)
+			}
+			benchXDP(b, program, "tcp 198.51.100.7:1000 > 192.0.2.1:30080 ack")
+		})
+	}
+}
+
+// emptyXDP is a program that sends every frame back.
+func emptyXDP(b *testing.B) *ebpf.Program {
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.XDP, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, xdpTX), asm.Return()}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { program.Close() })
+	return program
+}
+
+// benchXDP runs a program on one frame, once a system call: what has left is not what came.
+func benchXDP(b *testing.B, program *ebpf.Program, text string) {
+	frame, err := frameOf(text)
+	if err != nil {
+		b.Fatal(err)
+	}
+	counting, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer counting.Close()
+	before, err := program.Stats()
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		options := &ebpf.RunOptions{Data: frame, Context: xdpBuff{DataEnd: uint32(len(frame)), IngressIfIndex: 100}}
+		if code, err := program.Run(options); err != nil || code != xdpTX {
+			b.Fatalf("the frame is not sent on: %d, %v", code, err)
+		}
+	}
+	after, err := program.Stats()
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(float64(after.Runtime-before.Runtime)/float64(after.RunCount-before.RunCount), "ns/packet")
+	b.ReportMetric(0, "ns/op")
+}
