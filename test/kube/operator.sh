@@ -1,5 +1,5 @@
 # Sourced by run.sh: the operator against the real API server, with the rights of manifests/operator.yaml and no others.
-tendril() { "$root/bin/tendril" "$@" --store 127.0.0.1:2379; }
+tendril() { "$root/bin/tendril" "$@" --store 10.200.0.1:2379; }
 
 # stored FILE: the store has every object of the manifest. A dry run changes nothing, and fails for what is not there.
 stored() { tendril delete --dry-run -f "$1"; }
@@ -9,7 +9,8 @@ gone() { [ "$(tendril delete --dry-run -f "$1" 2>&1 | grep -c 'not in cluster')"
 holder() { [ "$(kubectl -n kube-system get lease tendril-operator -o 'jsonpath={.spec.holderIdentity}')" = "$1" ]; }
 
 kubectl apply -f "$here/manifests/operator.yaml" > /dev/null
-start operator "$root/bin/tendril-operator" --kubeconfig "$state/pki/operator.kubeconfig" --replica first --store-dir "$state/store"
+start operator "$root/bin/tendril-operator" --kubeconfig "$state/pki/operator.kubeconfig" --replica first --store-dir "$state/store" \
+  --listen 10.200.0.1:2379 --publish 10.200.0.1:2380
 await 60 'operator leads' holder first
 kubectl apply -f "$here/manifests/shop.yaml" > /dev/null
 await 60 'default account of shop' kubectl -n shop get serviceaccount default

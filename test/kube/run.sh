@@ -1,7 +1,8 @@
 #!/bin/bash
-# run.sh: a Kubernetes control plane and tendril's operator beside it, in namespaces of their own that end with the script; a verdict.
-# Needs root, openssl, iproute2, the result of build.sh and the product's binaries in bin/.
-set -e
+# run.sh: a Kubernetes control plane, tendril's operator and two nodes, in namespaces of their own that end with the script; a verdict.
+# Needs root, openssl, iproute2, control groups of version 1 beside version 2 (nodes mount both), the result of
+# build.sh and the product's binaries in bin/.
+set -eE # the trap of ERR is for functions as well
 here=$(dirname "$(readlink -f "$0")")
 if [ -z "$INSIDE" ]; then
   export INSIDE=1
@@ -10,11 +11,18 @@ fi
 root=$(readlink -f "$here/../..")
 bin=$root/build/kube/bin
 state=$(mktemp -d)
-trap 'rm -rf "$state"' EXIT
-trap 'echo "FAIL at line $LINENO" >&2; for log in apiserver operator; do tail -n 15 "$state/log/$log" >&2 || true; done' ERR
+finish() {
+  remove_nodes
+  rm -rf "$state"
+}
+trap finish EXIT
+trap 'echo "FAIL at line $LINENO" >&2; kubectl get events,pods -A -o wide >&2 || true; for log in apiserver operator n1-init n1-containerd n1-kubelet n1-agent n2-agent; do
+  echo "--- $log"; tail -n 15 "$state/log/$log" || true; done >&2' ERR
 mkdir -p "$state/pki" "$state/log"
 . "$here/control.sh"
+. "$here/nodes.sh"
 "$here/pki.sh" "$state/pki"
 control_plane
 . "$here/operator.sh"
+two_nodes
 echo 'PASS'

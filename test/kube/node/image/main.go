@@ -1,0 +1,97 @@
+// Command image writes an image of one static program, an archive in the OCI image layout (OCI Image Format Specification 1.1):
+//
+//	image NAME PROGRAM > FILE
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+)
+
+func main() {
+	if err := run(os.Args[1:], os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "image:", err)
+		os.Exit(1)
+	}
+}
+
+// archive collects the layout's files.
+type archive struct {
+	tar *tar.Writer
+	err error
+}
+
+// descriptor points to a blob.
+type descriptor struct {
+	MediaType   string            `json:"mediaType"`
+	Digest      string            `json:"digest"`
+	Size        int               `json:"size"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+}
+
+func (a *archive) file(name string, mode int64, content []byte) {
+	header := tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: mode, Size: int64(len(content))}
+	if a.err == nil {
+		a.err = a.tar.WriteHeader(&header)
+	}
+	if a.err == nil {
+		_, a.err = a.tar.Write(content)
+	}
+}
+
+// blob adds content under its digest.
+func (a *archive) blob(kind string, content []byte) descriptor {
+	digest := fmt.Sprintf("%x", sha256.Sum256(content))
+	a.file("blobs/sha256/"+digest, 0o644, content)
+	return descriptor{MediaType: "application/vnd.oci.image." + kind, Digest: "sha256:" + digest, Size: len(content)}
+}
+
+// object is a blob of JSON.
+func (a *archive) object(kind string, value any) descriptor {
+	content, err := json.Marshal(value)
+	a.err = errors.Join(a.err, err)
+	return a.blob(kind, content)
+}
+
+func run(args []string, out io.Writer) error {
+	if len(args) != 2 {
+		return errors.New("usage: image NAME PROGRAM > FILE")
+	}
+	name, program := args[0], args[1]
+	content, err := os.ReadFile(program)
+	if err != nil {
+		return err
+	}
+	path := "/" + filepath.Base(program)
+	var packed bytes.Buffer
+	layer := archive{tar: tar.NewWriter(&packed)}
+	layer.file(path[1:], 0o755, content)
+	if err := errors.Join(layer.err, layer.tar.Close()); err != nil {
+		return err
+	}
+	a := archive{tar: tar.NewWriter(out)}
+	packedBlob := a.blob("layer.v1.tar", packed.Bytes())
+	config := a.object("config.v1+json", map[string]any{
+		"architecture": runtime.GOARCH, "os": "linux",
+		"config": map[string]any{"Entrypoint": []string{path}, "Cmd": []string{"pause"}},
+		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{packedBlob.Digest}},
+	})
+	manifest := a.object("manifest.v1+json", map[string]any{
+		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+		"config": config, "layers": []descriptor{packedBlob},
+	})
+	manifest.Annotations = map[string]string{"io.containerd.image.name": name}
+	index, err := json.Marshal(map[string]any{"schemaVersion": 2, "manifests": []descriptor{manifest}})
+	a.err = errors.Join(a.err, err)
+	a.file("index.json", 0o644, index)
+	a.file("oci-layout", 0o644, []byte(`{"imageLayoutVersion":"1.0.0"}`))
+	return errors.Join(a.err, a.tar.Close())
+}
