@@ -74,8 +74,8 @@ type Config struct {
 	Masquerade bool `json:"masquerade,omitempty"`
 	// NoMasquerade are destinations outside the cluster that keep the pod's address.
 	NoMasquerade []netip.Prefix `json:"no_masquerade,omitempty"`
-	// NodePortAddresses are prefixes of those of this node's addresses at which node ports answer: of the uplink's first of each
-	// family and the pods' gateways. Default: all of these.
+	// NodePortAddresses are prefixes of those of this node's addresses at which node ports answer. Default: all that its devices have,
+	// but for loopback and link-local ones.
 	NodePortAddresses []netip.Prefix `json:"node_port_addresses,omitempty"`
 	// FlowRecords makes the datapath report connections, not only drops.
 	FlowRecords bool `json:"flow_records,omitempty"`

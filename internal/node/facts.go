@@ -30,6 +30,8 @@ type facts struct {
 	claims map[netip.Prefix][]nodeAddress // and the other way round; the first counts (see claim)
 	number func(node string) uint32
 
+	devices map[uint32][]netip.Addr // addresses of this node's devices, by index
+
 	apiServers map[netip.Addr]bool // addresses at which the cluster's API servers answer
 }
 
@@ -39,6 +41,7 @@ func newFacts(tables *table.Tables, config Config, number func(node string) uint
 		nodePorts: config.NodePortAddresses,
 		fixed:     make(map[netip.Prefix]policy.AddressFact),
 		byNode:    make(map[string][]netip.Prefix), claims: make(map[netip.Prefix][]nodeAddress),
+		devices: make(map[uint32][]netip.Addr),
 	}
 	for _, prefix := range config.NoMasquerade {
 		f.fixed[prefix] = policy.AddressFact{Reserved: identity.World, Flags: uint32(bpf.AddressFlagNoMasquerade)}
@@ -88,6 +91,43 @@ func (f *facts) setNode(row *table.Node, deleted bool) []netip.Prefix {
 	return slices.Concat(before, mine)
 }
 
+// servicesDevice is where kube-proxy in its mode ipvs puts the addresses of all services, which are no node's.
+const servicesDevice = "kube-ipvs0"
+
+// setDevice notes the addresses of a device of this node, which it is reached at, too, and returns those whose facts may have changed.
+// Other nodes do not hear of them: a bridge may have the same on each.
+func (f *facts) setDevice(row *table.Device, deleted bool) []netip.Prefix {
+	before := f.devices[row.Index]
+	var now []netip.Addr
+	for _, prefix := range row.Addrs {
+		addr := prefix.Addr()
+		if !deleted && row.Name != servicesDevice && addr.IsGlobalUnicast() {
+			now = append(now, addr)
+		}
+	}
+	if slices.Equal(before, now) {
+		return nil
+	}
+	if f.devices[row.Index] = now; len(now) == 0 {
+		delete(f.devices, row.Index)
+	}
+	var changed []netip.Prefix
+	for _, addr := range slices.Concat(before, now) {
+		changed = append(changed, exact(addr))
+	}
+	return changed
+}
+
+// onDevice says whether a device of this node has an address.
+func (f *facts) onDevice(addr netip.Addr) bool {
+	for _, addrs := range f.devices {
+		if slices.Contains(addrs, addr) {
+			return true
+		}
+	}
+	return false
+}
+
 // claim notes that a prefix is a node's. Two rows may claim one prefix for a while, when a machine comes back under
 // another name: then this node's own row counts, else that of the lowest name, in whatever order they came.
 func (f *facts) claim(prefix netip.Prefix, by nodeAddress) {
@@ -106,13 +146,12 @@ func (f *facts) disclaim(prefix netip.Prefix, node string) {
 	}
 }
 
-// owner is the node that a prefix belongs to.
+// owner is the node that a prefix belongs to. What nodes say of themselves comes before what this one's devices have besides.
 func (f *facts) owner(prefix netip.Prefix) (nodeAddress, bool) {
-	claims := f.claims[prefix]
-	if len(claims) == 0 {
-		return nodeAddress{}, false
+	if claims := f.claims[prefix]; len(claims) > 0 {
+		return claims[0], true
 	}
-	return claims[0], true
+	return nodeAddress{f.self, kindAddress}, prefix.IsSingleIP() && f.onDevice(prefix.Addr())
 }
 
 // compareBools orders false before true.

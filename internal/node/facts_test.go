@@ -45,6 +45,37 @@ func TestNodePortsAreWhereTheyAreWanted(t *testing.T) {
 	}
 }
 
+// What a device has is the node's while it has it, but not what another node says of itself, nor what kube-proxy calls the node's.
+func TestAddressesOfDevicesAreTheNodes(t *testing.T) {
+	f := testFacts(t, Config{})
+	f.setNode(&table.Node{Name: "node2", Addresses: addrs("172.30.0.2")}, false)
+	device := &table.Device{Index: 7, Name: "eth1", Addrs: []netip.Prefix{
+		netip.MustParsePrefix("192.0.2.7/24"), netip.MustParsePrefix("2001:db8::7/64"), netip.MustParsePrefix("172.30.0.2/24"),
+		netip.MustParsePrefix("fe80::7/64"), netip.MustParsePrefix("127.0.0.2/8"),
+	}}
+	services := &table.Device{Index: 8, Name: "kube-ipvs0", Addrs: []netip.Prefix{netip.MustParsePrefix("10.96.0.1/32")}}
+	f.setDevice(services, false)
+	if got := len(f.setDevice(device, false)); got != 3 {
+		t.Errorf("%d prefixes to look at, want 3", got)
+	}
+	if again := f.setDevice(device, false); again != nil {
+		t.Errorf("nothing changed, and %v are to be looked at", again)
+	}
+	host := bpf.AddressFlagCluster | bpf.AddressFlagHost | bpf.AddressFlagNodePort
+	for address, want := range map[string]bpf.AddressFlag{
+		"192.0.2.7": host, "2001:db8::7": host, "172.30.0.2": bpf.AddressFlagCluster | bpf.AddressFlagRemoteNode,
+		"fe80::7": 0, "127.0.0.2": 0, "10.96.0.1": 0,
+	} {
+		if got := f.fact(t, address).Flags; got != uint32(want) {
+			t.Errorf("%s has flags %x, want %x", address, got, want)
+		}
+	}
+	f.setDevice(device, true)
+	if got := f.fact(t, "192.0.2.7").Flags; got != 0 {
+		t.Errorf("the device is gone, and its address has flags %x", got)
+	}
+}
+
 func TestEachAddressOfANodeIsWhatItIsFor(t *testing.T) {
 	for _, test := range []struct {
 		node, address string

@@ -152,6 +152,7 @@ func (l *policyLoop) start() error {
 		l.feeds = append(l.feeds, f)
 	}
 	add(watch(t.DB, t.Nodes, l.nodeChanged))
+	add(watch(t.DB, t.Devices, l.deviceChanged))
 	add(watch(t.DB, t.NodeLabels, l.nodeLabelsChanged))
 	add(watch(t.DB, t.CIDRGroups, l.cidrGroupChanged))
 	add(watch(t.DB, t.Services, l.serviceChanged))
@@ -177,6 +178,12 @@ func (l *policyLoop) setSelf(row *table.Node) {
 func (l *policyLoop) nodeChanged(row *table.Node, deleted bool) {
 	if row.Name != l.facts.self {
 		l.noteNode(row, deleted)
+	}
+}
+
+func (l *policyLoop) deviceChanged(row *table.Device, deleted bool) {
+	for _, prefix := range l.facts.setDevice(row, deleted) {
+		l.prefixes[prefix] = struct{}{}
 	}
 }
 

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -36,6 +37,7 @@ func testServices(t *testing.T, mode lab.Mode) {
 		{"externalTrafficPolicy Local keeps the client's address", (*cluster).testLocalPolicy},
 		{"a load balancer's address is for its source ranges", (*cluster).testSourceRanges},
 		{"a client keeps its backend", (*cluster).testAffinity},
+		{"node ports answer at addresses that the node gets later", (*cluster).testLaterAddresses},
 		{"clients of a backend that goes are reset", (*cluster).testReset},
 		{"a host port leads to its pod", (*cluster).testHostPort},
 		{"no answer of a name server is lost", (*cluster).testPairs},
@@ -230,6 +232,36 @@ func (c *cluster) testSourceRanges(t *testing.T) {
 			if answer, err := place.Fetch(t.Context(), addr, 80); err == nil {
 				t.Errorf("%s is in no source range and reaches %s: %+v", place.Name, addr, answer)
 			}
+		}
+	}
+}
+
+func (c *cluster) testLaterAddresses(t *testing.T) {
+	const port = 30085
+	c.offer(t, served{Name: "later", NodePort: port, Last: 5, Spec: "type: NodePort", Pods: []*lab.Pod{c.pods["web-2"]}})
+	node, err := c.Node("node1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	later := []netip.Addr{netip.MustParseAddr("172.30.0.77"), netip.MustParseAddr("fd30::4d")}
+	for _, addr := range later {
+		if _, err := node.Exec(t.Context(), "ip", "addr", "add", addr.String(), "dev", "eth0"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.OutsideExec(t.Context(), "ip", "route", "replace", addr.String(), "dev", "eth0"); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "node port at "+addr.String(), 5*time.Second, func(ctx context.Context) error {
+			_, err := c.Outside().Fetch(ctx, addr, port)
+			return err
+		})
+	}
+	for _, place := range []lab.Place{c.Outside(), c.pods["client"].Place, c.stray("client"), node} {
+		c.seen(t, place, later, port, "web-2")
+	}
+	for _, addr := range later {
+		if _, err := node.Exec(t.Context(), "ip", "addr", "del", addr.String(), "dev", "eth0"); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
