@@ -186,13 +186,16 @@ func quote(text string, lines int) string {
 	return "\n    " + strings.Join(all[max(0, len(all)-lines):], "\n    ")
 }
 
-// startTime reads when a process started; running is false where there is no such process or it is a zombie.
+// startTime reads when a process started; running is false where there is no such process or it is a zombie. Threads end one by
+// one: while there are others, what the process listens on is still taken, though the first is a zombie already.
 func startTime(pid int) (start uint64, running bool) {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, false
 	}
-	return parseStat(string(raw))
+	start, running = parseStat(string(raw))
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	return start, running || err == nil && len(threads) > 1
 }
 
 // parseStat reads the state (field 3) and the start time (field 22) of proc_pid_stat(5). The name in field 2 may hold
