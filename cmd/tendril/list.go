@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -129,7 +130,7 @@ func newServiceListCommand(a *app) *cobra.Command {
 func showServices(v *view, r *agentv1.ListServicesResponse) {
 	v.header("SERVICE", "TYPE", "FRONTEND", "PROTOCOL", "BACKENDS", "PROBLEM")
 	for _, s := range r.GetServices() {
-		v.row(s.GetName(), s.GetType(), s.GetFrontend(), s.GetProtocol(), fmt.Sprint(len(s.GetBackends())), v.wrong.Render(s.GetProblem()))
+		v.row(s.GetName(), s.GetType(), s.GetFrontend(), s.GetProtocol(), fmt.Sprint(len(chosenBackends(s))), v.wrong.Render(s.GetProblem()))
 	}
 }
 
@@ -171,30 +172,92 @@ func newServiceGetCommand(a *app) *cobra.Command {
 			if s.GetProblem() != "" {
 				v.row("problem", v.wrong.Render(s.GetProblem()))
 			}
-			for _, backend := range s.GetBackends() {
-				v.row("backend", backend)
+			for _, backend := range chosenBackends(s) {
+				v.row("backend", backend.GetAddress())
 			}
 		}
 	})
 }
 
+// chosenBackends are those that some client is led to.
+func chosenBackends(s *agentv1.Service) []*agentv1.Service_Backend {
+	var chosen []*agentv1.Service_Backend
+	for _, backend := range s.GetBackends() {
+		if backend.GetInside() == backendChosen || backend.GetOutside() == backendChosen {
+			chosen = append(chosen, backend)
+		}
+	}
+	return chosen
+}
+
+// backendChosen is what an agent says of a backend that clients are led to.
+const backendChosen = "chosen"
+
 // newServiceBackendsCommand lists a line a backend, for counting and searching.
 func newServiceBackendsCommand(a *app) *cobra.Command {
 	var name string
-	return answer(a, &cobra.Command{
+	var only backendFilter
+	cmd := answer(a, &cobra.Command{
 		Use:   "backends [NAMESPACE/NAME]",
-		Short: "List backends by frontend",
+		Short: "List the backends of every frontend, and why clients are not led to some",
+		Long: `List the backends of every frontend, and why clients are not led to some.
+
+INSIDE is for clients of the node, OUTSIDE for packets that arrive; a frontend for clients inside only has none. What is said:
+
+  chosen        new connections come to it
+  not ready     by its conditions
+  draining      another one is ready
+  local policy  it is on another node, and the service's traffic policy is Local
+  nearer node   trafficDistribution: another one is on the node
+  nearer zone   trafficDistribution: another one is in its zone
+  no room       a table is full: see ` + "`tendril service list`" + `
+
+STATE unlisted is what no slice has any more, where there was no room for the change.`,
 		Example: `  tendril service backends
-  tendril service backends shop/web`,
+  tendril service backends shop/web --state draining
+  tendril --node node1 service backends --backend-node node2`,
 		Args: argument(&name, "service", true),
 	}, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListServicesResponse, error) {
-		return oneService(ctx, agent, name)
-	}, func(v *view, r *agentv1.ListServicesResponse) {
-		v.header("SERVICE", "FRONTEND", "PROTOCOL", "BACKEND")
-		for _, s := range r.GetServices() {
-			for _, backend := range s.GetBackends() {
-				v.row(s.GetName(), s.GetFrontend(), s.GetProtocol(), backend)
-			}
+		if err := only.validate(); err != nil {
+			return nil, err
 		}
-	})
+		found, err := oneService(ctx, agent, name)
+		for _, s := range found.GetServices() {
+			s.Backends = slices.DeleteFunc(s.GetBackends(), only.leavesOut)
+		}
+		return found, err
+	}, showBackends)
+	cmd.Flags().StringVar(&only.node, "backend-node", "", "only backends on this node")
+	cmd.Flags().StringVar(&only.state, "state", "", "only backends in this state: "+strings.Join(backendStates(), ", "))
+	return cmd
+}
+
+// backendFilter is which backends to list.
+type backendFilter struct{ node, state string }
+
+// backendStates are those that agents name.
+func backendStates() []string { return []string{"ready", "draining", "not ready", "terminating", "unlisted"} }
+
+// validate refuses a state that no backend can be in, rather than to list none.
+func (f backendFilter) validate() error {
+	if f.state != "" && !slices.Contains(backendStates(), f.state) {
+		return fmt.Errorf("--state %q: must be one of %s", f.state, strings.Join(backendStates(), ", "))
+	}
+	return nil
+}
+
+// leavesOut says whether a backend is not asked for.
+func (f backendFilter) leavesOut(b *agentv1.Service_Backend) bool {
+	return f.node != "" && b.GetNode() != f.node || f.state != "" && b.GetState() != f.state
+}
+
+// showBackends prints a line for each backend of a frontend.
+func showBackends(v *view, r *agentv1.ListServicesResponse) {
+	v.header("SERVICE", "PORT", "FRONTEND", "PROTOCOL", "BACKEND", "STATE", "INSIDE", "OUTSIDE", "NODE", "ZONE", "WEIGHT")
+	for _, s := range r.GetServices() {
+		for _, b := range s.GetBackends() {
+			v.row(s.GetName(), s.GetPort(), s.GetFrontend(), s.GetProtocol(), b.GetAddress(), v.stateText(b.GetState()),
+				b.GetInside(), b.GetOutside(), b.GetNode(), b.GetZone(), number(b.GetWeight()))
+		}
+	}
 }

@@ -131,8 +131,12 @@ func serviceMessage(view service.View) *agentv1.Service {
 	if view.Frontend.IsValid() {
 		message.Frontend, message.Protocol = view.Frontend.String(), flow.ProtocolName(uint32(view.Proto))
 	}
+	message.Port = view.Port
 	for _, backend := range view.Backends {
-		message.Backends = append(message.Backends, backend.Addr.String())
+		message.Backends = append(message.Backends, &agentv1.Service_Backend{
+			Address: backend.Addr.String(), State: backend.State.String(), Inside: backend.Inside.String(), Outside: backend.Outside.String(),
+			Node: backend.Node, Zone: backend.Zone, Weight: backend.Weight,
+		})
 	}
 	for _, problem := range view.Problems {
 		message.Problem += problem.Message + ": " + problem.Remedy + "; "

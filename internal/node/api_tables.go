@@ -51,7 +51,9 @@ func showFrontends(a *Agent) (header []string, rows [][]string) {
 		for _, view := range brain.Views() {
 			var backends []string
 			for _, backend := range view.Backends {
-				backends = append(backends, backend.Addr.String())
+				if backend.Chosen() {
+					backends = append(backends, backend.Addr.String())
+				}
 			}
 			rows = append(rows, []string{
 				view.Namespace + "/" + view.Name, view.Type, view.Frontend.String(), flow.ProtocolName(uint32(view.Proto)),

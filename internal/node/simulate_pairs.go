@@ -141,6 +141,9 @@ func (s *api) serving() map[netip.Addr][]policy.NamedPort {
 	s.a.services.Read(func(brain *service.Brain) {
 		for _, view := range brain.Views() {
 			for _, backend := range view.Backends {
+				if !backend.Chosen() {
+					continue
+				}
 				port := policy.NamedPort{Name: "service " + view.Namespace + "/" + view.Name, Protocol: view.Proto, Port: backend.Addr.Port()}
 				found[backend.Addr.Addr()] = append(found[backend.Addr.Addr()], port)
 			}

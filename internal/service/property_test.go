@@ -124,10 +124,12 @@ func TestAnyHistoryEndsAsTheReferenceSays(t *testing.T) {
 			}
 		}
 		n.flush()
+		viewsAgree(rt, n)
 		if scarce {
 			n.ledger.room = newLedger(t).room // now there is room for what found none
 			n.flush()
 			n.flush()
+			viewsAgree(rt, n)
 		}
 		if diff := cmp.Diff(want.state(), n.kernel.state()); diff != "" {
 			rt.Fatalf("kernel (-reference +got):\n%s", diff)
@@ -137,6 +139,29 @@ func TestAnyHistoryEndsAsTheReferenceSays(t *testing.T) {
 		}
 		agreeFromScratch(rt, t, config, n, want)
 	})
+}
+
+// viewsAgree compares the backends that views call chosen with the kernel's slots, as sets.
+func viewsAgree(rt *rapid.T, n *testNode) {
+	set := func(names []string) []string { return slices.Compact(slices.Sorted(slices.Values(names))) }
+	for _, view := range n.Views() {
+		if !view.Frontend.IsValid() {
+			continue
+		}
+		var inside, outside []string
+		for _, b := range view.Backends {
+			if b.Inside == Chosen {
+				inside = append(inside, b.Addr.String())
+			}
+			if b.Outside == Chosen {
+				outside = append(outside, b.Addr.String())
+			}
+		}
+		key := FrontendKey{view.Frontend.Addr(), view.Frontend.Port(), view.Proto}
+		if diff := cmp.Diff([][]string{set(n.kernel.slotsOf(key)), set(n.kernel.outsideOf(key))}, [][]string{set(inside), set(outside)}); diff != "" {
+			rt.Fatalf("backends of %v, inside and outside (-kernel +view):\n%s", key, diff)
+		}
+	}
 }
 
 // agreeFromScratch compares the kernel after a history with one that a new brain fills from the last rows, and with

@@ -162,8 +162,8 @@ func (b *Brain) number(key serviceKey, r *record, p *plan) (next publication, fr
 		}
 		next.members = append(next.members, member{backend: state})
 	}
-	for _, set := range p.sets {
-		held, isFresh, err := b.numberSet(key, r, &next, p, set)
+	for i := range p.sets {
+		held, isFresh, err := b.numberSet(key, r, &next, p, p.sets[i].chosen())
 		if err != nil {
 			return next, nil, err
 		}

@@ -32,16 +32,60 @@ type endpoint struct {
 	key        backendKey
 	node, zone string
 	weight     uint32 // at least 1
-	ready      bool
-	draining   bool // terminating, but still answering
+	readiness  Readiness
 }
 
-// backendSet is what stands behind one or more frontends of a service: endpoints in order of their keys.
+// Readiness is what an endpoint's conditions come to, the better the higher.
+type Readiness uint8
+
+// What endpoints can be. The API says that what serves and does not terminate is ready: there is no other way to serve.
+const (
+	Unlisted    Readiness = iota // no slice has it any more
+	Terminating                  // on its way out, and not answering
+	NotReady
+	Draining // on its way out, but still answering
+	Ready
+)
+
+// String is the readiness as people read it.
+func (r Readiness) String() string {
+	return [...]string{"unlisted", "terminating", "not ready", "draining", "ready"}[r]
+}
+
+// Choice is why an endpoint gets new connections from some clients, or none.
+type Choice uint8
+
+// Why an endpoint is left out. What comes first in choose is what is said.
+const (
+	NotAsked    Choice = iota // no client comes from there: a cluster's address from outside
+	Chosen                    // it gets connections
+	OtherFamily               // of addresses
+	OutOfUse                  // neither ready nor draining
+	OtherNode                 // than the client's or the one that was asked, and the traffic policy is Local
+	BetterReady               // it drains, and another one is ready
+	NearerNode                // trafficDistribution: one on this node will do
+	NearerZone                // trafficDistribution: one in this zone will do
+	NoRoom                    // it is to be chosen, but a table is full
+)
+
+// String is the choice as people read it.
+func (c Choice) String() string {
+	return [...]string{"", "chosen", "other family", "not ready", "local policy", "draining", "nearer node", "nearer zone", "no room"}[c]
+}
+
+// backendSet are endpoints in order of their keys.
 type backendSet []endpoint
+
+// selection is what stands behind one or more frontends of a service, and why the rest of a port's endpoints does not.
+type selection struct {
+	from    []endpoint // of both families, sorted; shared by the port's selections
+	choices []Choice   // of each of them
+}
 
 // frontendPlan is a frontend and which of the plan's sets stand behind it.
 type frontendPlan struct {
 	key     FrontendKey
+	port    string // name
 	place   place
 	inside  int // for clients of this node
 	outside int // for packets that arrive; of an external place only
@@ -50,7 +94,7 @@ type frontendPlan struct {
 // plan is what a service should be in the kernel, in names rather than numbers.
 type plan struct {
 	frontends []frontendPlan
-	sets      []backendSet
+	sets      []selection
 	guards    []netip.Prefix // source ranges, if some frontend has them
 	members   []endpoint     // every endpoint behind some frontend's port and of its family, sorted, chosen or not
 	health    *HealthCheck   // what load balancers may ask; nil: nothing
@@ -61,7 +105,7 @@ type plan struct {
 func (b *Brain) readyHere(all []endpoint) int {
 	var seen [2]map[netip.Addr]bool
 	for _, e := range all {
-		if !e.ready || e.node != b.config.NodeName {
+		if e.readiness != Ready || e.node != b.config.NodeName {
 			continue
 		}
 		family := 0
@@ -213,7 +257,7 @@ type portPlan struct {
 // externalTrafficPolicy says nothing (KEP-2086 has internalTrafficPolicy for cluster addresses only).
 func (p *portPlan) frontend(key FrontendKey, at place) frontendPlan {
 	service, is4 := p.record.service, key.Addr.Is4()
-	plan := frontendPlan{key: key, place: at, inside: p.set(is4, service.InternalLocal && !at.external)}
+	plan := frontendPlan{key: key, port: p.port.Name, place: at, inside: p.set(is4, service.InternalLocal && !at.external)}
 	if at.external {
 		plan.outside = p.set(is4, service.ExternalLocal)
 	}
@@ -264,20 +308,22 @@ func (r *record) endpoints(port *table.ServicePort) []endpoint {
 		}
 	}
 	slices.SortFunc(all, func(x, y endpoint) int {
-		return cmp.Or(x.key.compare(y.key), y.rank()-x.rank(), cmp.Compare(y.weight, x.weight), cmp.Compare(x.node, y.node), cmp.Compare(x.zone, y.zone))
+		return cmp.Or(x.key.compare(y.key), cmp.Compare(y.readiness, x.readiness), cmp.Compare(y.weight, x.weight), cmp.Compare(x.node, y.node), cmp.Compare(x.zone, y.zone))
 	})
 	return slices.CompactFunc(all, func(x, y endpoint) bool { return x.key == y.key })
 }
 
-// rank orders states of one endpoint: ready before draining before neither.
-func (e endpoint) rank() int {
+// readiness is what a row's conditions come to.
+func readiness(row *table.Backend, publishNotReady bool) Readiness {
 	switch {
-	case e.ready:
-		return 2
-	case e.draining:
-		return 1
+	case row.Ready || publishNotReady:
+		return Ready
+	case row.Terminating && row.Serving:
+		return Draining
+	case row.Terminating:
+		return Terminating
 	default:
-		return 0
+		return NotReady
 	}
 }
 
@@ -295,12 +341,11 @@ func appendEndpoints(all []endpoint, row *table.Backend, port table.NamedPort, w
 		}
 		seen[family] = true
 		all = append(all, endpoint{
-			key:      backendKey{addr, port.Port, port.Protocol},
-			node:     row.Node,
-			zone:     row.Zone,
-			weight:   weight,
-			ready:    row.Ready || publishNotReady,
-			draining: row.Terminating && row.Serving,
+			key:       backendKey{addr, port.Port, port.Protocol},
+			node:      row.Node,
+			zone:      row.Zone,
+			weight:    weight,
+			readiness: readiness(row, publishNotReady),
 		})
 	}
 	return all
@@ -308,41 +353,60 @@ func appendEndpoints(all []endpoint, row *table.Backend, port table.NamedPort, w
 
 // choose picks the endpoints that get new connections: ready ones, or if there are none those that drain; on this node
 // only if the traffic policy is local; the near ones if the service prefers them and there are any.
-func (b *Brain) choose(endpoints []endpoint, is4, local bool, distribution string) backendSet {
-	pick := func(good func(endpoint) bool) backendSet {
-		var set backendSet
-		for _, e := range endpoints {
-			if e.key.addr.Is4() == is4 && (!local || e.node == b.config.NodeName) && good(e) {
-				set = append(set, e)
-			}
-		}
-		return set
+func (b *Brain) choose(endpoints []endpoint, is4, local bool, distribution string) selection {
+	s := selection{endpoints, slices.Repeat([]Choice{Chosen}, len(endpoints))}
+	s.require(OtherFamily, func(e *endpoint) bool { return e.key.addr.Is4() == is4 })
+	s.require(OutOfUse, func(e *endpoint) bool { return e.readiness >= Draining })
+	if local {
+		s.require(OtherNode, func(e *endpoint) bool { return e.node == b.config.NodeName })
 	}
 	// KEP-1669 (ProxyTerminatingEndpoints): draining endpoints serve only when there is nothing better.
-	set := pick(func(e endpoint) bool { return e.ready })
-	if len(set) == 0 {
-		set = pick(func(e endpoint) bool { return e.draining })
-	}
+	s.prefer(BetterReady, func(e *endpoint) bool { return e.readiness == Ready })
 	switch distribution {
 	case "PreferSameNode":
-		set = set.prefer(func(e endpoint) bool { return b.config.NodeName != "" && e.node == b.config.NodeName }, b.sameZone)
-	case "PreferClose", "PreferSameZone":
-		set = set.prefer(b.sameZone)
-	}
-	return set
-}
-
-// sameZone says that an endpoint is in this node's zone.
-func (b *Brain) sameZone(e endpoint) bool {
-	return b.config.Zone != "" && cmp.Or(e.zone, b.nodes[e.node].zone) == b.config.Zone
-}
-
-// prefer narrows a set to the first preference that some endpoint meets; if none does it stays whole.
-func (s backendSet) prefer(preferences ...func(endpoint) bool) backendSet {
-	for _, near := range preferences {
-		if slices.ContainsFunc(s, near) {
-			return slices.DeleteFunc(slices.Clone(s), func(e endpoint) bool { return !near(e) })
+		here := func(e *endpoint) bool { return b.config.NodeName != "" && e.node == b.config.NodeName }
+		if !s.prefer(NearerNode, here) {
+			s.prefer(NearerZone, b.sameZone)
 		}
+	case "PreferClose", "PreferSameZone":
+		s.prefer(NearerZone, b.sameZone)
 	}
 	return s
+}
+
+// zone is where an endpoint is; its node's counts where the slice names none.
+func (b *Brain) zone(e *endpoint) string { return cmp.Or(e.zone, b.nodes[e.node].zone) }
+
+// sameZone says that an endpoint is in this node's zone.
+func (b *Brain) sameZone(e *endpoint) bool { return b.config.Zone != "" && b.zone(e) == b.config.Zone }
+
+// require leaves out, for a reason, what is not good.
+func (s *selection) require(reason Choice, good func(*endpoint) bool) {
+	for i := range s.from {
+		if s.choices[i] == Chosen && !good(&s.from[i]) {
+			s.choices[i] = reason
+		}
+	}
+}
+
+// prefer does so if something is left that is good, and says whether there is.
+func (s *selection) prefer(reason Choice, good func(*endpoint) bool) bool {
+	for i := range s.from {
+		if s.choices[i] == Chosen && good(&s.from[i]) {
+			s.require(reason, good)
+			return true
+		}
+	}
+	return false
+}
+
+// chosen lists the endpoints that get new connections.
+func (s *selection) chosen() backendSet {
+	var set backendSet
+	for i, choice := range s.choices {
+		if choice == Chosen {
+			set = append(set, s.from[i])
+		}
+	}
+	return set
 }

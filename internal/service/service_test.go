@@ -379,33 +379,3 @@ func TestANodeThatGetsANumberChangesItsBackends(t *testing.T) {
 		t.Errorf("backends %+v, want none on a node that is gone", d.Backends)
 	}
 }
-
-func TestViewsShowWhatTheKernelHas(t *testing.T) {
-	n := newTestNode(t, Config{})
-	n.SetService(web("web", "10.96.0.1", "fd00:96::1"))
-	n.SetService(web("bare"))
-	n.SetBackends(behind("web", on("n1", "", ready("10.0.0.1")), ready("10.0.0.2")))
-	n.flush()
-	var got []string
-	for _, v := range n.Views() {
-		line := v.Namespace + "/" + v.Name + " " + v.Frontend.String()
-		for _, b := range v.Backends {
-			line += " " + b.Addr.String() + "=" + b.State.String() + "@" + b.Node
-		}
-		got = append(got, line)
-	}
-	want := []string{
-		"default/bare invalid AddrPort",
-		"default/web 10.96.0.1:80 10.0.0.1:8080=active@n1 10.0.0.2:8080=active@",
-		"default/web [fd00:96::1]:80",
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("views (-want +got):\n%s", diff)
-	}
-	if ns, name, ok := n.FrontendService(tcp("10.96.0.1:80")); !ok || ns != "default" || name != "web" {
-		t.Errorf("10.96.0.1:80 belongs to %s/%s (%v), want default/web", ns, name, ok)
-	}
-	if _, _, ok := n.FrontendService(tcp("10.96.0.9:80")); ok {
-		t.Error("an address nobody serves has a service")
-	}
-}

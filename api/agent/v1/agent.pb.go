@@ -3548,9 +3548,10 @@ type Service struct {
 	Frontend      string                 `protobuf:"bytes,2,opt,name=frontend,proto3" json:"frontend,omitempty"`
 	Protocol      string                 `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	Type          string                 `protobuf:"bytes,4,opt,name=type,proto3" json:"type,omitempty"`
-	Backends      []string               `protobuf:"bytes,5,rep,name=backends,proto3" json:"backends,omitempty"`
 	Problem       string                 `protobuf:"bytes,6,opt,name=problem,proto3" json:"problem,omitempty"`
 	Announcer     string                 `protobuf:"bytes,7,opt,name=announcer,proto3" json:"announcer,omitempty"` // of a load balancer's address: the node that answers for it on the link, empty: nobody
+	Port          string                 `protobuf:"bytes,8,opt,name=port,proto3" json:"port,omitempty"`           // name of the service's port
+	Backends      []*Service_Backend     `protobuf:"bytes,9,rep,name=backends,proto3" json:"backends,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3613,13 +3614,6 @@ func (x *Service) GetType() string {
 	return ""
 }
 
-func (x *Service) GetBackends() []string {
-	if x != nil {
-		return x.Backends
-	}
-	return nil
-}
-
 func (x *Service) GetProblem() string {
 	if x != nil {
 		return x.Problem
@@ -3632,6 +3626,20 @@ func (x *Service) GetAnnouncer() string {
 		return x.Announcer
 	}
 	return ""
+}
+
+func (x *Service) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *Service) GetBackends() []*Service_Backend {
+	if x != nil {
+		return x.Backends
+	}
+	return nil
 }
 
 type ListServicesResponse struct {
@@ -4407,6 +4415,99 @@ func (x *ListAddressesResponse_Address) GetPool() string {
 	return ""
 }
 
+// An endpoint of the frontend's port and family, whether clients are led to it or not.
+type Service_Backend struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"` // with port
+	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`     // ready, draining, not ready, terminating; unlisted: no slice has it any more
+	Inside        string                 `protobuf:"bytes,3,opt,name=inside,proto3" json:"inside,omitempty"`   // for clients of this node: chosen, or why not
+	Outside       string                 `protobuf:"bytes,4,opt,name=outside,proto3" json:"outside,omitempty"` // for what arrives: the same; empty: the frontend is for clients inside only
+	Node          string                 `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`
+	Zone          string                 `protobuf:"bytes,6,opt,name=zone,proto3" json:"zone,omitempty"`
+	Weight        uint32                 `protobuf:"varint,7,opt,name=weight,proto3" json:"weight,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Service_Backend) Reset() {
+	*x = Service_Backend{}
+	mi := &file_agent_v1_agent_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Service_Backend) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Service_Backend) ProtoMessage() {}
+
+func (x *Service_Backend) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Service_Backend.ProtoReflect.Descriptor instead.
+func (*Service_Backend) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{49, 0}
+}
+
+func (x *Service_Backend) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Service_Backend) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Service_Backend) GetInside() string {
+	if x != nil {
+		return x.Inside
+	}
+	return ""
+}
+
+func (x *Service_Backend) GetOutside() string {
+	if x != nil {
+		return x.Outside
+	}
+	return ""
+}
+
+func (x *Service_Backend) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Service_Backend) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *Service_Backend) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
 type CountersResponse_Counter struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -4421,7 +4522,7 @@ type CountersResponse_Counter struct {
 
 func (x *CountersResponse_Counter) Reset() {
 	*x = CountersResponse_Counter{}
-	mi := &file_agent_v1_agent_proto_msgTypes[64]
+	mi := &file_agent_v1_agent_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4433,7 +4534,7 @@ func (x *CountersResponse_Counter) String() string {
 func (*CountersResponse_Counter) ProtoMessage() {}
 
 func (x *CountersResponse_Counter) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[64]
+	mi := &file_agent_v1_agent_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4801,15 +4902,24 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x10egress_isolators\x18\x10 \x03(\tR\x0fegressIsolators\"Q\n" +
 	"\x15ListEndpointsResponse\x128\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x1a.tendril.agent.v1.EndpointR\tendpoints\"\x15\n" +
-	"\x13ListServicesRequest\"\xbd\x01\n" +
+	"\x13ListServicesRequest\"\xa8\x03\n" +
 	"\aService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bfrontend\x18\x02 \x01(\tR\bfrontend\x12\x1a\n" +
 	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12\x12\n" +
-	"\x04type\x18\x04 \x01(\tR\x04type\x12\x1a\n" +
-	"\bbackends\x18\x05 \x03(\tR\bbackends\x12\x18\n" +
+	"\x04type\x18\x04 \x01(\tR\x04type\x12\x18\n" +
 	"\aproblem\x18\x06 \x01(\tR\aproblem\x12\x1c\n" +
-	"\tannouncer\x18\a \x01(\tR\tannouncer\"M\n" +
+	"\tannouncer\x18\a \x01(\tR\tannouncer\x12\x12\n" +
+	"\x04port\x18\b \x01(\tR\x04port\x12=\n" +
+	"\bbackends\x18\t \x03(\v2!.tendril.agent.v1.Service.BackendR\bbackends\x1a\xab\x01\n" +
+	"\aBackend\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
+	"\x06inside\x18\x03 \x01(\tR\x06inside\x12\x18\n" +
+	"\aoutside\x18\x04 \x01(\tR\aoutside\x12\x12\n" +
+	"\x04node\x18\x05 \x01(\tR\x04node\x12\x12\n" +
+	"\x04zone\x18\x06 \x01(\tR\x04zone\x12\x16\n" +
+	"\x06weight\x18\a \x01(\rR\x06weightJ\x04\b\x05\x10\x06\"M\n" +
 	"\x14ListServicesResponse\x125\n" +
 	"\bservices\x18\x01 \x03(\v2\x19.tendril.agent.v1.ServiceR\bservices\"\x15\n" +
 	"\x13ListPoliciesRequest\"\xa9\x03\n" +
@@ -4887,7 +4997,7 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_agent_v1_agent_proto_rawDescData
 }
 
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(*StatusRequest)(nil),                  // 0: tendril.agent.v1.StatusRequest
 	(*StatusResponse)(nil),                 // 1: tendril.agent.v1.StatusResponse
@@ -4952,9 +5062,10 @@ var file_agent_v1_agent_proto_goTypes = []any{
 	(*ListTemplatesResponse_Instance)(nil), // 60: tendril.agent.v1.ListTemplatesResponse.Instance
 	(*ListTemplatesResponse_Template)(nil), // 61: tendril.agent.v1.ListTemplatesResponse.Template
 	(*ListAddressesResponse_Address)(nil),  // 62: tendril.agent.v1.ListAddressesResponse.Address
-	nil,                                    // 63: tendril.agent.v1.Policy.NodesEntry
-	(*CountersResponse_Counter)(nil),       // 64: tendril.agent.v1.CountersResponse.Counter
-	nil,                                    // 65: tendril.agent.v1.CountersResponse.TalliesEntry
+	(*Service_Backend)(nil),                // 63: tendril.agent.v1.Service.Backend
+	nil,                                    // 64: tendril.agent.v1.Policy.NodesEntry
+	(*CountersResponse_Counter)(nil),       // 65: tendril.agent.v1.CountersResponse.Counter
+	nil,                                    // 66: tendril.agent.v1.CountersResponse.TalliesEntry
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	2,  // 0: tendril.agent.v1.StatusResponse.maps:type_name -> tendril.agent.v1.MapUse
@@ -4994,55 +5105,56 @@ var file_agent_v1_agent_proto_depIdxs = []int32{
 	37, // 34: tendril.agent.v1.ListFrontendsResponse.frontends:type_name -> tendril.agent.v1.Frontend
 	62, // 35: tendril.agent.v1.ListAddressesResponse.addresses:type_name -> tendril.agent.v1.ListAddressesResponse.Address
 	46, // 36: tendril.agent.v1.ListEndpointsResponse.endpoints:type_name -> tendril.agent.v1.Endpoint
-	49, // 37: tendril.agent.v1.ListServicesResponse.services:type_name -> tendril.agent.v1.Service
-	63, // 38: tendril.agent.v1.Policy.nodes:type_name -> tendril.agent.v1.Policy.NodesEntry
-	52, // 39: tendril.agent.v1.ListPoliciesResponse.policies:type_name -> tendril.agent.v1.Policy
-	64, // 40: tendril.agent.v1.CountersResponse.counters:type_name -> tendril.agent.v1.CountersResponse.Counter
-	65, // 41: tendril.agent.v1.CountersResponse.tallies:type_name -> tendril.agent.v1.CountersResponse.TalliesEntry
-	60, // 42: tendril.agent.v1.ListTemplatesResponse.Template.instances:type_name -> tendril.agent.v1.ListTemplatesResponse.Instance
-	0,  // 43: tendril.agent.v1.Agent.Status:input_type -> tendril.agent.v1.StatusRequest
-	8,  // 44: tendril.agent.v1.Agent.Observe:input_type -> tendril.agent.v1.ObserveRequest
-	9,  // 45: tendril.agent.v1.Agent.ListTables:input_type -> tendril.agent.v1.ListTablesRequest
-	11, // 46: tendril.agent.v1.Agent.ShowTable:input_type -> tendril.agent.v1.ShowTableRequest
-	13, // 47: tendril.agent.v1.Agent.Explain:input_type -> tendril.agent.v1.ExplainRequest
-	18, // 48: tendril.agent.v1.Agent.Simulate:input_type -> tendril.agent.v1.SimulateRequest
-	26, // 49: tendril.agent.v1.Agent.ListTemplates:input_type -> tendril.agent.v1.ListTemplatesRequest
-	28, // 50: tendril.agent.v1.Agent.ListMappings:input_type -> tendril.agent.v1.ListMappingsRequest
-	31, // 51: tendril.agent.v1.Agent.FlushMappings:input_type -> tendril.agent.v1.FlushMappingsRequest
-	33, // 52: tendril.agent.v1.Agent.ListFlows:input_type -> tendril.agent.v1.ListFlowsRequest
-	41, // 53: tendril.agent.v1.Agent.FlushFlows:input_type -> tendril.agent.v1.FlushFlowsRequest
-	36, // 54: tendril.agent.v1.Agent.ListFrontends:input_type -> tendril.agent.v1.ListFrontendsRequest
-	39, // 55: tendril.agent.v1.Agent.FlushAffinities:input_type -> tendril.agent.v1.FlushAffinitiesRequest
-	43, // 56: tendril.agent.v1.Agent.ListAddresses:input_type -> tendril.agent.v1.ListAddressesRequest
-	45, // 57: tendril.agent.v1.Agent.ListEndpoints:input_type -> tendril.agent.v1.ListEndpointsRequest
-	48, // 58: tendril.agent.v1.Agent.ListServices:input_type -> tendril.agent.v1.ListServicesRequest
-	51, // 59: tendril.agent.v1.Agent.ListPolicies:input_type -> tendril.agent.v1.ListPoliciesRequest
-	54, // 60: tendril.agent.v1.Agent.Reload:input_type -> tendril.agent.v1.ReloadRequest
-	56, // 61: tendril.agent.v1.Agent.Counters:input_type -> tendril.agent.v1.CountersRequest
-	1,  // 62: tendril.agent.v1.Agent.Status:output_type -> tendril.agent.v1.StatusResponse
-	7,  // 63: tendril.agent.v1.Agent.Observe:output_type -> tendril.agent.v1.Flow
-	10, // 64: tendril.agent.v1.Agent.ListTables:output_type -> tendril.agent.v1.ListTablesResponse
-	12, // 65: tendril.agent.v1.Agent.ShowTable:output_type -> tendril.agent.v1.ShowTableResponse
-	16, // 66: tendril.agent.v1.Agent.Explain:output_type -> tendril.agent.v1.ExplainResponse
-	25, // 67: tendril.agent.v1.Agent.Simulate:output_type -> tendril.agent.v1.SimulateResponse
-	27, // 68: tendril.agent.v1.Agent.ListTemplates:output_type -> tendril.agent.v1.ListTemplatesResponse
-	30, // 69: tendril.agent.v1.Agent.ListMappings:output_type -> tendril.agent.v1.ListMappingsResponse
-	32, // 70: tendril.agent.v1.Agent.FlushMappings:output_type -> tendril.agent.v1.FlushMappingsResponse
-	35, // 71: tendril.agent.v1.Agent.ListFlows:output_type -> tendril.agent.v1.ListFlowsResponse
-	42, // 72: tendril.agent.v1.Agent.FlushFlows:output_type -> tendril.agent.v1.FlushFlowsResponse
-	38, // 73: tendril.agent.v1.Agent.ListFrontends:output_type -> tendril.agent.v1.ListFrontendsResponse
-	40, // 74: tendril.agent.v1.Agent.FlushAffinities:output_type -> tendril.agent.v1.FlushAffinitiesResponse
-	44, // 75: tendril.agent.v1.Agent.ListAddresses:output_type -> tendril.agent.v1.ListAddressesResponse
-	47, // 76: tendril.agent.v1.Agent.ListEndpoints:output_type -> tendril.agent.v1.ListEndpointsResponse
-	50, // 77: tendril.agent.v1.Agent.ListServices:output_type -> tendril.agent.v1.ListServicesResponse
-	53, // 78: tendril.agent.v1.Agent.ListPolicies:output_type -> tendril.agent.v1.ListPoliciesResponse
-	55, // 79: tendril.agent.v1.Agent.Reload:output_type -> tendril.agent.v1.ReloadResponse
-	57, // 80: tendril.agent.v1.Agent.Counters:output_type -> tendril.agent.v1.CountersResponse
-	62, // [62:81] is the sub-list for method output_type
-	43, // [43:62] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	63, // 37: tendril.agent.v1.Service.backends:type_name -> tendril.agent.v1.Service.Backend
+	49, // 38: tendril.agent.v1.ListServicesResponse.services:type_name -> tendril.agent.v1.Service
+	64, // 39: tendril.agent.v1.Policy.nodes:type_name -> tendril.agent.v1.Policy.NodesEntry
+	52, // 40: tendril.agent.v1.ListPoliciesResponse.policies:type_name -> tendril.agent.v1.Policy
+	65, // 41: tendril.agent.v1.CountersResponse.counters:type_name -> tendril.agent.v1.CountersResponse.Counter
+	66, // 42: tendril.agent.v1.CountersResponse.tallies:type_name -> tendril.agent.v1.CountersResponse.TalliesEntry
+	60, // 43: tendril.agent.v1.ListTemplatesResponse.Template.instances:type_name -> tendril.agent.v1.ListTemplatesResponse.Instance
+	0,  // 44: tendril.agent.v1.Agent.Status:input_type -> tendril.agent.v1.StatusRequest
+	8,  // 45: tendril.agent.v1.Agent.Observe:input_type -> tendril.agent.v1.ObserveRequest
+	9,  // 46: tendril.agent.v1.Agent.ListTables:input_type -> tendril.agent.v1.ListTablesRequest
+	11, // 47: tendril.agent.v1.Agent.ShowTable:input_type -> tendril.agent.v1.ShowTableRequest
+	13, // 48: tendril.agent.v1.Agent.Explain:input_type -> tendril.agent.v1.ExplainRequest
+	18, // 49: tendril.agent.v1.Agent.Simulate:input_type -> tendril.agent.v1.SimulateRequest
+	26, // 50: tendril.agent.v1.Agent.ListTemplates:input_type -> tendril.agent.v1.ListTemplatesRequest
+	28, // 51: tendril.agent.v1.Agent.ListMappings:input_type -> tendril.agent.v1.ListMappingsRequest
+	31, // 52: tendril.agent.v1.Agent.FlushMappings:input_type -> tendril.agent.v1.FlushMappingsRequest
+	33, // 53: tendril.agent.v1.Agent.ListFlows:input_type -> tendril.agent.v1.ListFlowsRequest
+	41, // 54: tendril.agent.v1.Agent.FlushFlows:input_type -> tendril.agent.v1.FlushFlowsRequest
+	36, // 55: tendril.agent.v1.Agent.ListFrontends:input_type -> tendril.agent.v1.ListFrontendsRequest
+	39, // 56: tendril.agent.v1.Agent.FlushAffinities:input_type -> tendril.agent.v1.FlushAffinitiesRequest
+	43, // 57: tendril.agent.v1.Agent.ListAddresses:input_type -> tendril.agent.v1.ListAddressesRequest
+	45, // 58: tendril.agent.v1.Agent.ListEndpoints:input_type -> tendril.agent.v1.ListEndpointsRequest
+	48, // 59: tendril.agent.v1.Agent.ListServices:input_type -> tendril.agent.v1.ListServicesRequest
+	51, // 60: tendril.agent.v1.Agent.ListPolicies:input_type -> tendril.agent.v1.ListPoliciesRequest
+	54, // 61: tendril.agent.v1.Agent.Reload:input_type -> tendril.agent.v1.ReloadRequest
+	56, // 62: tendril.agent.v1.Agent.Counters:input_type -> tendril.agent.v1.CountersRequest
+	1,  // 63: tendril.agent.v1.Agent.Status:output_type -> tendril.agent.v1.StatusResponse
+	7,  // 64: tendril.agent.v1.Agent.Observe:output_type -> tendril.agent.v1.Flow
+	10, // 65: tendril.agent.v1.Agent.ListTables:output_type -> tendril.agent.v1.ListTablesResponse
+	12, // 66: tendril.agent.v1.Agent.ShowTable:output_type -> tendril.agent.v1.ShowTableResponse
+	16, // 67: tendril.agent.v1.Agent.Explain:output_type -> tendril.agent.v1.ExplainResponse
+	25, // 68: tendril.agent.v1.Agent.Simulate:output_type -> tendril.agent.v1.SimulateResponse
+	27, // 69: tendril.agent.v1.Agent.ListTemplates:output_type -> tendril.agent.v1.ListTemplatesResponse
+	30, // 70: tendril.agent.v1.Agent.ListMappings:output_type -> tendril.agent.v1.ListMappingsResponse
+	32, // 71: tendril.agent.v1.Agent.FlushMappings:output_type -> tendril.agent.v1.FlushMappingsResponse
+	35, // 72: tendril.agent.v1.Agent.ListFlows:output_type -> tendril.agent.v1.ListFlowsResponse
+	42, // 73: tendril.agent.v1.Agent.FlushFlows:output_type -> tendril.agent.v1.FlushFlowsResponse
+	38, // 74: tendril.agent.v1.Agent.ListFrontends:output_type -> tendril.agent.v1.ListFrontendsResponse
+	40, // 75: tendril.agent.v1.Agent.FlushAffinities:output_type -> tendril.agent.v1.FlushAffinitiesResponse
+	44, // 76: tendril.agent.v1.Agent.ListAddresses:output_type -> tendril.agent.v1.ListAddressesResponse
+	47, // 77: tendril.agent.v1.Agent.ListEndpoints:output_type -> tendril.agent.v1.ListEndpointsResponse
+	50, // 78: tendril.agent.v1.Agent.ListServices:output_type -> tendril.agent.v1.ListServicesResponse
+	53, // 79: tendril.agent.v1.Agent.ListPolicies:output_type -> tendril.agent.v1.ListPoliciesResponse
+	55, // 80: tendril.agent.v1.Agent.Reload:output_type -> tendril.agent.v1.ReloadResponse
+	57, // 81: tendril.agent.v1.Agent.Counters:output_type -> tendril.agent.v1.CountersResponse
+	63, // [63:82] is the sub-list for method output_type
+	44, // [44:63] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -5056,7 +5168,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   66,
+			NumMessages:   67,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
