@@ -23,7 +23,7 @@ func main() {
 }
 
 func command() *cobra.Command {
-	var path string
+	var path, name string
 	var debug bool
 	c := &cobra.Command{
 		Use:           "tendril-agent --config FILE",
@@ -37,20 +37,21 @@ func command() *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
-			return run(ctx, path, debug)
+			return run(ctx, path, name, debug)
 		},
 	}
 	c.Flags().StringVar(&path, "config", "/etc/tendril/agent.json", "configuration file (JSON)")
+	c.Flags().StringVar(&name, "node", "", "this node's name, in place of the file's: nodes may then share one file")
 	c.Flags().BoolVar(&debug, "debug", false, "log what is done, not only what went wrong")
 	c.SetContext(context.Background())
 	return c
 }
 
-func run(ctx context.Context, path string, debug bool) error {
+func run(ctx context.Context, path, name string, debug bool) error {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root, for it loads BPF programs and makes devices: start it as root")
 	}
-	config, err := node.Load(path)
+	config, err := node.Load(path, name)
 	if err != nil {
 		return err
 	}

@@ -434,7 +434,7 @@ func TestTheAgentsReadTheConfigurationThatTheLabWrites(t *testing.T) {
 	if err := saveRecord(file, l.agentConfig("node2")); err != nil {
 		t.Fatal(err)
 	}
-	got, err := node.Load(file)
+	got, err := node.Load(file, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -73,9 +73,10 @@ func Build(ctx context.Context, config Config, log *slog.Logger) (_ *Agent, err 
 		do   func(context.Context) error
 	}{
 		{"folders", a.buildFolders},
+		{"store", a.buildStore},
+		{"pod CIDRs", a.buildBook},
 		{"links", a.buildLinks},
 		{"datapath", a.buildDatapath},
-		{"store", a.buildStore},
 		{"brains", a.buildBrains},
 		{"sockets", a.buildSockets},
 		{"endpoints", a.buildEndpoints},
@@ -133,9 +134,6 @@ func lockFolder(ctx context.Context, field, folder string) (*os.File, error) {
 
 // buildLinks prepares the node's own namespace and finds out what it is connected to.
 func (a *Agent) buildLinks(context.Context) (err error) {
-	if a.book, err = ipam.New(a.config.PodCIDRs...); err != nil {
-		return err
-	}
 	if a.links, err = netlink.Open(); err != nil {
 		return err
 	}
@@ -475,6 +473,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	run(func(ctx context.Context) error { return a.announcer.Run(ctx, a.store.Loaded()) })
 	run(func(ctx context.Context) error { return a.policies.superviseTrials(ctx, a.store.Probe) })
 	run(a.pruner(settled).Run)
+	run(func(ctx context.Context) error { return a.offer(ctx, settled) })
+	run(func(ctx context.Context) error { return a.serveReady(ctx, settled) })
 	run(a.routes.Run)
 	run(a.datapath.Run)
 	run(a.recordFlows)

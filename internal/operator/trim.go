@@ -36,8 +36,10 @@ func keptFields(kind schema.GroupVersionKind) (string, bool) {
 		return "", false
 	}
 	switch kind.Kind {
-	case "Namespace", "Node":
+	case "Namespace":
 		return keptAlways, true
+	case "Node":
+		return keptAlways + "spec.podCIDR spec.podCIDRs", true
 	case "Pod":
 		return keptAlways + `spec.nodeName spec.hostNetwork spec.serviceAccountName status.phase
 			spec.containers.name spec.containers.ports
