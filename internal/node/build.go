@@ -238,8 +238,11 @@ func (a *Agent) attachXDP() error {
 		mode = datapath.XDPOff // it would cost most of TCP's throughput: segments are no longer sent in one piece
 	}
 	err := a.datapath.AttachXDP(a.uplink.ifindex, mode)
-	if err == nil || a.config.XDP != XDPAuto {
-		return err
+	if err == nil {
+		return nil
+	}
+	if a.config.XDP != XDPAuto {
+		return fmt.Errorf("uplink %s: %w: take another program off it, or set xdp to auto, which does without where it has to", a.uplink.name, err)
 	}
 	a.log.Info("no XDP on the uplink", "device", a.uplink.name, "error", err)
 	return a.datapath.AttachXDP(a.uplink.ifindex, datapath.XDPOff)
