@@ -8,9 +8,14 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 
 	agentv1 "tendril.io/tendril/api/agent/v1"
 	"tendril.io/tendril/internal/lab"
@@ -90,6 +95,61 @@ func TestXDPCarriesServicesWhileItsAgentIsAway(t *testing.T) {
 	if got := c.carried(t, "node2", "xdp"); got != 0 {
 		t.Errorf("node2 has the backend, and XDP carried %d bytes", got)
 	}
+}
+
+func TestXDPOnVethIsOffUnlessItIsAskedFor(t *testing.T) {
+	c := up(t, lab.Config{Nodes: 1, XDP: "auto"})
+	c.xdp(t, "auto", "off", "eth0 is a veth device: ")
+	pin := occupy(t, c.Name)
+	if _, err := c.NodeExec(t.Context(), "node1", "ip", "link", "set", "dev", "eth0", "xdpdrv", "pinned", pin); err != nil {
+		t.Fatal(err)
+	}
+	c.XDP = "native"
+	if err := c.KillAgent(t.Context(), "node1", syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	err := c.StartAgent(t.Context(), "node1")
+	if want := "uplink eth0: attach xdp_in to device "; err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "set xdp to auto") {
+		t.Fatalf("another program is on the device, and the agent says %v", err)
+	}
+	if _, err := c.NodeExec(t.Context(), "node1", "ip", "link", "set", "dev", "eth0", "xdpdrv", "off"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.StartAgent(t.Context(), "node1"); err != nil {
+		t.Fatal(err)
+	}
+	c.xdp(t, "native", "native", "")
+}
+
+// xdp wants node1's status to say this of XDP; reason is how it begins.
+func (c *cluster) xdp(t *testing.T, wanted, mode, reason string) {
+	t.Helper()
+	status, err := c.Status(t.Context(), "node1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := status.GetXdp()
+	if got.GetWanted() != wanted || got.GetMode() != mode || !strings.HasPrefix(got.GetReason(), reason) || (reason == "") != (got.GetReason() == "") {
+		t.Errorf("the status says %v, want %s, which comes to %s for a reason like %q", got, wanted, mode, reason)
+	}
+}
+
+// occupy pins an XDP program that is another's.
+func occupy(t *testing.T, name string) (pin string) {
+	t.Helper()
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.XDP, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()}, // XDP_PASS
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { program.Close() })
+	pin = "/sys/fs/bpf/" + name + "-other"
+	if err := program.Pin(pin); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(pin) })
+	return pin
 }
 
 // restart kills a node's agent, and starts it again when away has returned.
