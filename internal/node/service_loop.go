@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 
 	"github.com/cilium/statedb"
@@ -75,7 +76,7 @@ func (l *serviceLoop) start() error {
 			l.brain.DeleteNode(row.Name)
 			return
 		}
-		l.brain.SetNode(row.Name, l.number(row.Name), row.Zone)
+		l.brain.SetNode(row.Name, l.number(row.Name), row.Zone, slices.Concat(row.Addresses, row.Routers)...)
 	})
 	services, err2 := watch(t.DB, t.Services, func(row *table.Service, deleted bool) {
 		if deleted {

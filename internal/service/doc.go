@@ -7,6 +7,7 @@
 //	slots.go    the order of backends behind a frontend: each once (random), or a Maglev table
 //	publish.go  numbers for backends and slot ranges; the Delta between what the kernel has and what it should have
 //	view.go     the same as rows for people
+//	problem.go  what keeps the kernel from having what was asked for, and what to do
 //
 // Apart from that, pool.go says which pool gives which address to which service; the writer of the store asks it.
 //

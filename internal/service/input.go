@@ -3,6 +3,7 @@ package service
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -88,6 +89,7 @@ type record struct {
 type node struct {
 	number uint32
 	zone   string
+	addrs  []netip.Addr
 }
 
 // Brain turns services and endpoints into what the kernel must know.
@@ -97,6 +99,9 @@ type Brain struct {
 	services  map[serviceKey]*record
 	claimants map[FrontendKey][]serviceKey // sorted: the first one has it
 	nodes     map[string]node
+	nodesAt   map[netip.Addr][]string // sorted names of the nodes that have an address
+	atNodes   nodeFrontends           // of those that are asked for
+	moved     map[netip.Addr]struct{} // addresses that nodes got or gave up since the last flush
 
 	health    map[serviceKey]HealthCheck
 	frontends map[FrontendKey]frontendState
@@ -128,6 +133,9 @@ func New(config Config, numbers Numbers) (*Brain, error) {
 		services:  make(map[serviceKey]*record),
 		claimants: make(map[FrontendKey][]serviceKey),
 		nodes:     make(map[string]node),
+		nodesAt:   make(map[netip.Addr][]string),
+		atNodes:   make(nodeFrontends),
+		moved:     make(map[netip.Addr]struct{}),
 		health:    make(map[serviceKey]HealthCheck),
 		frontends: make(map[FrontendKey]frontendState),
 		backends:  make(map[backendName]*backendState),
@@ -181,13 +189,18 @@ func (b *Brain) DeleteBackends(namespace, service, slice string) {
 	b.touch(key, r)
 }
 
-// SetNode notes a node's number in the nodes map and its zone, which counts where a slice names none.
-func (b *Brain) SetNode(name string, number uint32, zone string) {
-	if b.nodes[name] == (node{number, zone}) {
+// SetNode notes a node's number in the nodes map; its zone, which counts where a slice names none; and its addresses, where
+// node ports answer.
+func (b *Brain) SetNode(name string, number uint32, zone string, addrs ...netip.Addr) {
+	was := b.nodes[name]
+	if was.number == number && was.zone == zone && slices.Equal(was.addrs, addrs) {
 		return
 	}
-	b.zonesDirty = b.zonesDirty || b.nodes[name].zone != zone
-	b.nodes[name] = node{number, zone}
+	b.zonesDirty = b.zonesDirty || was.zone != zone
+	if !slices.Equal(was.addrs, addrs) {
+		b.settle(name, was.addrs, addrs)
+	}
+	b.nodes[name] = node{number, zone, addrs}
 	b.nodesDirty = true
 }
 
@@ -198,6 +211,80 @@ func (b *Brain) DeleteNode(name string) {
 	}
 	b.SetNode(name, 0, "")
 	delete(b.nodes, name)
+}
+
+// settle moves a node to other addresses. For a while two nodes can list one.
+func (b *Brain) settle(name string, was, is []netip.Addr) {
+	for _, addr := range was {
+		b.moved[addr] = struct{}{}
+		b.nodesAt[addr] = slices.DeleteFunc(b.nodesAt[addr], func(n string) bool { return n == name })
+		if len(b.nodesAt[addr]) == 0 {
+			delete(b.nodesAt, addr)
+		}
+	}
+	for _, addr := range is {
+		b.moved[addr] = struct{}{}
+		if at, has := slices.BinarySearch(b.nodesAt[addr], name); !has {
+			b.nodesAt[addr] = slices.Insert(b.nodesAt[addr], at, name)
+		}
+	}
+}
+
+// touchMoved has the flush look at the services that ask for an address which has become a node's, or is one no more. It
+// walks all frontends, once for all nodes that changed.
+func (b *Brain) touchMoved() {
+	if len(b.moved) == 0 {
+		return
+	}
+	for frontend := range b.claimants {
+		if _, moved := b.moved[frontend.Addr]; !moved {
+			continue
+		}
+		b.touchClaimants(frontend, serviceKey{})
+		b.touchClaimants(frontend.anywhere(), serviceKey{})
+		if anywhere := frontend.anywhere(); len(b.nodesAt[frontend.Addr]) > 0 {
+			b.atNodes.add(anywhere, frontend)
+		} else {
+			b.atNodes.remove(anywhere, frontend)
+		}
+	}
+	clear(b.moved)
+}
+
+// anywhere is the same port at every address of the node.
+func (k FrontendKey) anywhere() FrontendKey {
+	return FrontendKey{unspecified(k.Addr.Is4()), k.Port, k.Proto}
+}
+
+// nodeFrontends are, by a port at every address of the node, frontends of that port at one address of a node.
+type nodeFrontends map[FrontendKey][]FrontendKey
+
+// add and remove keep each list sorted and distinct.
+func (n nodeFrontends) add(anywhere, frontend FrontendKey) {
+	if at, has := slices.BinarySearchFunc(n[anywhere], frontend, FrontendKey.Compare); !has {
+		n[anywhere] = slices.Insert(n[anywhere], at, frontend)
+	}
+}
+
+func (n nodeFrontends) remove(anywhere, frontend FrontendKey) {
+	if at, has := slices.BinarySearchFunc(n[anywhere], frontend, FrontendKey.Compare); has {
+		n[anywhere] = slices.Delete(n[anywhere], at, at+1)
+	}
+	if len(n[anywhere]) == 0 {
+		delete(n, anywhere)
+	}
+}
+
+// rivals are frontends that some service asks for and that meet this one at a node: at one address, or at all.
+func (b *Brain) rivals(frontend FrontendKey) []FrontendKey {
+	anywhere := frontend.anywhere()
+	if frontend == anywhere {
+		return b.atNodes[anywhere]
+	}
+	if len(b.nodesAt[frontend.Addr]) > 0 && len(b.claimants[anywhere]) > 0 {
+		return []FrontendKey{anywhere}
+	}
+	return nil
 }
 
 // record returns the record of a service, making it if it is new.
@@ -233,6 +320,9 @@ func (b *Brain) claim(key serviceKey, r *record, wanted []FrontendKey) {
 			continue
 		}
 		b.claimants[frontend] = slices.Insert(claimants, at, key)
+		if len(b.nodesAt[frontend.Addr]) > 0 {
+			b.atNodes.add(frontend.anywhere(), frontend)
+		}
 		b.touchClaimants(frontend, key)
 	}
 	r.claims = wanted
@@ -244,17 +334,26 @@ func (b *Brain) unclaim(key serviceKey, frontend FrontendKey) {
 	if at, has := slices.BinarySearchFunc(claimants, key, serviceKey.compare); has {
 		claimants = slices.Delete(claimants, at, at+1)
 	}
-	if len(claimants) == 0 {
-		delete(b.claimants, frontend)
-		return
-	}
 	b.claimants[frontend] = claimants
 	b.touchClaimants(frontend, key)
+	if len(claimants) == 0 {
+		delete(b.claimants, frontend)
+		b.atNodes.remove(frontend.anywhere(), frontend)
+	}
 }
 
-// touchClaimants has the next Flush look at the other services that ask for a frontend: it may have changed hands.
+// touchClaimants has the next Flush look at the other services that ask for a frontend, or for one that meets it: it may have
+// changed hands.
 func (b *Brain) touchClaimants(frontend FrontendKey, except serviceKey) {
-	for _, key := range b.claimants[frontend] {
+	b.touchAll(b.claimants[frontend], except)
+	for _, rival := range b.rivals(frontend) {
+		b.touchAll(b.claimants[rival], except)
+	}
+}
+
+// touchAll has the next Flush look at services.
+func (b *Brain) touchAll(keys []serviceKey, except serviceKey) {
+	for _, key := range keys {
 		if key != except {
 			b.touch(key, b.services[key])
 		}
@@ -262,10 +361,19 @@ func (b *Brain) touchClaimants(frontend FrontendKey, except serviceKey) {
 }
 
 // owner returns the service that has a frontend: of several that ask for it, the one whose name sorts first, so that
-// all nodes agree whatever the order in which they heard of them.
+// all nodes agree whatever the order in which they heard of them. A node's address is nobody's cluster address.
 func (b *Brain) owner(frontend FrontendKey) serviceKey {
-	if claimants := b.claimants[frontend]; len(claimants) > 0 {
-		return claimants[0]
+	atNode := len(b.nodesAt[frontend.Addr]) > 0
+	for _, key := range b.claimants[frontend] {
+		if !atNode || b.services[key].external(frontend.Addr) {
+			return key
+		}
 	}
 	return serviceKey{}
+}
+
+// external says whether a service asks for an address for clients outside.
+func (r *record) external(addr netip.Addr) bool {
+	is := func(a netip.Addr) bool { return a.Unmap() == addr }
+	return slices.ContainsFunc(r.service.ExternalIPs, is) || slices.ContainsFunc(r.service.LoadBalancerIPs, is)
 }

@@ -121,6 +121,7 @@ func (b *Brain) touchLate() {
 			}
 		}
 	}
+	b.touchMoved()
 	b.zonesDirty, b.nodesDirty = false, false
 }
 

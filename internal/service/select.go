@@ -139,7 +139,7 @@ func places(service *table.Service, port *table.ServicePort) []place {
 			}
 		}
 	}
-	if service.Type == "ExternalName" || port.Protocol == 0 {
+	if service.Type == "ExternalName" || !served(port.Protocol) {
 		return nil
 	}
 	add(service.ClusterIPs, place{port: port.Port})
@@ -152,6 +152,9 @@ func places(service *table.Service, port *table.ServicePort) []place {
 	add(anywhere, place{port: port.NodePort, external: true})
 	return all
 }
+
+// served says whether the datapath knows where a protocol has its ports.
+func served(protocol uint8) bool { return slices.Contains([]uint8{6, 17, 132}, protocol) } // IANA's TCP, UDP, SCTP
 
 // unspecified stands for every address of the node in a family.
 func unspecified(is4 bool) netip.Addr {
@@ -198,6 +201,7 @@ func (b *Brain) plan(key serviceKey, r *record) plan {
 	for _, short := range r.service.Shortfalls {
 		p.problems = append(p.problems, Problem{"service " + key.String(), short.Message, short.Remedy})
 	}
+	p.addressless(key, r)
 	// Ports are in the outer loop, so that the endpoints of a port are collected once for all its frontends.
 	taken := make(map[FrontendKey]bool, len(r.claims))
 	for i := range r.service.Ports {
@@ -208,11 +212,14 @@ func (b *Brain) plan(key serviceKey, r *record) plan {
 				continue // an earlier port of this service has it
 			}
 			taken[frontend] = true
-			if owner := b.owner(frontend); owner != key {
-				p.problems = append(p.problems, conflict(key, owner, frontend))
-				continue
+			problems, withheld := b.rivalry(key, frontend, at)
+			p.problems = append(p.problems, problems...)
+			if !withheld {
+				p.frontends = append(p.frontends, port.frontend(frontend, at))
 			}
-			p.frontends = append(p.frontends, port.frontend(frontend, at))
+		}
+		if r.service.Type != "ExternalName" && !served(port.port.Protocol) {
+			p.problems = append(p.problems, unknownProtocol(key, port.port))
 		}
 		port.finish()
 	}
@@ -228,6 +235,28 @@ func (b *Brain) plan(key serviceKey, r *record) plan {
 	slices.SortFunc(p.members, func(x, y endpoint) int { return x.key.compare(y.key) })
 	p.members = slices.CompactFunc(p.members, func(x, y endpoint) bool { return x.key == y.key })
 	return p
+}
+
+// rivalry says what else is at a frontend's address, and whether that keeps the service from it.
+func (b *Brain) rivalry(key serviceKey, frontend FrontendKey, at place) (problems []Problem, withheld bool) {
+	if nodes := b.nodesAt[frontend.Addr]; len(nodes) > 0 && !at.external {
+		return []Problem{nodesAddress(key, frontend.Addr, nodes[0])}, true
+	}
+	if owner := b.owner(frontend); owner != key {
+		return []Problem{conflict(key, owner, frontend)}, true
+	}
+	// One address and all addresses: there the datapath asks for the one first, and names decide as among equals.
+	for _, rival := range b.rivals(frontend) {
+		owner := b.owner(rival)
+		if owner == (serviceKey{}) || owner.compare(key) >= 0 {
+			continue
+		}
+		if !frontend.Addr.IsUnspecified() {
+			return []Problem{conflict(key, owner, frontend)}, true
+		}
+		problems = append(problems, shadowed(key, owner, rival))
+	}
+	return problems, false
 }
 
 // guard lists who may come, if some frontend asks for that.

@@ -22,13 +22,24 @@ func slotOrder(set backendSet, algorithm string, maglevSize uint32) ([]uint32, e
 		return repeat(set.weights()), nil
 	}
 	if len(set) > int(maglevSize) {
-		return nil, fmt.Errorf("maglev table of %d slots cannot hold %d backends", maglevSize, len(set))
+		return nil, &tableError{maglevSize, len(set)}
 	}
 	walks := make([]maglevWalk, len(set))
 	for i, weight := range set.weights() {
 		walks[i] = newMaglevWalk(set[i].key.digest(), weight, maglevSize)
 	}
 	return fillMaglev(walks, maglevSize), nil
+}
+
+// tableError says that a Maglev table is too small.
+type tableError struct {
+	slots    uint32
+	backends int
+}
+
+// Error names need and room.
+func (e *tableError) Error() string {
+	return fmt.Sprintf("maglev table of %d slots cannot hold %d backends", e.slots, e.backends)
 }
 
 // weights are those of the set's members in lowest terms: a slot is not spent on what all have in common.

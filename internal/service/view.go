@@ -2,25 +2,13 @@ package service
 
 import (
 	"cmp"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/ipproto"
 )
-
-// Problem is something about a service that a person should act on.
-type Problem struct {
-	Object  string // "service namespace/name"
-	Message string
-	Remedy  string
-}
-
-// String is the problem in one line: object, message, remedy.
-func (p Problem) String() string { return p.Object + ": " + p.Message + ": " + p.Remedy }
 
 // View is one frontend of a service as the kernel has it; a service without frontends has one view with none.
 type View struct {
@@ -30,7 +18,7 @@ type View struct {
 	Port            string         // its name
 	Proto           uint8
 	Backends        []BackendView // every endpoint of its port and family, chosen or not
-	Problems        []Problem // of the whole service
+	Problems        []Problem     // of the whole service
 }
 
 // BackendView is an endpoint of a frontend's port. What the kernel leads clients to is chosen, whatever the inputs ask for.
@@ -163,47 +151,10 @@ func (b *Brain) HealthChecks() []HealthCheck {
 	return slices.SortedFunc(maps.Values(b.health), func(x, y HealthCheck) int { return cmp.Compare(x.Port, y.Port) })
 }
 
-// Problems lists what a person should act on, sorted by service.
-func (b *Brain) Problems() []Problem {
-	var problems []Problem
-	for _, r := range b.services {
-		problems = append(problems, r.problems...)
-	}
-	slices.SortFunc(problems, func(x, y Problem) int { return strings.Compare(x.String(), y.String()) })
-	return problems
-}
-
 // FrontendService names the service that has a frontend, for flow records.
 func (b *Brain) FrontendService(key FrontendKey) (namespace, name string, ok bool) {
 	state, ok := b.frontends[key]
 	return state.owner.namespace, state.owner.name, ok
-}
-
-// conflict says that another service has a frontend.
-func conflict(key, owner serviceKey, frontend FrontendKey) Problem {
-	return Problem{
-		Object:  "service " + key.String(),
-		Message: fmt.Sprintf("%s is served by service %s, which asks for it too", frontend, owner),
-		Remedy:  "give one of them another address or port",
-	}
-}
-
-// noRoom says that a service could not be published.
-func noRoom(key serviceKey, err error) Problem {
-	return Problem{
-		Object:  "service " + key.String(),
-		Message: err.Error(),
-		Remedy:  "what it had stays in force; raise the map's size or remove services",
-	}
-}
-
-// healthConflict says that a service's health checks cannot be answered.
-func healthConflict(key, owner serviceKey, health FrontendKey) Problem {
-	return Problem{
-		Object:  "service " + key.String(),
-		Message: fmt.Sprintf("healthCheckNodePort %d is taken by service %s", health.Port, owner),
-		Remedy:  "give one of them another port",
-	}
 }
 
 // String prints address, port and protocol, as in [fd00::1]:53/udp.
