@@ -1,6 +1,7 @@
 package operator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,16 +25,25 @@ type Config struct {
 	Kinds   discovery.DiscoveryInterface
 	// Store is where records go.
 	Store Store
+	// Grace is how long a node without a Node object and without a sign of life is missed before what its agent published is
+	// removed; 0: ten minutes.
+	Grace time.Duration
 	// Logger is told of objects that cannot be honoured, and of failures.
 	Logger *slog.Logger
+
+	collect time.Duration // for tests; 0: collectInterval
 }
 
-// Store is the part of store.Writer that is used.
+// Store is the part of store.Writer that is used; it says more about each.
 type Store interface {
 	// Apply writes and removes some records.
 	Apply(ctx context.Context, records []store.Record) (store.Result, error)
 	// Fill makes the store hold exactly the records.
 	Fill(ctx context.Context, records []store.Record) (store.Result, error)
+	// Nodes lists whose agents have published something, and who is alive.
+	Nodes(ctx context.Context) (map[string]bool, error)
+	// DeleteDeadNode removes what the agent of a node has published, unless the node is alive.
+	DeleteDeadNode(ctx context.Context, node string) (bool, error)
 }
 
 // fillInterval is how often everything is compared with the store, before jitter: a store that lost its data while nobody
@@ -42,6 +52,8 @@ const fillInterval = 5 * time.Minute
 
 // Run leads: it keeps the store equal to the cluster until the context ends. Failures are tried again.
 func Run(ctx context.Context, config Config) error {
+	config.Grace = cmp.Or(config.Grace, defaultGrace)
+	config.collect = cmp.Or(config.collect, collectInterval)
 	backoff := store.Backoff{Min: time.Second}
 	for {
 		began := time.Now()
@@ -82,11 +94,13 @@ func follow(ctx context.Context, config Config) error {
 	if err := watcher.start(ctx); err != nil {
 		return err
 	}
-	w := writing{Config: config, watcher: watcher, mirror: newMirror(config.Cluster)}
+	w := writing{Config: config, watcher: watcher, mirror: newMirror(config.Cluster), departed: departed{}}
 	// The list that the informers began with: what changes from here on is noted.
 	w.read(watcher.all())
 	asked := time.NewTicker(kindsInterval)
 	defer asked.Stop()
+	collected := time.NewTicker(config.collect)
+	defer collected.Stop()
 	for {
 		w.write(ctx)
 		select {
@@ -95,6 +109,9 @@ func follow(ctx context.Context, config Config) error {
 		case <-watcher.wake:
 			w.read(watcher.take())
 		case <-w.again():
+		case <-collected.C:
+			collected.Reset(store.Interval(config.collect, 0))
+			w.collect(ctx)
 		case <-asked.C:
 			// An error is no answer: what was known holds on.
 			if now, err := served(config.Kinds); err == nil && !maps.Equal(now, kinds) {
@@ -109,6 +126,8 @@ type writing struct {
 	Config
 	watcher *watcher
 	mirror  *mirror
+	// Nodes that may be gone.
+	departed departed
 	// What the store has not been told, by key; nil removes.
 	pending map[string]proto.Message
 	// When everything is next compared with the store; zero: at once.

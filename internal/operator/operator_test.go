@@ -40,6 +40,34 @@ type memory struct {
 	away    bool
 	records map[string]proto.Message
 	calls   int
+	nodes   map[string]bool // whether each is alive
+	looked  int
+}
+
+func (m *memory) Nodes(context.Context) (map[string]bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.looked++
+	return maps.Clone(m.nodes), nil
+}
+
+func (m *memory) DeleteDeadNode(_ context.Context, node string) (bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.nodes, node)
+	return true, nil
+}
+
+func (m *memory) nodesNow() map[string]bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.nodes)
+}
+
+func (m *memory) looks() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.looked
 }
 
 func (m *memory) Apply(_ context.Context, records []store.Record) (store.Result, error) {
@@ -105,9 +133,18 @@ type cluster struct {
 	t       *testing.T
 	objects *fakedynamic.FakeDynamicClient
 	memory  *memory
+	config  Config
 }
 
 func start(t *testing.T, objects ...runtime.Object) *cluster {
+	t.Helper()
+	c := prepare(t, objects...)
+	c.run()
+	return c
+}
+
+// prepare makes everything but the operator itself.
+func prepare(t *testing.T, objects ...runtime.Object) *cluster {
 	t.Helper()
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme} {
@@ -115,7 +152,7 @@ func start(t *testing.T, objects ...runtime.Object) *cluster {
 			t.Fatal(err)
 		}
 	}
-	c := &cluster{t, fakedynamic.NewSimpleDynamicClient(scheme, objects...), &memory{}}
+	c := &cluster{t: t, objects: fakedynamic.NewSimpleDynamicClient(scheme, objects...), memory: &memory{}}
 	kinds := &fakediscovery.FakeDiscovery{Fake: &clienttesting.Fake{}}
 	kinds.Resources = []*metav1.APIResourceList{
 		resources("v1", "Namespace", "Node", "Pod", "Service"),
@@ -123,17 +160,21 @@ func start(t *testing.T, objects ...runtime.Object) *cluster {
 		{GroupVersion: "networking.k8s.io/v1", APIResources: []metav1.APIResource{
 			{Name: "networkpolicies", Kind: "NetworkPolicy", Verbs: []string{"list", "watch"}}}},
 	}
+	c.config = Config{Cluster: "default", Objects: c.objects, Kinds: kinds, Store: c.memory, Logger: slog.New(slog.DiscardHandler)}
+	return c
+}
+
+// run starts the operator, until the test ends.
+func (c *cluster) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	config := Config{Cluster: "default", Objects: c.objects, Kinds: kinds, Store: c.memory, Logger: slog.New(slog.DiscardHandler)}
-	go func() { ended <- Run(ctx, config) }()
-	t.Cleanup(func() {
+	go func() { ended <- Run(ctx, c.config) }()
+	c.t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
-			t.Errorf("operator ended: %v", err)
+			c.t.Errorf("operator ended: %v", err)
 		}
 	})
-	return c
 }
 
 func resources(version string, kinds ...string) *metav1.APIResourceList {

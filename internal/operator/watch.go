@@ -22,6 +22,9 @@ import (
 	"tendril.io/tendril/internal/kube"
 )
 
+// nodeKind is the kind of the objects that say which nodes a cluster has.
+var nodeKind = schema.GroupVersionKind{Version: "v1", Kind: "Node"}
+
 // served finds which of the kinds the API server has, and under which resource it serves each. Policies of a kind that it does
 // not have cannot exist. A kind of several versions is read in the newest.
 func served(client discovery.DiscoveryInterface) (map[schema.GroupVersionKind]schema.GroupVersionResource, error) {
@@ -150,6 +153,17 @@ func (w *watcher) get(r reference) *unstructured.Unstructured {
 	}
 	found, _ := object.(*unstructured.Unstructured)
 	return found
+}
+
+// nodes names the Node objects.
+func (w *watcher) nodes() map[string]bool {
+	names := map[string]bool{}
+	if informer := w.informers[nodeKind]; informer != nil {
+		for _, name := range informer.GetStore().ListKeys() {
+			names[name] = true
+		}
+	}
+	return names
 }
 
 // kindsInterval is how often the API server is asked which kinds it has.
