@@ -80,6 +80,9 @@ func (o *options) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("way to the API server: %w", err)
 	}
+	// The client's own default of 5 requests a second is for people. The API server says when it has too many (429), and the
+	// client then waits for as long as it is told.
+	rest.QPS, rest.Burst = 50, 100
 	objects, err := dynamic.NewForConfig(rest)
 	if err != nil {
 		return fmt.Errorf("client of the API server: %w", err)

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// collectInterval is how often nodes that are gone are looked for, before jitter.
-const collectInterval = time.Minute
+// collectEvery is how often nodes that are gone are looked for, before jitter: a tenth of the grace, as it is a little longer then.
+func (c Config) collectEvery() time.Duration { return max(c.Grace/10, time.Millisecond) }
 
 // defaultGrace is how long a node is missed before what its agent published is removed. It is longer than any lease of a sign of
 // life, so that an operator that was away itself does not take the nodes that it did not hear for dead.

@@ -48,7 +48,6 @@ func TestWhatANodeThatIsGoneLeftIsRemoved(t *testing.T) {
 	c := prepare(t, node())
 	c.memory.nodes = map[string]bool{"n1": false, "n2": false, "guest": true}
 	c.config.Grace = time.Millisecond
-	c.config.collect = 5 * time.Millisecond
 	c.run()
 	c.until(func() string { return cmp.Diff(map[string]bool{"n1": false, "guest": true}, c.memory.nodesNow()) })
 

@@ -3,6 +3,7 @@ package operator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -42,6 +43,37 @@ type memory struct {
 	calls   int
 	nodes   map[string]bool // whether each is alive
 	looked  int
+	lists   int
+	state   store.State
+
+	fillings int
+}
+
+// errAway is what a store that is away answers.
+var errAway = errors.New("away")
+
+func (m *memory) State(context.Context) (store.State, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.state, nil
+}
+
+func (m *memory) List(_ context.Context, kind store.Kind) (records []store.Record, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lists++
+	for key, value := range m.records {
+		if strings.HasPrefix(key, string(kind)+"/") {
+			records = append(records, store.Record{Key: key, Value: value})
+		}
+	}
+	return records, nil
+}
+
+func (m *memory) listed() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.lists
 }
 
 func (m *memory) Nodes(context.Context) (map[string]bool, error) {
@@ -83,7 +115,11 @@ func (m *memory) write(records []store.Record, whole bool) (store.Result, error)
 	defer m.mu.Unlock()
 	m.calls++
 	if m.away {
-		return store.Result{}, errors.New("away")
+		return store.Result{}, errAway
+	}
+	if m.state.Epoch == "" {
+		m.fillings++
+		m.state.Epoch = fmt.Sprintf("e%d", m.fillings)
 	}
 	if whole || m.records == nil {
 		m.records = map[string]proto.Message{}
@@ -93,7 +129,7 @@ func (m *memory) write(records []store.Record, whole bool) (store.Result, error)
 			delete(m.records, record.Key)
 		}
 	}
-	return store.Result{}, nil
+	return store.Result{Epoch: m.state.Epoch}, nil
 }
 
 func (m *memory) setAway(away bool) {
