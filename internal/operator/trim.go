@@ -50,7 +50,7 @@ func keptFields(kind schema.GroupVersionKind) (string, bool) {
 			spec.sessionAffinity spec.sessionAffinityConfig spec.externalTrafficPolicy spec.internalTrafficPolicy
 			spec.externalIPs spec.loadBalancerIP spec.loadBalancerClass spec.loadBalancerSourceRanges
 			spec.healthCheckNodePort spec.publishNotReadyAddresses spec.trafficDistribution spec.ipFamilies
-			spec.ipFamilyPolicy status.loadBalancer`, true
+			spec.ipFamilyPolicy status.loadBalancer ` + grantedField, true
 	case "EndpointSlice":
 		return keptAlways + `metadata.annotations addressType ports
 			endpoints.addresses endpoints.conditions endpoints.nodeName endpoints.zone endpoints.targetRef endpoints.hints`, true
@@ -67,6 +67,9 @@ func trimmer(kind schema.GroupVersionKind) func(any) (any, error) {
 		object, ok := value.(*unstructured.Unstructured)
 		if !ok {
 			return value, nil
+		}
+		if kind == serviceKind {
+			moveGranted(object.Object)
 		}
 		if known {
 			object.Object, _ = pick(object.Object, kept).(map[string]any)

@@ -37,6 +37,7 @@ type Record struct {
 type Result struct {
 	Written, Deleted, Unchanged int
 	Revision                    int64  // of the store, after the last write
+	Epoch                       string // of the filling that was written to
 	PolicyRevision              uint64 // of the last policy written or removed, 0 if none was
 }
 
@@ -83,10 +84,13 @@ func (w *Writer) Apply(ctx context.Context, records []Record) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	if _, err := w.ensureEpoch(ctx); err != nil {
+	epoch, err := w.ensureEpoch(ctx)
+	if err != nil {
 		return Result{}, err
 	}
-	return w.write(ctx, changes)
+	result, err := w.write(ctx, changes)
+	result.Epoch = epoch
+	return result, err
 }
 
 // Fill makes the operator's part of the store exactly the records, and then marks it as complete: readers forget what
@@ -105,6 +109,7 @@ func (w *Writer) Fill(ctx context.Context, records []Record) (Result, error) {
 		return Result{}, err
 	}
 	result, err := w.write(ctx, append(changes, gone...))
+	result.Epoch = epoch
 	if err != nil {
 		return result, err
 	}
@@ -189,6 +194,35 @@ func (w *Writer) deleteNode(ctx context.Context, node string, conditions []clien
 // under removes the keys of a kind that lie under a node: with the slash, so that n1 does not take n10 along.
 func (w *Writer) under(kind Kind, node string) clientv3.Op {
 	return clientv3.OpDelete(w.prefix+string(kind)+"/"+node+"/", clientv3.WithPrefix())
+}
+
+// State is what a leader looks at to see whether the store is still as it was left.
+type State struct {
+	Epoch     string // of this filling; empty: there is none
+	Addresses uint64 // rises with each write that had a say in load balancers' addresses
+}
+
+// State reads it.
+func (w *Writer) State(ctx context.Context) (state State, err error) {
+	response, err := w.client.Txn(ctx).Then(
+		clientv3.OpGet(w.prefix+string(KindEpoch)), clientv3.OpGet(w.prefix+addressCounter().String()),
+	).Commit()
+	if err != nil {
+		return State{}, fmt.Errorf("read the store's epoch and counter: %w", err)
+	}
+	for _, kv := range response.Responses[0].GetResponseRange().GetKvs() { // one or none, as below
+		if state.Epoch, err = ReadEpoch(kv.Value); err != nil {
+			return State{}, err
+		}
+	}
+	for _, kv := range response.Responses[1].GetResponseRange().GetKvs() {
+		var counter storev1.Synced
+		if err := proto.Unmarshal(kv.Value, &counter); err != nil {
+			return State{}, fmt.Errorf("key %q: %w", addressCounter(), err)
+		}
+		state.Addresses = counter.GetRevision()
+	}
+	return state, nil
 }
 
 // Nodes lists the nodes whose agents have published something that stands in the store, and whether each is alive.

@@ -28,7 +28,7 @@ func revision(t *testing.T, w *world) int64 {
 func TestARecordThatDoesNotDifferIsNotWritten(t *testing.T) {
 	w := newWorld(t)
 	first := w.apply(PodRecord("n1", "web"), NamespaceRecord("default", "red"), PolicyRecord("deny", "{}"))
-	if diff := cmp.Diff(Result{Written: 3, Revision: first.Revision, PolicyRevision: 1}, first); diff != "" {
+	if diff := cmp.Diff(Result{Written: 3, Revision: first.Revision, PolicyRevision: 1, Epoch: first.Epoch}, first); diff != "" {
 		t.Errorf("first (-want +got):\n%s", diff)
 	}
 	before := revision(t, w)
