@@ -39,6 +39,7 @@ type Result struct {
 	Revision                    int64  // of the store, after the last write
 	Epoch                       string // of the filling that was written to
 	PolicyRevision              uint64 // of the last policy written or removed, 0 if none was
+	Looked                      int    // at services, to give addresses: what the writing cost
 }
 
 // policyCounter is the key whose value is the highest policy revision given out.
@@ -401,6 +402,9 @@ func (w *Writer) writeOne(ctx context.Context, batch []change, known *claims, re
 		}
 		if done > 0 {
 			result.add(plan, done)
+			if c := r.claims; c != nil {
+				result.Looked, c.looked = result.Looked+c.looked, 0
+			}
 			return r, r.committed(plan, done)
 		}
 		known = nil
