@@ -1,12 +1,13 @@
 # Everything a developer does, one target each. Each installs what it needs (Debian packages, as root) and says so.
 .DEFAULT_GOAL := help
-.PHONY: help demo build generate test test-kube lint fuzz mutants bench vm sweep clean
+.PHONY: help demo build images generate test test-kube lint fuzz mutants bench vm sweep clean
 
 export CGO_ENABLED := 0
 # Without gRPC's tracing pages nothing uses html/template, which makes the linker keep every method of every type: it saves
 # a fifth of the agent.
 export GOFLAGS := $(strip $(GOFLAGS) -tags=grpcnotrace)
 BINARIES := tendril tendril-agent tendril-cni tendril-operator
+VERSION ?= dev
 KERNELS := $(CURDIR)/build/kernels
 
 help: ## list the targets
@@ -20,8 +21,14 @@ build: ## build the binaries into bin/
 	@mkdir -p bin
 	@for binary in $(BINARIES); do \
 		echo "build bin/$$binary"; \
-		go build -trimpath -ldflags '-s -w' -o bin/$$binary ./cmd/$$binary || exit 1; \
+		go build -trimpath -ldflags '-s -w -X tendril.io/tendril/internal/node.Version=$(VERSION)' -o bin/$$binary ./cmd/$$binary || exit 1; \
 	done
+
+images: build ## write the container images into build/images, archives in the OCI layout; VERSION=dev is their tag
+	@mkdir -p build/images
+	@go run ./deploy/image tendril.io/agent:$(VERSION) bin/tendril-agent bin/tendril-cni bin/tendril > build/images/agent.tar
+	@go run ./deploy/image tendril.io/operator:$(VERSION) bin/tendril-operator > build/images/operator.tar
+	@ls -s --block-size=M build/images
 
 generate: ## compile the BPF programs and everything else that is generated
 	@test/install.sh generate

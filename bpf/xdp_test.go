@@ -6,14 +6,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
-	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 )
-
-// xdpTX is XDP_TX of <linux/bpf.h>.
-const xdpTX = 3
 
 // edgeStory is a node that leads clients of node ports to a backend of another node.
 const edgeStory = `
@@ -105,63 +99,4 @@ func TestXDPSendsWhatTCXWouldSend(t *testing.T) {
 	if taken == 0 {
 		t.Error("XDP took no packet")
 	}
-}
-
-// BenchmarkXDP measures a client's packet on its way to a backend of another node, beside a program that does nothing.
-func BenchmarkXDP(b *testing.B) {
-	needRoot(b)
-	for _, name := range []string{"forward", "empty"} {
-		b.Run(name, func(b *testing.B) {
-			s := edgeStage(b) // of this goroutine's namespace
-			for _, command := range []string{"net_in tcp 198.51.100.7:1000 > 192.0.2.1:30080 syn", "net_in tcp 10.2.0.2:8080 > 192.0.2.1:1000 syn ack"} {
-				if _, err := s.do(command); err != nil {
-					b.Fatal(err)
-				}
-			}
-			program := s.programs["xdp_in"]
-			if name == "empty" {
-				program = emptyXDP(b)
-			}
-			benchXDP(b, program, "tcp 198.51.100.7:1000 > 192.0.2.1:30080 ack")
-		})
-	}
-}
-
-// emptyXDP is a program that sends every frame back.
-func emptyXDP(b *testing.B) *ebpf.Program {
-	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.XDP, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, xdpTX), asm.Return()}})
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { program.Close() })
-	return program
-}
-
-// benchXDP runs a program on one frame, once a system call: what has left is not what came.
-func benchXDP(b *testing.B, program *ebpf.Program, text string) {
-	frame, err := frameOf(text)
-	if err != nil {
-		b.Fatal(err)
-	}
-	counting, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer counting.Close()
-	before, err := program.Stats()
-	if err != nil {
-		b.Fatal(err)
-	}
-	for b.Loop() {
-		options := &ebpf.RunOptions{Data: frame, Context: xdpBuff{DataEnd: uint32(len(frame)), IngressIfIndex: 100}}
-		if code, err := program.Run(options); err != nil || code != xdpTX {
-			b.Fatalf("the frame is not sent on: %d, %v", code, err)
-		}
-	}
-	after, err := program.Stats()
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.ReportMetric(float64(after.Runtime-before.Runtime)/float64(after.RunCount-before.RunCount), "ns/packet")
-	b.ReportMetric(0, "ns/op")
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -22,9 +23,16 @@ func main() {
 	}
 }
 
+// options are what the flags say.
+type options struct {
+	config string
+	node   string
+	plugin string
+	debug  bool
+}
+
 func command() *cobra.Command {
-	var path string
-	var debug bool
+	var o options
 	c := &cobra.Command{
 		Use:           "tendril-agent --config FILE",
 		Short:         "Run the agent of this node",
@@ -34,31 +42,62 @@ func command() *cobra.Command {
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		RunE: func(c *cobra.Command, _ []string) error {
-			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGTERM, syscall.SIGINT)
-			defer stop()
-			return run(ctx, path, debug)
-		},
+		RunE:          o.with(run),
 	}
-	c.Flags().StringVar(&path, "config", "/etc/tendril/agent.json", "configuration file (JSON)")
-	c.Flags().BoolVar(&debug, "debug", false, "log what is done, not only what went wrong")
+	flags := c.PersistentFlags()
+	flags.StringVar(&o.config, "config", "/etc/tendril/agent.json", "configuration file (JSON)")
+	flags.StringVar(&o.node, "node", "", "this node's name, in place of the file's: nodes may then share one file")
+	flags.BoolVar(&o.debug, "debug", false, "log what is done, not only what went wrong")
+	c.AddCommand(o.installCommand(), &cobra.Command{
+		Use:     "remove",
+		Short:   "Take everything that an agent left off this node; it must have ended, and pods lose their network",
+		Example: "  tendril-agent remove --config /etc/tendril/agent.json",
+		Args:    cobra.NoArgs,
+		RunE:    o.with(node.Remove),
+	})
 	c.SetContext(context.Background())
 	return c
 }
 
-func run(ctx context.Context, path string, debug bool) error {
-	if os.Geteuid() != 0 {
-		return errors.New("needs root, for it loads BPF programs and makes devices: start it as root")
+func (o *options) installCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "install",
+		Short:   "Check that this node can have an agent, and install the CNI plugin",
+		Example: "  tendril-agent install --config /etc/tendril/agent.json",
+		Args:    cobra.NoArgs,
+		RunE: o.with(func(_ context.Context, config node.Config, log *slog.Logger) error {
+			return node.Install(config, o.plugin, log)
+		}),
 	}
-	config, err := node.Load(path)
-	if err != nil {
-		return err
+	beside := "tendril-cni"
+	if program, err := os.Executable(); err == nil {
+		beside = filepath.Join(filepath.Dir(program), beside)
 	}
-	level := slog.LevelInfo
-	if debug {
-		level = slog.LevelDebug
+	c.Flags().StringVar(&o.plugin, "plugin", beside, "the CNI plugin to copy")
+	return c
+}
+
+// with reads the configuration for a command, which ends with SIGTERM.
+func (o *options) with(do func(context.Context, node.Config, *slog.Logger) error) func(*cobra.Command, []string) error {
+	return func(c *cobra.Command, _ []string) error {
+		if os.Geteuid() != 0 {
+			return errors.New("needs root, for it loads BPF programs and makes devices: start it as root")
+		}
+		config, err := node.Load(o.config, o.node)
+		if err != nil {
+			return err
+		}
+		level := slog.LevelInfo
+		if o.debug {
+			level = slog.LevelDebug
+		}
+		ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGTERM, syscall.SIGINT)
+		defer stop()
+		return do(ctx, config, slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})).With("node", config.Node))
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})).With("node", config.Node)
+}
+
+func run(ctx context.Context, config node.Config, log *slog.Logger) error {
 	agent, err := node.Build(ctx, config, log)
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -36,6 +37,7 @@ type options struct {
 	namespace  string
 	replica    string
 	store      []string
+	grace      time.Duration
 	embedded   server.Config
 }
 
@@ -63,6 +65,7 @@ With --store-dir it is the store as well: an embedded etcd and the Publish servi
 	flags.StringVar(&o.embedded.Dir, "store-dir", "", "folder of the embedded store's data")
 	flags.StringVar(&o.embedded.ClientAddr, "listen", "127.0.0.1:2379", "where the embedded store listens")
 	flags.StringVar(&o.embedded.PublishAddr, "publish", "127.0.0.1:2380", "where the Publish service listens")
+	flags.DurationVar(&o.grace, "node-grace", 0, "how long a node that Kubernetes does not have and that gives no sign of life stays in the store (default 10m)")
 	c.MarkFlagsOneRequired("store", "store-dir")
 	c.MarkFlagsMutuallyExclusive("store", "store-dir")
 	return c
@@ -77,6 +80,9 @@ func (o *options) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("way to the API server: %w", err)
 	}
+	// The client's own default of 5 requests a second is for people. The API server says when it has too many (429), and the
+	// client then waits for as long as it is told.
+	rest.QPS, rest.Burst = 50, 100
 	objects, err := dynamic.NewForConfig(rest)
 	if err != nil {
 		return fmt.Errorf("client of the API server: %w", err)
@@ -101,7 +107,7 @@ func (o *options) run(ctx context.Context) error {
 	}
 	defer writer.Close()
 	config := operator.Config{
-		Cluster: o.embedded.Cluster, Objects: objects, Kinds: typed.Discovery(), Store: writer, Logger: log,
+		Cluster: o.embedded.Cluster, Objects: objects, Kinds: typed.Discovery(), Store: writer, Grace: o.grace, Logger: log,
 	}
 	group.Go(func() error {
 		return operator.Lead(ctx, typed, o.namespace, o.replica, func(ctx context.Context) error {

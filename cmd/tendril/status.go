@@ -106,6 +106,7 @@ func showStatus(v *view, s *agentv1.StatusResponse, now time.Time) error {
 	v.row("cluster", fmt.Sprintf("%d nodes, %d pods here", s.GetNodes(), s.GetEndpoints()))
 	v.row("addresses", strings.Join(s.GetAddresses(), " "))
 	v.row("pod CIDRs", strings.Join(s.GetPodCidrs(), " "))
+	v.row("services", servicesText(s))
 	v.row("features", featuresText(v, s.GetFeatures()))
 	if err := v.flush(); err != nil {
 		return err
@@ -136,6 +137,18 @@ func storeText(s *agentv1.StatusResponse) string {
 		return "not connected, last answer " + age + " ago; what was in force stays in force"
 	}
 	return fmt.Sprintf("connected, answered %s ago, revision %d, epoch %s", age, s.GetStoreRevision(), s.GetStoreEpoch())
+}
+
+// servicesText says which way clients outside are answered, and whether XDP takes part.
+func servicesText(s *agentv1.StatusResponse) string {
+	xdp := s.GetXdp()
+	text := fmt.Sprintf("lb_mode %s, XDP %s", s.GetLbMode(), xdp.GetMode())
+	if xdp.GetReason() != "" {
+		text += fmt.Sprintf(" (%s is wanted: %s)", xdp.GetWanted(), xdp.GetReason())
+	} else if xdp.GetWanted() != xdp.GetMode() {
+		text += fmt.Sprintf(" (%s)", xdp.GetWanted())
+	}
+	return text
 }
 
 // featuresText lists the kernel's features, those that are missing with the reason.

@@ -57,7 +57,8 @@ func (o *Object) records(cluster string) ([]Record, Mistakes) {
 	case *corev1.Namespace:
 		return o.record("namespaces/"+o.Name, &storev1.Namespace{Labels: object.Labels}, checkLabels(object.Labels))
 	case *corev1.Node:
-		return o.record("nodelabels/"+o.Name, &storev1.NodeLabels{Labels: object.Labels}, checkLabels(object.Labels))
+		cidrs, errs := podCIDRs(&object.Spec)
+		return o.record("nodelabels/"+o.Name, &storev1.NodeLabels{Labels: object.Labels, PodCidrs: cidrs}, append(errs, checkLabels(object.Labels)...))
 	case *cilium.CIDRGroup:
 		value, errs := cidrGroupRecord(object)
 		return o.record("cidrgroups/"+o.Name, value, errs)
@@ -82,6 +83,21 @@ func (o *Object) record(key string, value proto.Message, errs field.ErrorList) (
 		return nil, o.place(errs)
 	}
 	return []Record{{Key: key, Value: value, Object: o}}, nil
+}
+
+// podCIDRs are what Kubernetes gave a node for its pods; the old field holds the first of the new one.
+func podCIDRs(spec *corev1.NodeSpec) ([]string, field.ErrorList) {
+	given, at := spec.PodCIDRs, field.NewPath("spec", "podCIDRs")
+	if len(given) == 0 && spec.PodCIDR != "" {
+		given = []string{spec.PodCIDR}
+	}
+	var cidrs []string
+	var errs field.ErrorList
+	for i, text := range given {
+		cidr, bad := prefix(text, at.Index(i))
+		cidrs, errs = append(cidrs, cidr.String()), append(errs, bad...)
+	}
+	return cidrs, errs
 }
 
 // policyRecord keeps the policy as written, after translating it once to be sure that agents will accept it.

@@ -41,14 +41,22 @@ metadata: {name: shop, labels: {team: red}, annotations: {note: x}}
 `, map[string]proto.Message{
 			"namespaces/shop": &storev1.Namespace{Labels: map[string]string{"team": "red"}},
 		}},
-		{"a node is its labels", `
+		{"a node is its labels and its pods' prefixes", `
 apiVersion: v1
 kind: Node
 metadata: {name: node1, labels: {role: edge}}
 spec: {podCIDR: 10.1.0.0/24}
 status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
 `, map[string]proto.Message{
-			"nodelabels/node1": &storev1.NodeLabels{Labels: map[string]string{"role": "edge"}},
+			"nodelabels/node1": &storev1.NodeLabels{Labels: map[string]string{"role": "edge"}, PodCidrs: []string{"10.1.0.0/24"}},
+		}},
+		{"a node of both families has a prefix of each", `
+apiVersion: v1
+kind: Node
+metadata: {name: node1}
+spec: {podCIDR: 10.1.0.0/24, podCIDRs: [10.1.0.0/24, "FD00:1::/64"]}
+`, map[string]proto.Message{
+			"nodelabels/node1": &storev1.NodeLabels{PodCidrs: []string{"10.1.0.0/24", "fd00:1::/64"}},
 		}},
 		{"a pool is its ranges, canonical, and whom it is for", `
 apiVersion: tendril.io/v1alpha1

@@ -37,6 +37,7 @@ type agentConfig struct {
 	StateDir    string            `json:"state_dir"`
 	Masquerade  bool              `json:"masquerade"`
 	LBMode      string            `json:"lb_mode,omitempty"`
+	XDP         string            `json:"xdp,omitempty"`
 	AliveLease  uint32            `json:"alive_lease_seconds,omitempty"`
 	FlowRecords bool              `json:"flow_records"`
 	MapSizes    map[string]uint32 `json:"map_sizes,omitempty"`
@@ -60,6 +61,7 @@ func (l *Lab) agentConfig(node string) agentConfig {
 		StateDir:    l.state(node, "state"),
 		Masquerade:  true,
 		LBMode:      l.LBMode,
+		XDP:         l.XDP,
 		AliveLease:  uint32(l.AliveLease / time.Second),
 		FlowRecords: !l.NoFlowRecords,
 		MapSizes:    l.MapSizes,

@@ -45,6 +45,8 @@ type Config struct {
 	MapSizes map[string]uint32 `json:"map_sizes,omitempty"`
 	// LBMode is the agents' lb_mode, snat or dsr. Default: theirs.
 	LBMode string `json:"lb_mode,omitempty"`
+	// XDP is the agents' xdp: off, auto, native or generic. Default: theirs. Unless it is off, the fabric is one on which XDP can be.
+	XDP string `json:"xdp,omitempty"`
 	// AliveLease is for how long a node counts as alive after its last heartbeat, in whole seconds. Default: the agents'.
 	AliveLease time.Duration `json:"alive_lease,omitempty"`
 	// Progress is told each step in a few words. Default: nobody is.
@@ -231,6 +233,13 @@ func (l *Lab) buildNetwork() error {
 	for i := 1; i <= l.Nodes; i++ {
 		if err := buildNode(l.names, i); err != nil {
 			return fmt.Errorf("%s: %w", nodeName(i), err)
+		}
+	}
+	if l.XDP != "" && l.XDP != "off" {
+		for _, node := range l.NodeNames() {
+			if err := prepareXDP(l.names, node); err != nil {
+				return err
+			}
 		}
 	}
 	for _, part := range append(l.NodeNames(), controlPart, outsidePart) {

@@ -428,17 +428,17 @@ func TestARecordOfEachPodAndOneOfWhatTheyShare(t *testing.T) {
 
 func TestTheAgentsReadTheConfigurationThatTheLabWrites(t *testing.T) {
 	needRoot(t)
-	l := &Lab{Config: Config{Nodes: 2, Mode: ModeVXLAN, IPv4: true, IPv6: true, NoFlowRecords: true,
+	l := &Lab{Config: Config{Nodes: 2, Mode: ModeVXLAN, IPv4: true, IPv6: true, NoFlowRecords: true, XDP: "auto",
 		MapSizes: map[string]uint32{"flows": 1000}}, names: names{"x"}, cgroups: "/sys/fs/cgroup"}
 	file := t.TempDir() + "/agent.json"
 	if err := saveRecord(file, l.agentConfig("node2")); err != nil {
 		t.Fatal(err)
 	}
-	got, err := node.Load(file)
+	got, err := node.Load(file, "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Node != "node2" || got.Mode != node.ModeVXLAN || got.FlowRecords || !got.Masquerade ||
+	if got.Node != "node2" || got.Mode != node.ModeVXLAN || got.FlowRecords || !got.Masquerade || got.XDP != node.XDPAuto ||
 		got.PodCIDRs[1].String() != "fd44:0:0:2::/64" || got.MapSizes["flows"] != 1000 ||
 		got.Cgroup != "/sys/fs/cgroup/tendril-lab-x/node2" || got.BPFRoot != "/sys/fs/bpf/tendril-lab-x/node2" {
 		t.Errorf("the agent reads %+v", got)

@@ -160,6 +160,23 @@ func setSysctl(name, value string) error {
 	return errors.Join(err, file.Close())
 }
 
+// openSysctls makes /proc/sys writable in this process's view. Container runtimes mount it read-only for whatever is not
+// privileged; with CAP_SYS_ADMIN, which an agent needs anyway to enter its pods' namespaces, that is its own to undo.
+func openSysctls() error {
+	var at unix.Statfs_t
+	if err := unix.Statfs("/proc/sys", &at); err != nil {
+		return fmt.Errorf("look at /proc/sys: %w", err)
+	}
+	if at.Flags&unix.ST_RDONLY == 0 {
+		return nil
+	}
+	const keep = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	if err := unix.Mount("", "/proc/sys", "", unix.MS_BIND|unix.MS_REMOUNT|keep, ""); err != nil {
+		return fmt.Errorf("/proc/sys is read-only: %w: give the agent CAP_SYS_ADMIN, or mount it writable", err)
+	}
+	return nil
+}
+
 // PrepareNode sets what the datapath needs of the node's own namespace: forwarding in both families; no strict
 // reverse-path filter, because a reply may come back by another device than the route says (the datapath checks sources
 // itself); no proxy ARP, because the datapath answers for the gateway; and no redirects to pods, whose path is not the
@@ -177,6 +194,9 @@ func (h *Handle) PrepareNode() error {
 		{"ipv6/conf/all/disable_ipv6", "0"},
 		{"ipv6/conf/all/forwarding", "1"},
 		{"ipv6/conf/default/forwarding", "1"},
+	}
+	if err := openSysctls(); err != nil {
+		return err
 	}
 	return enter(h.namespace, func() error {
 		if err := keepAdvertisedRoutes(); err != nil {

@@ -52,7 +52,8 @@ func (s *api) Status(context.Context, *agentv1.StatusRequest) (*agentv1.StatusRe
 		PolicyRevision: a.policies.inForce.Load(), PolicyRevisionWanted: a.policies.latest.Load(),
 		Endpoints: uint32(a.tables.Endpoints.NumObjects(txn)), Nodes: uint32(a.tables.Nodes.NumObjects(txn)),
 		DatapathVersion: a.datapath.Version(), VerdictEpoch: uint64(a.datapath.VerdictEpoch()),
-		Mtu: a.mtus.Route, Problems: s.problems(kept.Problems),
+		Mtu: a.mtus.Route, Problems: s.problems(kept.Problems), LbMode: string(a.config.LBMode),
+		Xdp: &agentv1.XDP{Wanted: string(a.config.XDP), Mode: string(a.xdp.mode), Reason: a.xdp.reason},
 	}
 	row := a.selfRow()
 	for _, addr := range row.Addresses {

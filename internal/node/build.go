@@ -40,6 +40,7 @@ type Agent struct {
 	tables    *table.Tables
 	links     *netlink.Handle
 	uplink    uplink
+	xdp       xdpState
 	overlay   uint32 // ifindex; 0: native routing
 	mtus      endpoint.MTUs
 	book      *ipam.Book
@@ -73,9 +74,10 @@ func Build(ctx context.Context, config Config, log *slog.Logger) (_ *Agent, err 
 		do   func(context.Context) error
 	}{
 		{"folders", a.buildFolders},
+		{"store", a.buildStore},
+		{"pod CIDRs", a.buildBook},
 		{"links", a.buildLinks},
 		{"datapath", a.buildDatapath},
-		{"store", a.buildStore},
 		{"brains", a.buildBrains},
 		{"sockets", a.buildSockets},
 		{"endpoints", a.buildEndpoints},
@@ -133,9 +135,6 @@ func lockFolder(ctx context.Context, field, folder string) (*os.File, error) {
 
 // buildLinks prepares the node's own namespace and finds out what it is connected to.
 func (a *Agent) buildLinks(context.Context) (err error) {
-	if a.book, err = ipam.New(a.config.PodCIDRs...); err != nil {
-		return err
-	}
 	if a.links, err = netlink.Open(); err != nil {
 		return err
 	}
@@ -233,17 +232,31 @@ func (a *Agent) buildDatapath(ctx context.Context) (err error) {
 	return a.datapath.AttachSockets()
 }
 
+// xdpState is what came of the configuration's wish.
+type xdpState struct {
+	mode   XDP    // off, native or generic
+	reason string // why it is off although it is wanted
+}
+
 // attachXDP does what the configuration says. Unasked, a driver that has no XDP, or has another's program, is left alone.
 func (a *Agent) attachXDP() error {
-	mode := map[XDP]datapath.XDPMode{XDPAuto: datapath.XDPNative, XDPNative: datapath.XDPNative, XDPGeneric: datapath.XDPGeneric}[a.config.XDP]
-	if a.config.XDP == XDPAuto && a.uplink.kind == "veth" {
-		mode = datapath.XDPOff // it would cost most of TCP's throughput: segments are no longer sent in one piece
+	modes := map[XDP]datapath.XDPMode{XDPOff: datapath.XDPOff, XDPNative: datapath.XDPNative, XDPGeneric: datapath.XDPGeneric}
+	a.xdp = xdpState{mode: a.config.XDP}
+	if a.config.XDP == XDPAuto {
+		a.xdp.mode = XDPNative
+		if a.uplink.kind == "veth" {
+			a.xdp = xdpState{XDPOff, a.uplink.name + " is a veth device: segments would no longer be sent in one piece, which costs most of TCP's throughput"}
+		}
 	}
-	err := a.datapath.AttachXDP(a.uplink.ifindex, mode)
-	if err == nil || a.config.XDP != XDPAuto {
-		return err
+	err := a.datapath.AttachXDP(a.uplink.ifindex, modes[a.xdp.mode])
+	if err == nil {
+		return nil
+	}
+	if a.config.XDP != XDPAuto {
+		return fmt.Errorf("uplink %s: %w: take another program off it, or set xdp to auto, which does without where it has to", a.uplink.name, err)
 	}
 	a.log.Info("no XDP on the uplink", "device", a.uplink.name, "error", err)
+	a.xdp = xdpState{XDPOff, err.Error()}
 	return a.datapath.AttachXDP(a.uplink.ifindex, datapath.XDPOff)
 }
 
@@ -475,6 +488,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	run(func(ctx context.Context) error { return a.announcer.Run(ctx, a.store.Loaded()) })
 	run(func(ctx context.Context) error { return a.policies.superviseTrials(ctx, a.store.Probe) })
 	run(a.pruner(settled).Run)
+	run(func(ctx context.Context) error { return a.offer(ctx, settled) })
+	run(func(ctx context.Context) error { return a.serveReady(ctx, settled) })
 	run(a.routes.Run)
 	run(a.datapath.Run)
 	run(a.recordFlows)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -54,8 +55,9 @@ type Config struct {
 	Store []string `json:"store"`
 	// Publish is the address of the Publish service, host:port. Required.
 	Publish string `json:"publish"`
-	// PodCIDRs are the prefixes that pods of this node get addresses from, at most one a family. Required.
-	PodCIDRs []netip.Prefix `json:"pod_cidrs"`
+	// PodCIDRs are the prefixes that pods of this node get addresses from, at most one a family. Default: what the operator has
+	// written for this node, which the agent waits for.
+	PodCIDRs []netip.Prefix `json:"pod_cidrs,omitempty"`
 	// Mode is native (default) or vxlan.
 	Mode Mode `json:"mode,omitempty"`
 	// Uplink is the outward device. Default: the device of the default route.
@@ -70,6 +72,15 @@ type Config struct {
 	RunDir string `json:"run_dir,omitempty"`
 	// StateDir holds what must outlive a restart: endpoints, the journal, the last snapshot. Default /var/lib/tendril.
 	StateDir string `json:"state_dir,omitempty"`
+	// CNIBinDir is where the container runtime looks for CNI plugins: `tendril-agent install` copies tendril-cni there. Empty: it
+	// copies nothing.
+	CNIBinDir string `json:"cni_bin_dir,omitempty"`
+	// CNIConfDir is where it looks for the network's configuration. The agent writes ours there once it can serve pods. Empty: it
+	// does not.
+	CNIConfDir string `json:"cni_conf_dir,omitempty"`
+	// ReadyAddr is the address, host:port, of an HTTP server whose answer is 200 while the kernel enforces the policies and services
+	// that the agent knows of, else 503. Empty: there is none.
+	ReadyAddr string `json:"ready_addr,omitempty"`
 	// Masquerade gives what leaves the cluster this node's address.
 	Masquerade bool `json:"masquerade,omitempty"`
 	// NoMasquerade are destinations outside the cluster that keep the pod's address.
@@ -106,8 +117,9 @@ type Config struct {
 	MapSizes map[string]uint32 `json:"map_sizes,omitempty"`
 }
 
-// Load reads a configuration file, fills in defaults and validates.
-func Load(path string) (Config, error) {
+// Load reads a configuration file, fills in defaults and validates. A node that is given is this node's name, in place of the
+// file's: nodes may then share one file.
+func Load(path, node string) (Config, error) {
 	raw, err := os.ReadFile(path)
 	if err != nil {
 		return Config{}, fmt.Errorf("read configuration: %w", err)
@@ -120,6 +132,9 @@ func Load(path string) (Config, error) {
 	}
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
 		return Config{}, fmt.Errorf("configuration %s: something follows the object: remove it", path)
+	}
+	if node != "" {
+		config.Node = node
 	}
 	config = config.withDefaults()
 	if err := config.Validate(); err != nil {
@@ -180,6 +195,14 @@ func (c Config) Validate() error {
 			bad(field, "%q is not an absolute path", path)
 		}
 	}
+	for field, path := range map[string]string{"cni_bin_dir": c.CNIBinDir, "cni_conf_dir": c.CNIConfDir} {
+		if path != "" && !filepath.IsAbs(path) {
+			bad(field, "%q is not an absolute path", path)
+		}
+	}
+	if _, _, err := net.SplitHostPort(c.ReadyAddr); c.ReadyAddr != "" && err != nil {
+		bad("ready_addr", "%v: give host:port", err)
+	}
 	if c.RunDir == c.StateDir && c.RunDir != "" {
 		bad("state_dir", "%q is run_dir too; give each a folder of its own", c.StateDir)
 	}
@@ -234,9 +257,6 @@ func validatePrefix(prefix netip.Prefix) error {
 
 func (c Config) validatePodCIDRs() []error {
 	var problems []error
-	if len(c.PodCIDRs) == 0 {
-		problems = append(problems, errors.New("pod_cidrs: required: the prefixes that pods get addresses from"))
-	}
 	var seen [2]bool
 	for i, prefix := range c.PodCIDRs {
 		family := 0

@@ -13,7 +13,10 @@ func TestConfigurationNamesEveryMistakeAtOnce(t *testing.T) {
 		want       []string // nil: it is valid
 	}{
 		{"complete", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.0/24","fd00::/64"]}`, nil},
-		{"empty", `{}`, []string{"node: required", "store: required", "publish: required", "pod_cidrs: required"}},
+		{"no pod CIDRs: the store has them", `{"node":"n","store":["s:1"],"publish":"p:1"}`, nil},
+		{"Kubernetes' folders", `{"node":"n","store":["s:1"],"publish":"p:1","cni_bin_dir":"bin","ready_addr":"7470"}`,
+			[]string{`cni_bin_dir: "bin" is not an absolute path`, "ready_addr: address 7470: missing port in address"}},
+		{"empty", `{}`, []string{"node: required", "store: required", "publish: required"}},
 		{"unknown field", `{"nodes":"n"}`, []string{`unknown field "nodes"`}},
 		{"not JSON", `node: n`, []string{"invalid character"}},
 		{"host bits", `{"node":"n","store":["s:1"],"publish":"p:1","pod_cidrs":["10.0.0.7/24"]}`,
@@ -50,7 +53,7 @@ func TestConfigurationNamesEveryMistakeAtOnce(t *testing.T) {
 			if err := os.WriteFile(path, []byte(test.file), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			_, err := Load(path)
+			_, err := Load(path, "")
 			if len(test.want) == 0 && err != nil {
 				t.Fatalf("got %v, want no error", err)
 			}

@@ -3,11 +3,14 @@ package operator
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"net/netip"
 
 	"google.golang.org/protobuf/proto"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	storev1 "tendril.io/tendril/api/store/v1"
 	"tendril.io/tendril/internal/kube"
 	"tendril.io/tendril/internal/store"
 )
@@ -27,10 +30,12 @@ type mirror struct {
 	objects map[reference]map[string]proto.Message
 	// How many objects a key's record is of: pods share label sets, so a set goes with the last of them.
 	holders map[string]int
+	// Addresses of the services' own status that the operator wrote there, by key.
+	granted map[string][]*storev1.Grant
 }
 
 func newMirror(cluster string) *mirror {
-	return &mirror{cluster: cluster, objects: map[reference]map[string]proto.Message{}, holders: map[string]int{}}
+	return &mirror{cluster: cluster, objects: map[reference]map[string]proto.Message{}, holders: map[string]int{}, granted: map[string][]*storev1.Grant{}}
 }
 
 // update takes an object's state, nil if it is gone, and adds what must be written to the writes; there nil removes a key. An
@@ -48,6 +53,7 @@ func (m *mirror) update(r reference, object *unstructured.Unstructured, writes m
 	after := make(map[string]proto.Message, len(records))
 	for _, record := range records {
 		after[record.Key] = record.Value
+		m.grant(record.Key, object)
 		old, had := before[record.Key]
 		if !had {
 			m.holders[record.Key]++
@@ -71,8 +77,31 @@ func (m *mirror) update(r reference, object *unstructured.Unstructured, writes m
 func (m *mirror) release(key string, writes map[string]proto.Message) {
 	if m.holders[key]--; m.holders[key] == 0 {
 		delete(m.holders, key)
+		delete(m.granted, key)
 		writes[key] = nil
 	}
+}
+
+// grant notes which addresses a Service's status has from us.
+func (m *mirror) grant(key string, object *unstructured.Unstructured) {
+	delete(m.granted, key)
+	for _, text := range grantedTo(object) {
+		if addr, err := netip.ParseAddr(text); err == nil {
+			m.granted[key] = append(m.granted[key], &storev1.Grant{Address: addr.AsSlice()})
+		}
+	}
+}
+
+// written is a record as it goes to the store. A service comes with the addresses that its status says it was given: the
+// store has its own account of them, and takes this one only if it lost it.
+func (m *mirror) written(key string, value proto.Message) store.Record {
+	service, ok := value.(*storev1.Service)
+	if ok && service.GetLoadBalancer() != nil && m.granted[key] != nil {
+		service = proto.CloneOf(service)
+		service.LoadBalancer.Grants = m.granted[key]
+		value = service
+	}
+	return store.Record{Key: key, Value: value}
 }
 
 // records translates an object. Objects that concern no node have none.
@@ -80,7 +109,12 @@ func (m *mirror) records(object *unstructured.Unstructured) ([]kube.Record, erro
 	if object == nil || !concernsNodes(object) {
 		return nil, nil
 	}
-	text, err := json.Marshal(object.Object)
+	fields := object.Object
+	if fields[grantedField] != nil {
+		fields = maps.Clone(fields)
+		delete(fields, grantedField)
+	}
+	text, err := json.Marshal(fields)
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +148,7 @@ func (m *mirror) all() []store.Record {
 		for key, value := range object {
 			if !listed[key] {
 				listed[key] = true
-				records = append(records, store.Record{Key: key, Value: value})
+				records = append(records, m.written(key, value))
 			}
 		}
 	}

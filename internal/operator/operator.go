@@ -1,11 +1,13 @@
 package operator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -19,29 +21,44 @@ import (
 type Config struct {
 	// Cluster names the cluster in the store; it is part of every identity.
 	Cluster string
-	// Objects reads the API server; Kinds says what it has.
+	// Objects reads the API server and writes the status of objects; Kinds says what it has.
 	Objects dynamic.Interface
 	Kinds   discovery.DiscoveryInterface
 	// Store is where records go.
 	Store Store
+	// Grace is how long a node without a Node object and without a sign of life is missed before what its agent published is
+	// removed; 0: ten minutes.
+	Grace time.Duration
 	// Logger is told of objects that cannot be honoured, and of failures.
 	Logger *slog.Logger
 }
 
-// Store is the part of store.Writer that is used.
+// Store is the part of store.Writer that is used; it says more about each.
 type Store interface {
 	// Apply writes and removes some records.
 	Apply(ctx context.Context, records []store.Record) (store.Result, error)
 	// Fill makes the store hold exactly the records.
 	Fill(ctx context.Context, records []store.Record) (store.Result, error)
+	// List reads all records of a kind.
+	List(ctx context.Context, kind store.Kind) ([]store.Record, error)
+	// State tells whether the store is still as it was left.
+	State(ctx context.Context) (store.State, error)
+	// Nodes lists whose agents have published something, and who is alive.
+	Nodes(ctx context.Context) (map[string]bool, error)
+	// DeleteDeadNode removes what the agent of a node has published, unless the node is alive.
+	DeleteDeadNode(ctx context.Context, node string) (bool, error)
 }
 
 // fillInterval is how often everything is compared with the store, before jitter: a store that lost its data while nobody
 // wrote is whole again by then.
 const fillInterval = 5 * time.Minute
 
+// lookInterval is how often the store is asked whether it is still as it was left: one small request of the leader.
+const lookInterval = time.Second
+
 // Run leads: it keeps the store equal to the cluster until the context ends. Failures are tried again.
 func Run(ctx context.Context, config Config) error {
+	config.Grace = cmp.Or(config.Grace, defaultGrace)
 	backoff := store.Backoff{Min: time.Second}
 	for {
 		began := time.Now()
@@ -82,11 +99,20 @@ func follow(ctx context.Context, config Config) error {
 	if err := watcher.start(ctx); err != nil {
 		return err
 	}
-	w := writing{Config: config, watcher: watcher, mirror: newMirror(config.Cluster)}
+	shown := &addresses{Config: config, watcher: watcher}
+	var showing sync.WaitGroup
+	defer showing.Wait()
+	defer cancel() // before the wait
+	showing.Go(func() { shown.run(ctx) })
+	w := writing{Config: config, watcher: watcher, mirror: newMirror(config.Cluster), departed: departed{}}
 	// The list that the informers began with: what changes from here on is noted.
 	w.read(watcher.all())
 	asked := time.NewTicker(kindsInterval)
 	defer asked.Stop()
+	collected := time.NewTicker(config.collectEvery())
+	defer collected.Stop()
+	looked := time.NewTicker(lookInterval)
+	defer looked.Stop()
 	for {
 		w.write(ctx)
 		select {
@@ -95,6 +121,11 @@ func follow(ctx context.Context, config Config) error {
 		case <-watcher.wake:
 			w.read(watcher.take())
 		case <-w.again():
+		case <-looked.C:
+			w.look(ctx, shown)
+		case <-collected.C:
+			collected.Reset(store.Interval(config.collectEvery(), 0))
+			w.collect(ctx)
 		case <-asked.C:
 			// An error is no answer: what was known holds on.
 			if now, err := served(config.Kinds); err == nil && !maps.Equal(now, kinds) {
@@ -109,8 +140,12 @@ type writing struct {
 	Config
 	watcher *watcher
 	mirror  *mirror
+	// Nodes that may be gone.
+	departed departed
 	// What the store has not been told, by key; nil removes.
 	pending map[string]proto.Message
+	// The store's filling that everything was last written to; empty: none.
+	epoch string
 	// When everything is next compared with the store; zero: at once.
 	fill time.Time
 	// When a failed call may be repeated.
@@ -137,16 +172,18 @@ func (w *writing) write(ctx context.Context) {
 		return
 	}
 	var err error
+	var result store.Result
 	switch {
 	case !now.Before(w.fill):
-		_, err = w.Store.Fill(ctx, w.mirror.all())
-		w.fill = now.Add(store.Interval(fillInterval, 0))
+		result, err = w.Store.Fill(ctx, w.mirror.all())
+		w.fill, w.epoch = now.Add(store.Interval(fillInterval, 0)), result.Epoch
 	case len(w.pending) > 0:
 		records := make([]store.Record, 0, len(w.pending))
 		for key, value := range w.pending {
-			records = append(records, store.Record{Key: key, Value: value})
+			records = append(records, w.mirror.written(key, value))
 		}
-		_, err = w.Store.Apply(ctx, records)
+		result, err = w.Store.Apply(ctx, records)
+		w.refill(result.Epoch)
 	}
 	if err == nil {
 		clear(w.pending)
@@ -156,6 +193,26 @@ func (w *writing) write(ctx context.Context) {
 	w.fill, w.retry = time.Time{}, now.Add(w.backoff.Next())
 	if ctx.Err() == nil {
 		w.Logger.Warn("the store was not written; trying again", "error", err)
+	}
+}
+
+// look sees whether the store is still as it was left. That it cannot be asked is told by the next write.
+func (w *writing) look(ctx context.Context, shown *addresses) {
+	ctx, cancel := context.WithTimeout(ctx, lookInterval)
+	defer cancel()
+	state, err := w.Store.State(ctx)
+	if err != nil {
+		return
+	}
+	w.refill(state.Epoch)
+	shown.look(state.Addresses)
+}
+
+// refill has everything written to a store that is not the one that everything was written to: it lost its data.
+func (w *writing) refill(epoch string) {
+	if w.epoch != "" && epoch != w.epoch {
+		w.Logger.Warn("the store has lost what was in it; it is filled again", "epoch", epoch, "was", w.epoch)
+		w.fill, w.epoch = time.Time{}, ""
 	}
 }
 

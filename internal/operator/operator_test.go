@@ -3,6 +3,7 @@ package operator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -40,6 +41,65 @@ type memory struct {
 	away    bool
 	records map[string]proto.Message
 	calls   int
+	nodes   map[string]bool // whether each is alive
+	looked  int
+	lists   int
+	state   store.State
+
+	fillings int
+}
+
+// errAway is what a store that is away answers.
+var errAway = errors.New("away")
+
+func (m *memory) State(context.Context) (store.State, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.state, nil
+}
+
+func (m *memory) List(_ context.Context, kind store.Kind) (records []store.Record, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lists++
+	for key, value := range m.records {
+		if strings.HasPrefix(key, string(kind)+"/") {
+			records = append(records, store.Record{Key: key, Value: value})
+		}
+	}
+	return records, nil
+}
+
+func (m *memory) listed() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.lists
+}
+
+func (m *memory) Nodes(context.Context) (map[string]bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.looked++
+	return maps.Clone(m.nodes), nil
+}
+
+func (m *memory) DeleteDeadNode(_ context.Context, node string) (bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.nodes, node)
+	return true, nil
+}
+
+func (m *memory) nodesNow() map[string]bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.nodes)
+}
+
+func (m *memory) looks() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.looked
 }
 
 func (m *memory) Apply(_ context.Context, records []store.Record) (store.Result, error) {
@@ -55,7 +115,11 @@ func (m *memory) write(records []store.Record, whole bool) (store.Result, error)
 	defer m.mu.Unlock()
 	m.calls++
 	if m.away {
-		return store.Result{}, errors.New("away")
+		return store.Result{}, errAway
+	}
+	if m.state.Epoch == "" {
+		m.fillings++
+		m.state.Epoch = fmt.Sprintf("e%d", m.fillings)
 	}
 	if whole || m.records == nil {
 		m.records = map[string]proto.Message{}
@@ -65,7 +129,7 @@ func (m *memory) write(records []store.Record, whole bool) (store.Result, error)
 			delete(m.records, record.Key)
 		}
 	}
-	return store.Result{}, nil
+	return store.Result{Epoch: m.state.Epoch}, nil
 }
 
 func (m *memory) setAway(away bool) {
@@ -105,9 +169,18 @@ type cluster struct {
 	t       *testing.T
 	objects *fakedynamic.FakeDynamicClient
 	memory  *memory
+	config  Config
 }
 
 func start(t *testing.T, objects ...runtime.Object) *cluster {
+	t.Helper()
+	c := prepare(t, objects...)
+	c.run()
+	return c
+}
+
+// prepare makes everything but the operator itself.
+func prepare(t *testing.T, objects ...runtime.Object) *cluster {
 	t.Helper()
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme} {
@@ -115,7 +188,7 @@ func start(t *testing.T, objects ...runtime.Object) *cluster {
 			t.Fatal(err)
 		}
 	}
-	c := &cluster{t, fakedynamic.NewSimpleDynamicClient(scheme, objects...), &memory{}}
+	c := &cluster{t: t, objects: fakedynamic.NewSimpleDynamicClient(scheme, objects...), memory: &memory{}}
 	kinds := &fakediscovery.FakeDiscovery{Fake: &clienttesting.Fake{}}
 	kinds.Resources = []*metav1.APIResourceList{
 		resources("v1", "Namespace", "Node", "Pod", "Service"),
@@ -123,17 +196,21 @@ func start(t *testing.T, objects ...runtime.Object) *cluster {
 		{GroupVersion: "networking.k8s.io/v1", APIResources: []metav1.APIResource{
 			{Name: "networkpolicies", Kind: "NetworkPolicy", Verbs: []string{"list", "watch"}}}},
 	}
+	c.config = Config{Cluster: "default", Objects: c.objects, Kinds: kinds, Store: c.memory, Logger: slog.New(slog.DiscardHandler)}
+	return c
+}
+
+// run starts the operator, until the test ends.
+func (c *cluster) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	config := Config{Cluster: "default", Objects: c.objects, Kinds: kinds, Store: c.memory, Logger: slog.New(slog.DiscardHandler)}
-	go func() { ended <- Run(ctx, config) }()
-	t.Cleanup(func() {
+	go func() { ended <- Run(ctx, c.config) }()
+	c.t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
-			t.Errorf("operator ended: %v", err)
+			c.t.Errorf("operator ended: %v", err)
 		}
 	})
-	return c
 }
 
 func resources(version string, kinds ...string) *metav1.APIResourceList {

@@ -36,8 +36,10 @@ func keptFields(kind schema.GroupVersionKind) (string, bool) {
 		return "", false
 	}
 	switch kind.Kind {
-	case "Namespace", "Node":
+	case "Namespace":
 		return keptAlways, true
+	case "Node":
+		return keptAlways + "spec.podCIDR spec.podCIDRs", true
 	case "Pod":
 		return keptAlways + `spec.nodeName spec.hostNetwork spec.serviceAccountName status.phase
 			spec.containers.name spec.containers.ports
@@ -48,7 +50,7 @@ func keptFields(kind schema.GroupVersionKind) (string, bool) {
 			spec.sessionAffinity spec.sessionAffinityConfig spec.externalTrafficPolicy spec.internalTrafficPolicy
 			spec.externalIPs spec.loadBalancerIP spec.loadBalancerClass spec.loadBalancerSourceRanges
 			spec.healthCheckNodePort spec.publishNotReadyAddresses spec.trafficDistribution spec.ipFamilies
-			spec.ipFamilyPolicy status.loadBalancer`, true
+			spec.ipFamilyPolicy status.loadBalancer ` + grantedField, true
 	case "EndpointSlice":
 		return keptAlways + `metadata.annotations addressType ports
 			endpoints.addresses endpoints.conditions endpoints.nodeName endpoints.zone endpoints.targetRef endpoints.hints`, true
@@ -65,6 +67,9 @@ func trimmer(kind schema.GroupVersionKind) func(any) (any, error) {
 		object, ok := value.(*unstructured.Unstructured)
 		if !ok {
 			return value, nil
+		}
+		if kind == serviceKind {
+			moveGranted(object.Object)
 		}
 		if known {
 			object.Object, _ = pick(object.Object, kept).(map[string]any)

@@ -22,6 +22,9 @@ import (
 	"tendril.io/tendril/internal/kube"
 )
 
+// nodeKind is the kind of the objects that say which nodes a cluster has.
+var nodeKind = schema.GroupVersionKind{Version: "v1", Kind: "Node"}
+
 // served finds which of the kinds the API server has, and under which resource it serves each. Policies of a kind that it does
 // not have cannot exist. A kind of several versions is read in the newest.
 func served(client discovery.DiscoveryInterface) (map[schema.GroupVersionKind]schema.GroupVersionResource, error) {
@@ -62,6 +65,8 @@ type watcher struct {
 	informers map[schema.GroupVersionKind]cache.SharedIndexInformer
 	// Has a value when there is something to take.
 	wake chan struct{}
+	// Has a value when a Service has changed.
+	services chan struct{}
 
 	mu      sync.Mutex
 	changed map[reference]bool
@@ -73,6 +78,7 @@ func newWatcher(client dynamic.Interface, kinds map[schema.GroupVersionKind]sche
 		factory:   dynamicinformer.NewDynamicSharedInformerFactory(client, 0),
 		informers: map[schema.GroupVersionKind]cache.SharedIndexInformer{},
 		wake:      make(chan struct{}, 1),
+		services:  make(chan struct{}, 1),
 		changed:   map[reference]bool{},
 	}
 	for kind, resource := range kinds {
@@ -116,8 +122,19 @@ func (w *watcher) note(kind schema.GroupVersionKind, object any) {
 	w.mu.Lock()
 	w.changed[reference{kind, name}] = true
 	w.mu.Unlock()
+	nudge(w.wake)
+	if kind == serviceKind {
+		w.nudgeServices()
+	}
+}
+
+// nudgeServices wakes who looks after the status of Services.
+func (w *watcher) nudgeServices() { nudge(w.services) }
+
+// nudge wakes without waiting.
+func nudge(wake chan struct{}) {
 	select {
-	case w.wake <- struct{}{}:
+	case wake <- struct{}{}:
 	default:
 	}
 }
@@ -150,6 +167,29 @@ func (w *watcher) get(r reference) *unstructured.Unstructured {
 	}
 	found, _ := object.(*unstructured.Unstructured)
 	return found
+}
+
+// list gives all objects of a kind as they are now.
+func (w *watcher) list(kind schema.GroupVersionKind) (objects []*unstructured.Unstructured) {
+	informer := w.informers[kind]
+	if informer == nil {
+		return nil
+	}
+	for _, object := range informer.GetStore().List() {
+		if found, ok := object.(*unstructured.Unstructured); ok {
+			objects = append(objects, found)
+		}
+	}
+	return objects
+}
+
+// nodes names the Node objects.
+func (w *watcher) nodes() map[string]bool {
+	names := map[string]bool{}
+	for _, object := range w.list(nodeKind) {
+		names[object.GetName()] = true
+	}
+	return names
 }
 
 // kindsInterval is how often the API server is asked which kinds it has.

@@ -31,6 +31,7 @@ type applier struct {
 	epoch    string
 	self     string // this node's name, empty: none
 	selfDone bool   // this node's own marker has come since takeSelfDone was asked
+	selfLost bool   // this node's own record was removed since takeSelfLost was asked
 	// Counted since the start, see Counters.
 	pruned uint64
 	bad    uint64
@@ -126,6 +127,7 @@ func (a *applier) one(txn statedb.WriteTxn, e event, did applied) bool {
 // remove takes a row away, unless the store is between fillings and its removals may be part of a wipe.
 func (a *applier) remove(txn statedb.WriteTxn, shelf shelf, key Key) bool {
 	delete(a.problems, key.String())
+	a.selfLost = a.selfLost || (a.self != "" && key == NodeKey(a.self))
 	if a.epoch == "" {
 		a.stale[key] = true
 		return false
@@ -174,6 +176,19 @@ func (a *applier) takeSelfDone() bool {
 	done := a.selfDone
 	a.selfDone = false
 	return done
+}
+
+// takeSelfLost says whether this node's own record was removed since the last time.
+func (a *applier) takeSelfLost() bool {
+	lost := a.selfLost
+	a.selfLost = false
+	return lost
+}
+
+// hasSelf says whether the tables have this node's own record.
+func (a *applier) hasSelf() bool {
+	_, _, found := a.tables.Nodes.Get(a.tables.DB.ReadTxn(), table.NodeByName(a.self))
+	return found
 }
 
 // ownAddresses lists what the tables have under ips/<this node>.

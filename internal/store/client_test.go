@@ -170,6 +170,58 @@ func TestANodesAddressesStayUntilThatNodeHasRepublishedOrIsDeleted(t *testing.T)
 	reader.untilGone("n1")
 }
 
+func TestANodeThatWasDeletedPublishesItselfAgain(t *testing.T) {
+	for what, back := range map[string]func(w *world, a *agent) *agent{
+		"while it watched": func(_ *world, a *agent) *agent { return a },
+		"and resumes":      func(w *world, _ *agent) *agent { return w.agent("n1") },
+		"and reads the store whole": func(w *world, a *agent) *agent {
+			if err := os.Remove(filepath.Join(w.dir, "n1", "snapshot")); err != nil {
+				t.Error(err)
+			}
+			return w.agent("n1")
+		},
+		// Its file says that it has seen the removal, its journal that it has published everything.
+		"and had seen it": func(w *world, _ *agent) *agent {
+			journal := filepath.Join(w.dir, "n1", "journal")
+			aside := journal + ".aside"
+			if err := os.Rename(journal, aside); err != nil {
+				t.Error(err)
+			}
+			seen := w.agent("n1") // without a journal it has nothing to publish
+			seen.untilSynced()
+			seen.untilGone("nodes n1")
+			seen.stop()
+			if err := os.Rename(aside, journal); err != nil {
+				t.Error(err)
+			}
+			return w.agent("n1")
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			w := newWorld(t)
+			w.fill()
+			reader, a := w.agent("n2"), w.agent("n1")
+			a.set(AddrKey("n1", "10.1.0.5"), IPValue("web"))
+			a.set(NodeKey("n1"), NodeValue("192.0.2.1"))
+			reader.untilHas("nodes n1")
+			until(t, "the node knows", func() bool { return a.client.Status().Counters.Pending == 0 && a.has("nodes n1") })
+			if what != "while it watched" {
+				a.stop()
+			}
+			if err := w.writer.DeleteNode(t.Context(), "n1"); err != nil {
+				t.Fatal(err)
+			}
+			back(w, a)
+			reader.untilHas("nodes n1")
+			reader.untilHas("ips n1 10.1.0.5")
+			until(t, "the store has them", func() bool {
+				r, err := w.raw.Get(t.Context(), Prefix(cluster)+"ips/n1/10.1.0.5")
+				return err == nil && len(r.Kvs) == 1
+			})
+		})
+	}
+}
+
 func TestAStoreWipedInPlaceByOneTransactionTakesNothingAlong(t *testing.T) {
 	w := newWorld(t)
 	w.fill(PodRecord("n1", "web"))

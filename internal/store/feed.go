@@ -37,7 +37,7 @@ type feed struct {
 	logger  *slog.Logger
 	// Size of the cluster, for intervals.
 	nodes func() int
-	// told, outside the lock: the store has this epoch; force: it lost writes that we may have made.
+	// told, outside the lock: the store has this epoch; force: it lost writes that we may have made, or this node's record.
 	onEpoch func(epoch string, force bool)
 	// told, under the lock: these are the keys of this node's addresses that the store has.
 	onOwn func(addresses []Key)
@@ -159,7 +159,7 @@ func (f *feed) resume(ctx context.Context, epoch string) error {
 	f.calls.resumes.Add(1)
 	f.mu.Lock()
 	// Within one run the watch brings the markers; only a start from the file has none.
-	known := f.applier.complete()
+	known, lost := f.applier.complete(), !f.applier.hasSelf()
 	f.mu.Unlock()
 	if !known && epoch != "" {
 		if err := f.readMarkers(ctx, epoch); err != nil {
@@ -167,7 +167,7 @@ func (f *feed) resume(ctx context.Context, epoch string) error {
 		}
 	}
 	if epoch != "" {
-		f.onEpoch(epoch, false)
+		f.onEpoch(epoch, lost)
 	}
 	return nil
 }
@@ -225,10 +225,11 @@ func (f *feed) snapshot(ctx context.Context, head *pb.ResponseHeader, epoch stri
 	f.reportOwn()
 	// All pages are of this revision; what was written since comes by the watch.
 	f.cluster, f.epoch, f.revision = head.ClusterId, epoch, head.Revision
+	_, has := seen[NodeKey(f.applier.self)]
 	f.saved()
 	f.mu.Unlock()
 	if epoch != "" {
-		f.onEpoch(epoch, behind)
+		f.onEpoch(epoch, behind || !has)
 	}
 	return nil
 }
@@ -408,6 +409,23 @@ func (f *feed) changes(r *pb.WatchResponse) error {
 	if changed {
 		return errEpochChanged
 	}
+	f.followed(r)
+	f.answerLoss()
+	return nil
+}
+
+// answerLoss has this node's keys published again if its record was removed: the operator took the node for gone.
+func (f *feed) answerLoss() {
+	f.mu.Lock()
+	lost, epoch := f.applier.takeSelfLost() && !f.applier.hasSelf(), f.epoch
+	f.mu.Unlock()
+	if lost && epoch != "" {
+		f.onEpoch(epoch, true)
+	}
+}
+
+// followed notes how far an answer of the watch leads.
+func (f *feed) followed(r *pb.WatchResponse) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	revision := r.Header.GetRevision()
@@ -419,7 +437,6 @@ func (f *feed) changes(r *pb.WatchResponse) error {
 		f.revision = revision
 		f.saved()
 	}
-	return nil
 }
 
 func hasKind(key []byte, kind Kind) bool {

@@ -37,6 +37,7 @@ type Record struct {
 type Result struct {
 	Written, Deleted, Unchanged int
 	Revision                    int64  // of the store, after the last write
+	Epoch                       string // of the filling that was written to
 	PolicyRevision              uint64 // of the last policy written or removed, 0 if none was
 }
 
@@ -83,10 +84,13 @@ func (w *Writer) Apply(ctx context.Context, records []Record) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	if _, err := w.ensureEpoch(ctx); err != nil {
+	epoch, err := w.ensureEpoch(ctx)
+	if err != nil {
 		return Result{}, err
 	}
-	return w.write(ctx, changes)
+	result, err := w.write(ctx, changes)
+	result.Epoch = epoch
+	return result, err
 }
 
 // Fill makes the operator's part of the store exactly the records, and then marks it as complete: readers forget what
@@ -105,6 +109,7 @@ func (w *Writer) Fill(ctx context.Context, records []Record) (Result, error) {
 		return Result{}, err
 	}
 	result, err := w.write(ctx, append(changes, gone...))
+	result.Epoch = epoch
 	if err != nil {
 		return result, err
 	}
@@ -150,27 +155,92 @@ func (w *Writer) DeleteNode(ctx context.Context, node string) error {
 	if err := NodeKey(node).Check(); err != nil {
 		return err
 	}
+	_, err := w.deleteNode(ctx, node, nil, w.under(KindPod, node), clientv3.OpDelete(w.prefix+AliveKey(node).String()))
+	return err
+}
+
+// DeleteDeadNode removes what the agent of a node has published, unless the node is alive, and says whether it did. Pods stay:
+// whether they are gone is not for the node to say.
+func (w *Writer) DeleteDeadNode(ctx context.Context, node string) (bool, error) {
+	if err := NodeKey(node).Check(); err != nil {
+		return false, err
+	}
+	// It may have come back since somebody looked.
+	dead := clientv3.Compare(clientv3.CreateRevision(w.prefix+AliveKey(node).String()), "=", 0)
+	return w.deleteNode(ctx, node, []clientv3.Cmp{dead})
+}
+
+// deleteNode removes what the agent of a node has published but its sign of life, and more, and leaves the marker.
+func (w *Writer) deleteNode(ctx context.Context, node string, conditions []clientv3.Cmp, more ...clientv3.Op) (bool, error) {
 	epoch, err := w.ensureEpoch(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	marker, err := proto.Marshal(&storev1.Synced{})
 	if err != nil {
-		return err
+		return false, err
 	}
-	// With the slash, so that n1 does not take n10 along.
-	under := func(kind Kind) clientv3.Op {
-		return clientv3.OpDelete(w.prefix+string(kind)+"/"+node+"/", clientv3.WithPrefix())
-	}
-	_, err = w.client.Txn(ctx).Then(
-		clientv3.OpDelete(w.prefix+AliveKey(node).String()), clientv3.OpDelete(w.prefix+AckKey(node).String()),
-		under(KindIP), under(KindPod), clientv3.OpDelete(w.prefix+NodeKey(node).String()),
+	ops := append(more,
+		clientv3.OpDelete(w.prefix+AckKey(node).String()), w.under(KindIP, node), clientv3.OpDelete(w.prefix+NodeKey(node).String()),
 		clientv3.OpPut(w.prefix+syncedNodeKey(epoch, node).String(), string(marker)),
+	)
+	response, err := w.client.Txn(ctx).If(conditions...).Then(ops...).Commit()
+	if err != nil {
+		return false, fmt.Errorf("delete node %q: %w", node, err)
+	}
+	return response.Succeeded, nil
+}
+
+// under removes the keys of a kind that lie under a node: with the slash, so that n1 does not take n10 along.
+func (w *Writer) under(kind Kind, node string) clientv3.Op {
+	return clientv3.OpDelete(w.prefix+string(kind)+"/"+node+"/", clientv3.WithPrefix())
+}
+
+// State is what a leader looks at to see whether the store is still as it was left.
+type State struct {
+	Epoch     string // of this filling; empty: there is none
+	Addresses uint64 // rises with each write that had a say in load balancers' addresses
+}
+
+// State reads it.
+func (w *Writer) State(ctx context.Context) (state State, err error) {
+	response, err := w.client.Txn(ctx).Then(
+		clientv3.OpGet(w.prefix+string(KindEpoch)), clientv3.OpGet(w.prefix+addressCounter().String()),
 	).Commit()
 	if err != nil {
-		return fmt.Errorf("delete node %q: %w", node, err)
+		return State{}, fmt.Errorf("read the store's epoch and counter: %w", err)
 	}
-	return nil
+	for _, kv := range response.Responses[0].GetResponseRange().GetKvs() { // one or none, as below
+		if state.Epoch, err = ReadEpoch(kv.Value); err != nil {
+			return State{}, err
+		}
+	}
+	for _, kv := range response.Responses[1].GetResponseRange().GetKvs() {
+		var counter storev1.Synced
+		if err := proto.Unmarshal(kv.Value, &counter); err != nil {
+			return State{}, fmt.Errorf("key %q: %w", addressCounter(), err)
+		}
+		state.Addresses = counter.GetRevision()
+	}
+	return state, nil
+}
+
+// Nodes lists the nodes whose agents have published something that stands in the store, and whether each is alive.
+func (w *Writer) Nodes(ctx context.Context) (map[string]bool, error) {
+	nodes := map[string]bool{}
+	// Signs of life are read last: a node that comes up meanwhile is seen alive.
+	for _, kind := range []Kind{KindNode, KindAck, KindIP, KindAlive} {
+		err := w.each(ctx, kind, func(text string, _ []byte) error {
+			if key, err := ParseKey(text); err == nil { // a malformed key is not ours to judge: readers report it
+				nodes[key.First] = kind == KindAlive
+			}
+			return nil
+		}, clientv3.WithKeysOnly())
+		if err != nil {
+			return nil, err
+		}
+	}
+	return nodes, nil
 }
 
 // checkRecords refuses the whole list, naming each bad key, and sorts what remains in the order of Filled.
@@ -269,7 +339,7 @@ func (w *Writer) gone(ctx context.Context, changes []change) (gone []change, err
 }
 
 // each reads the records of a kind, page by page, at one revision.
-func (w *Writer) each(ctx context.Context, kind Kind, do func(text string, value []byte) error) error {
+func (w *Writer) each(ctx context.Context, kind Kind, do func(text string, value []byte) error, options ...clientv3.OpOption) error {
 	from := w.prefix + string(kind) + "/"
 	if kind == KindEpoch {
 		from = w.prefix + string(kind)
@@ -277,7 +347,7 @@ func (w *Writer) each(ctx context.Context, kind Kind, do func(text string, value
 	end := clientv3.GetPrefixRangeEnd(from)
 	revision := int64(0)
 	for {
-		page, err := w.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(pageSize), clientv3.WithRev(revision))
+		page, err := w.client.Get(ctx, from, append(options, clientv3.WithRange(end), clientv3.WithLimit(pageSize), clientv3.WithRev(revision))...)
 		if err != nil {
 			return fmt.Errorf("read %s: %w", kind, err)
 		}

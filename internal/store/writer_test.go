@@ -28,7 +28,7 @@ func revision(t *testing.T, w *world) int64 {
 func TestARecordThatDoesNotDifferIsNotWritten(t *testing.T) {
 	w := newWorld(t)
 	first := w.apply(PodRecord("n1", "web"), NamespaceRecord("default", "red"), PolicyRecord("deny", "{}"))
-	if diff := cmp.Diff(Result{Written: 3, Revision: first.Revision, PolicyRevision: 1}, first); diff != "" {
+	if diff := cmp.Diff(Result{Written: 3, Revision: first.Revision, PolicyRevision: 1, Epoch: first.Epoch}, first); diff != "" {
 		t.Errorf("first (-want +got):\n%s", diff)
 	}
 	before := revision(t, w)
@@ -189,6 +189,33 @@ func TestDeletingANodeTakesAllItsKeysAndNoOthers(t *testing.T) {
 		t.Errorf("left (-want +got):\n%s", diff)
 	}
 	if err := w.writer.DeleteNode(t.Context(), "n1/../n10"); err == nil {
+		t.Error("a node's name with a slash is accepted")
+	}
+}
+
+func TestADeadNodeLosesWhatItsAgentPublishedAndALiveOneNothing(t *testing.T) {
+	w := newWorld(t)
+	w.fill(PodRecord("n1", "web"))
+	for _, key := range []string{"nodes/n1", "acks/n1", "ips/n1/10.0.0.1", "nodes/n10", "alive/n10", "ips/n11/10.0.1.1", "nodes/a/b"} {
+		w.put(key, nil)
+	}
+	nodes, err := w.writer.Nodes(t.Context())
+	if diff := cmp.Diff(map[string]bool{"n1": false, "n10": true, "n11": false}, nodes); err != nil || diff != "" {
+		t.Errorf("nodes (-want +got), %v:\n%s", err, diff)
+	}
+	for node, want := range map[string]bool{"n1": true, "n10": false, "n11": true} {
+		if got, err := w.writer.DeleteDeadNode(t.Context(), node); err != nil || got != want {
+			t.Errorf("delete %s: got %v, %v, want %v", node, got, err, want)
+		}
+	}
+	nodes, err = w.writer.Nodes(t.Context())
+	if diff := cmp.Diff(map[string]bool{"n10": true}, nodes); err != nil || diff != "" {
+		t.Errorf("left (-want +got), %v:\n%s", err, diff)
+	}
+	if pods, err := w.writer.List(t.Context(), KindPod); err != nil || len(pods) != 1 {
+		t.Errorf("%d pods, %v, want the one", len(pods), err)
+	}
+	if _, err := w.writer.DeleteDeadNode(t.Context(), "n1/../n10"); err == nil {
 		t.Error("a node's name with a slash is accepted")
 	}
 }

@@ -2,7 +2,7 @@
 //
 // Whatever depends on the machine is a ratio: to bare veth pairs that the same kernel routes, with no BPF and no rules,
 // measured right before or after, in turn. A figure is the median of the rounds. What each part measures stands in its
-// file: verdict.go, policy.go, service.go, traffic.go, kubeproxy.go, pods.go, change.go.
+// file: verdict.go, edge.go, policy.go, service.go, traffic.go, kubeproxy.go, pods.go, change.go.
 //
 // The bench and all that it starts, agents and floor included, run at the highest priority: what else the machine does
 // then disturbs the figures less, and favours none of them.
@@ -46,7 +46,7 @@ func main() {
 	flag.StringVar(&b.bin, "bin", "bin", "folder of the project's binaries")
 	flag.IntVar(&b.rounds, "rounds", 9, "how often each figure is taken")
 	flag.DurationVar(&b.time, "time", time.Second, "how long each load runs")
-	flag.StringVar(&b.only, "only", "", "take only the figures of this part: verdict, policies, services, traffic, proxies, pods or changes; nothing is written")
+	flag.StringVar(&b.only, "only", "", "take only the figures of this part: verdict, edge, policies, services, traffic, proxies, pods or changes; nothing is written")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -100,7 +100,7 @@ func (b *bench) parts(ctx context.Context) error {
 	parts := []struct {
 		name string
 		run  func(context.Context) error
-	}{{"verdict", b.verdict}, {"policies", b.policies}, {"services", b.services}, {"traffic", b.traffic}, {"proxies", b.proxies}, {"pods", b.pods}, {"changes", b.changes}}
+	}{{"verdict", b.verdict}, {"edge", b.edge}, {"policies", b.policies}, {"services", b.services}, {"traffic", b.traffic}, {"proxies", b.proxies}, {"pods", b.pods}, {"changes", b.changes}}
 	var errs []error
 	known := b.only == ""
 	for _, part := range parts {
@@ -114,7 +114,7 @@ func (b *bench) parts(ctx context.Context) error {
 		}
 	}
 	if !known {
-		return fmt.Errorf("-only %q: there are the parts verdict, policies, services, traffic, proxies, pods and changes", b.only)
+		return fmt.Errorf("-only %q: there are the parts verdict, edge, policies, services, traffic, proxies, pods and changes", b.only)
 	}
 	return errors.Join(errs...)
 }
@@ -149,6 +149,7 @@ func want() map[string]float64 {
 		"tcp_rr_cross_node_vxlan": 0.80, "tcp_stream_cross_node_vxlan": 0.92, "tcp_crr_cross_node_vxlan": 0,
 		"bpf_us_per_connection": -20, "verdict_ns_1rule": -80, "verdict_ns_10rules": -80, "verdict_ns_16rules": -80, "verdict_ns_64rules": 0,
 		"verdict_ns_1rule_cold": 0, "verdict_ns_16rules_cold": 0,
+		"xdp_lb_ns": 0, "xdp_lb_ns_v6": 0, "xdp_lb_ns_answer": 0, "tcx_lb_ns": 0, "tcx_lb_ns_v6": 0, "tcx_lb_ns_answer": 0,
 		"stub_load_ms_p50": -1, "cni_add_ms_p50": -30, "cni_add_ms_p99": 0, "cni_add_30_parallel_s": -0.6,
 		"cni_add_100_parallel_s": -2, "cold_start_to_first_pod_s": -1,
 		"policy_rule_change_ms_p50": -5, "policy_10k_rules_load_s": -1, "policy_bytes_per_identity": 0,

@@ -29,7 +29,7 @@ for program in kube-apiserver kube-controller-manager kube-scheduler kubectl kub
 done
 
 go build -trimpath -ldflags '-s -w' -o "$out/bin/probe" ./node/probe
-go run ./node/image tendril.test/probe:1 "$out/bin/probe" > "$out/probe.tar"
+(cd ../.. && go run ./deploy/image tendril.test/probe:1 "$out/bin/probe" > "$out/probe.tar")
 
 if [ ! -x "$out/root/usr/bin/containerd" ] || [ ! -x "$out/root/usr/lib/cni/loopback" ]; then
   echo 'fetch containerd, runc and the loopback plugin, which containerd calls for every pod'

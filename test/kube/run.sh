@@ -25,4 +25,5 @@ mkdir -p "$state/pki" "$state/log"
 control_plane
 . "$here/operator.sh"
 two_nodes
+. "$here/departed.sh"
 echo 'PASS'

@@ -81,6 +81,8 @@ type StatusResponse struct {
 	Mtu                  uint32                 `protobuf:"varint,18,opt,name=mtu,proto3" json:"mtu,omitempty"`
 	VerdictEpoch         uint64                 `protobuf:"varint,19,opt,name=verdict_epoch,json=verdictEpoch,proto3" json:"verdict_epoch,omitempty"`
 	Features             []*Feature             `protobuf:"bytes,20,rep,name=features,proto3" json:"features,omitempty"`
+	Xdp                  *XDP                   `protobuf:"bytes,21,opt,name=xdp,proto3" json:"xdp,omitempty"`
+	LbMode               string                 `protobuf:"bytes,22,opt,name=lb_mode,json=lbMode,proto3" json:"lb_mode,omitempty"` // snat or dsr, for services that do not say
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -255,6 +257,81 @@ func (x *StatusResponse) GetFeatures() []*Feature {
 	return nil
 }
 
+func (x *StatusResponse) GetXdp() *XDP {
+	if x != nil {
+		return x.Xdp
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetLbMode() string {
+	if x != nil {
+		return x.LbMode
+	}
+	return ""
+}
+
+// XDP is whether service packets that need no decision leave before the kernel has made packets of them.
+type XDP struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Wanted        string                 `protobuf:"bytes,1,opt,name=wanted,proto3" json:"wanted,omitempty"` // by the configuration: off, auto, native or generic
+	Mode          string                 `protobuf:"bytes,2,opt,name=mode,proto3" json:"mode,omitempty"`     // in force on the uplink: off, native or generic
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"` // why it is off although it is wanted
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *XDP) Reset() {
+	*x = XDP{}
+	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *XDP) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*XDP) ProtoMessage() {}
+
+func (x *XDP) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use XDP.ProtoReflect.Descriptor instead.
+func (*XDP) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *XDP) GetWanted() string {
+	if x != nil {
+		return x.Wanted
+	}
+	return ""
+}
+
+func (x *XDP) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *XDP) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type MapUse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -267,7 +344,7 @@ type MapUse struct {
 
 func (x *MapUse) Reset() {
 	*x = MapUse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	mi := &file_agent_v1_agent_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -279,7 +356,7 @@ func (x *MapUse) String() string {
 func (*MapUse) ProtoMessage() {}
 
 func (x *MapUse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	mi := &file_agent_v1_agent_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -292,7 +369,7 @@ func (x *MapUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapUse.ProtoReflect.Descriptor instead.
 func (*MapUse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{2}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *MapUse) GetName() string {
@@ -335,7 +412,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	mi := &file_agent_v1_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -347,7 +424,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	mi := &file_agent_v1_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -360,7 +437,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Problem) GetObject() string {
@@ -395,7 +472,7 @@ type Feature struct {
 
 func (x *Feature) Reset() {
 	*x = Feature{}
-	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -407,7 +484,7 @@ func (x *Feature) String() string {
 func (*Feature) ProtoMessage() {}
 
 func (x *Feature) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -420,7 +497,7 @@ func (x *Feature) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Feature.ProtoReflect.Descriptor instead.
 func (*Feature) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Feature) GetName() string {
@@ -463,7 +540,7 @@ type Party struct {
 
 func (x *Party) Reset() {
 	*x = Party{}
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -475,7 +552,7 @@ func (x *Party) String() string {
 func (*Party) ProtoMessage() {}
 
 func (x *Party) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -488,7 +565,7 @@ func (x *Party) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Party.ProtoReflect.Descriptor instead.
 func (*Party) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Party) GetIp() string {
@@ -575,7 +652,7 @@ type Judgement struct {
 
 func (x *Judgement) Reset() {
 	*x = Judgement{}
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -587,7 +664,7 @@ func (x *Judgement) String() string {
 func (*Judgement) ProtoMessage() {}
 
 func (x *Judgement) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -600,7 +677,7 @@ func (x *Judgement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Judgement.ProtoReflect.Descriptor instead.
 func (*Judgement) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Judgement) GetAction() string {
@@ -670,7 +747,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -682,7 +759,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -695,7 +772,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Flow) GetTimeUnixNano() int64 {
@@ -880,7 +957,7 @@ type ObserveRequest struct {
 
 func (x *ObserveRequest) Reset() {
 	*x = ObserveRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -892,7 +969,7 @@ func (x *ObserveRequest) String() string {
 func (*ObserveRequest) ProtoMessage() {}
 
 func (x *ObserveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -905,7 +982,7 @@ func (x *ObserveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObserveRequest.ProtoReflect.Descriptor instead.
 func (*ObserveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ObserveRequest) GetFollow() bool {
@@ -1007,7 +1084,7 @@ type ListTablesRequest struct {
 
 func (x *ListTablesRequest) Reset() {
 	*x = ListTablesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1019,7 +1096,7 @@ func (x *ListTablesRequest) String() string {
 func (*ListTablesRequest) ProtoMessage() {}
 
 func (x *ListTablesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1032,7 +1109,7 @@ func (x *ListTablesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTablesRequest.ProtoReflect.Descriptor instead.
 func (*ListTablesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 type ListTablesResponse struct {
@@ -1044,7 +1121,7 @@ type ListTablesResponse struct {
 
 func (x *ListTablesResponse) Reset() {
 	*x = ListTablesResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1056,7 +1133,7 @@ func (x *ListTablesResponse) String() string {
 func (*ListTablesResponse) ProtoMessage() {}
 
 func (x *ListTablesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1069,7 +1146,7 @@ func (x *ListTablesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTablesResponse.ProtoReflect.Descriptor instead.
 func (*ListTablesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListTablesResponse) GetTables() []*ListTablesResponse_Table {
@@ -1088,7 +1165,7 @@ type ShowTableRequest struct {
 
 func (x *ShowTableRequest) Reset() {
 	*x = ShowTableRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1100,7 +1177,7 @@ func (x *ShowTableRequest) String() string {
 func (*ShowTableRequest) ProtoMessage() {}
 
 func (x *ShowTableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1113,7 +1190,7 @@ func (x *ShowTableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowTableRequest.ProtoReflect.Descriptor instead.
 func (*ShowTableRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ShowTableRequest) GetTable() string {
@@ -1133,7 +1210,7 @@ type ShowTableResponse struct {
 
 func (x *ShowTableResponse) Reset() {
 	*x = ShowTableResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1145,7 +1222,7 @@ func (x *ShowTableResponse) String() string {
 func (*ShowTableResponse) ProtoMessage() {}
 
 func (x *ShowTableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1158,7 +1235,7 @@ func (x *ShowTableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowTableResponse.ProtoReflect.Descriptor instead.
 func (*ShowTableResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ShowTableResponse) GetHeader() []string {
@@ -1187,7 +1264,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1199,7 +1276,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1212,7 +1289,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExplainRequest) GetFrom() string {
@@ -1261,7 +1338,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1350,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1363,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Step) GetRank() uint32 {
@@ -1368,7 +1445,7 @@ type Proof struct {
 
 func (x *Proof) Reset() {
 	*x = Proof{}
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1380,7 +1457,7 @@ func (x *Proof) String() string {
 func (*Proof) ProtoMessage() {}
 
 func (x *Proof) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1393,7 +1470,7 @@ func (x *Proof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proof.ProtoReflect.Descriptor instead.
 func (*Proof) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Proof) GetDirection() string {
@@ -1464,7 +1541,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1476,7 +1553,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1489,7 +1566,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ExplainResponse) GetVerdict() string {
@@ -1534,7 +1611,7 @@ type PolicyChange struct {
 
 func (x *PolicyChange) Reset() {
 	*x = PolicyChange{}
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1546,7 +1623,7 @@ func (x *PolicyChange) String() string {
 func (*PolicyChange) ProtoMessage() {}
 
 func (x *PolicyChange) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1559,7 +1636,7 @@ func (x *PolicyChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyChange.ProtoReflect.Descriptor instead.
 func (*PolicyChange) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PolicyChange) GetKind() string {
@@ -1610,7 +1687,7 @@ type SimulateRequest struct {
 
 func (x *SimulateRequest) Reset() {
 	*x = SimulateRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1622,7 +1699,7 @@ func (x *SimulateRequest) String() string {
 func (*SimulateRequest) ProtoMessage() {}
 
 func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1635,7 +1712,7 @@ func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulateRequest.ProtoReflect.Descriptor instead.
 func (*SimulateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SimulateRequest) GetChanges() []*PolicyChange {
@@ -1686,7 +1763,7 @@ type SimulatedVerdict struct {
 
 func (x *SimulatedVerdict) Reset() {
 	*x = SimulatedVerdict{}
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1698,7 +1775,7 @@ func (x *SimulatedVerdict) String() string {
 func (*SimulatedVerdict) ProtoMessage() {}
 
 func (x *SimulatedVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1711,7 +1788,7 @@ func (x *SimulatedVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulatedVerdict.ProtoReflect.Descriptor instead.
 func (*SimulatedVerdict) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SimulatedVerdict) GetVerdict() string {
@@ -1761,7 +1838,7 @@ type SimulatedFlow struct {
 
 func (x *SimulatedFlow) Reset() {
 	*x = SimulatedFlow{}
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1773,7 +1850,7 @@ func (x *SimulatedFlow) String() string {
 func (*SimulatedFlow) ProtoMessage() {}
 
 func (x *SimulatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1786,7 +1863,7 @@ func (x *SimulatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulatedFlow.ProtoReflect.Descriptor instead.
 func (*SimulatedFlow) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SimulatedFlow) GetSource() *Party {
@@ -1874,7 +1951,7 @@ type SimulatedPolicy struct {
 
 func (x *SimulatedPolicy) Reset() {
 	*x = SimulatedPolicy{}
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1886,7 +1963,7 @@ func (x *SimulatedPolicy) String() string {
 func (*SimulatedPolicy) ProtoMessage() {}
 
 func (x *SimulatedPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1899,7 +1976,7 @@ func (x *SimulatedPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulatedPolicy.ProtoReflect.Descriptor instead.
 func (*SimulatedPolicy) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SimulatedPolicy) GetKind() string {
@@ -1956,7 +2033,7 @@ type Crowd struct {
 
 func (x *Crowd) Reset() {
 	*x = Crowd{}
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1968,7 +2045,7 @@ func (x *Crowd) String() string {
 func (*Crowd) ProtoMessage() {}
 
 func (x *Crowd) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1981,7 +2058,7 @@ func (x *Crowd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Crowd.ProtoReflect.Descriptor instead.
 func (*Crowd) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Crowd) GetKind() string {
@@ -2016,7 +2093,7 @@ type PortSpan struct {
 
 func (x *PortSpan) Reset() {
 	*x = PortSpan{}
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2028,7 +2105,7 @@ func (x *PortSpan) String() string {
 func (*PortSpan) ProtoMessage() {}
 
 func (x *PortSpan) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2041,7 +2118,7 @@ func (x *PortSpan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortSpan.ProtoReflect.Descriptor instead.
 func (*PortSpan) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PortSpan) GetProtocol() uint32 {
@@ -2082,7 +2159,7 @@ type SimulatedPair struct {
 
 func (x *SimulatedPair) Reset() {
 	*x = SimulatedPair{}
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2094,7 +2171,7 @@ func (x *SimulatedPair) String() string {
 func (*SimulatedPair) ProtoMessage() {}
 
 func (x *SimulatedPair) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2107,7 +2184,7 @@ func (x *SimulatedPair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulatedPair.ProtoReflect.Descriptor instead.
 func (*SimulatedPair) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SimulatedPair) GetFrom() uint32 {
@@ -2187,7 +2264,7 @@ type SimulateResponse struct {
 
 func (x *SimulateResponse) Reset() {
 	*x = SimulateResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2199,7 +2276,7 @@ func (x *SimulateResponse) String() string {
 func (*SimulateResponse) ProtoMessage() {}
 
 func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2212,7 +2289,7 @@ func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulateResponse.ProtoReflect.Descriptor instead.
 func (*SimulateResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SimulateResponse) GetNode() string {
@@ -2314,7 +2391,7 @@ type ListTemplatesRequest struct {
 
 func (x *ListTemplatesRequest) Reset() {
 	*x = ListTemplatesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2326,7 +2403,7 @@ func (x *ListTemplatesRequest) String() string {
 func (*ListTemplatesRequest) ProtoMessage() {}
 
 func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2339,7 +2416,7 @@ func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*ListTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 type ListTemplatesResponse struct {
@@ -2351,7 +2428,7 @@ type ListTemplatesResponse struct {
 
 func (x *ListTemplatesResponse) Reset() {
 	*x = ListTemplatesResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2363,7 +2440,7 @@ func (x *ListTemplatesResponse) String() string {
 func (*ListTemplatesResponse) ProtoMessage() {}
 
 func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2376,7 +2453,7 @@ func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListTemplatesResponse) GetTemplates() []*ListTemplatesResponse_Template {
@@ -2395,7 +2472,7 @@ type ListMappingsRequest struct {
 
 func (x *ListMappingsRequest) Reset() {
 	*x = ListMappingsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2407,7 +2484,7 @@ func (x *ListMappingsRequest) String() string {
 func (*ListMappingsRequest) ProtoMessage() {}
 
 func (x *ListMappingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2420,7 +2497,7 @@ func (x *ListMappingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMappingsRequest.ProtoReflect.Descriptor instead.
 func (*ListMappingsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListMappingsRequest) GetIp() string {
@@ -2447,7 +2524,7 @@ type Mapping struct {
 
 func (x *Mapping) Reset() {
 	*x = Mapping{}
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2459,7 +2536,7 @@ func (x *Mapping) String() string {
 func (*Mapping) ProtoMessage() {}
 
 func (x *Mapping) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2472,7 +2549,7 @@ func (x *Mapping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mapping.ProtoReflect.Descriptor instead.
 func (*Mapping) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Mapping) GetProtocol() uint32 {
@@ -2547,7 +2624,7 @@ type ListMappingsResponse struct {
 
 func (x *ListMappingsResponse) Reset() {
 	*x = ListMappingsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2559,7 +2636,7 @@ func (x *ListMappingsResponse) String() string {
 func (*ListMappingsResponse) ProtoMessage() {}
 
 func (x *ListMappingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2572,7 +2649,7 @@ func (x *ListMappingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMappingsResponse.ProtoReflect.Descriptor instead.
 func (*ListMappingsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListMappingsResponse) GetMappings() []*Mapping {
@@ -2591,7 +2668,7 @@ type FlushMappingsRequest struct {
 
 func (x *FlushMappingsRequest) Reset() {
 	*x = FlushMappingsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2603,7 +2680,7 @@ func (x *FlushMappingsRequest) String() string {
 func (*FlushMappingsRequest) ProtoMessage() {}
 
 func (x *FlushMappingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2616,7 +2693,7 @@ func (x *FlushMappingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushMappingsRequest.ProtoReflect.Descriptor instead.
 func (*FlushMappingsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *FlushMappingsRequest) GetPodIp() string {
@@ -2635,7 +2712,7 @@ type FlushMappingsResponse struct {
 
 func (x *FlushMappingsResponse) Reset() {
 	*x = FlushMappingsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2647,7 +2724,7 @@ func (x *FlushMappingsResponse) String() string {
 func (*FlushMappingsResponse) ProtoMessage() {}
 
 func (x *FlushMappingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2660,7 +2737,7 @@ func (x *FlushMappingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushMappingsResponse.ProtoReflect.Descriptor instead.
 func (*FlushMappingsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *FlushMappingsResponse) GetRemoved() uint32 {
@@ -2679,7 +2756,7 @@ type ListFlowsRequest struct {
 
 func (x *ListFlowsRequest) Reset() {
 	*x = ListFlowsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2691,7 +2768,7 @@ func (x *ListFlowsRequest) String() string {
 func (*ListFlowsRequest) ProtoMessage() {}
 
 func (x *ListFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2704,7 +2781,7 @@ func (x *ListFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFlowsRequest.ProtoReflect.Descriptor instead.
 func (*ListFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListFlowsRequest) GetIp() string {
@@ -2725,7 +2802,7 @@ type FlowEntry struct {
 
 func (x *FlowEntry) Reset() {
 	*x = FlowEntry{}
-	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2737,7 +2814,7 @@ func (x *FlowEntry) String() string {
 func (*FlowEntry) ProtoMessage() {}
 
 func (x *FlowEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2750,7 +2827,7 @@ func (x *FlowEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowEntry.ProtoReflect.Descriptor instead.
 func (*FlowEntry) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *FlowEntry) GetFlow() *Flow {
@@ -2783,7 +2860,7 @@ type ListFlowsResponse struct {
 
 func (x *ListFlowsResponse) Reset() {
 	*x = ListFlowsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2795,7 +2872,7 @@ func (x *ListFlowsResponse) String() string {
 func (*ListFlowsResponse) ProtoMessage() {}
 
 func (x *ListFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2808,7 +2885,7 @@ func (x *ListFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFlowsResponse.ProtoReflect.Descriptor instead.
 func (*ListFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListFlowsResponse) GetFlows() []*FlowEntry {
@@ -2827,7 +2904,7 @@ type ListFrontendsRequest struct {
 
 func (x *ListFrontendsRequest) Reset() {
 	*x = ListFrontendsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2839,7 +2916,7 @@ func (x *ListFrontendsRequest) String() string {
 func (*ListFrontendsRequest) ProtoMessage() {}
 
 func (x *ListFrontendsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2852,7 +2929,7 @@ func (x *ListFrontendsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFrontendsRequest.ProtoReflect.Descriptor instead.
 func (*ListFrontendsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListFrontendsRequest) GetIp() string {
@@ -2878,7 +2955,7 @@ type Frontend struct {
 
 func (x *Frontend) Reset() {
 	*x = Frontend{}
-	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2890,7 +2967,7 @@ func (x *Frontend) String() string {
 func (*Frontend) ProtoMessage() {}
 
 func (x *Frontend) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2903,7 +2980,7 @@ func (x *Frontend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frontend.ProtoReflect.Descriptor instead.
 func (*Frontend) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Frontend) GetAddress() string {
@@ -2971,7 +3048,7 @@ type ListFrontendsResponse struct {
 
 func (x *ListFrontendsResponse) Reset() {
 	*x = ListFrontendsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2983,7 +3060,7 @@ func (x *ListFrontendsResponse) String() string {
 func (*ListFrontendsResponse) ProtoMessage() {}
 
 func (x *ListFrontendsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2996,7 +3073,7 @@ func (x *ListFrontendsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFrontendsResponse.ProtoReflect.Descriptor instead.
 func (*ListFrontendsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListFrontendsResponse) GetFrontends() []*Frontend {
@@ -3015,7 +3092,7 @@ type FlushAffinitiesRequest struct {
 
 func (x *FlushAffinitiesRequest) Reset() {
 	*x = FlushAffinitiesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3027,7 +3104,7 @@ func (x *FlushAffinitiesRequest) String() string {
 func (*FlushAffinitiesRequest) ProtoMessage() {}
 
 func (x *FlushAffinitiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3040,7 +3117,7 @@ func (x *FlushAffinitiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushAffinitiesRequest.ProtoReflect.Descriptor instead.
 func (*FlushAffinitiesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *FlushAffinitiesRequest) GetIp() string {
@@ -3059,7 +3136,7 @@ type FlushAffinitiesResponse struct {
 
 func (x *FlushAffinitiesResponse) Reset() {
 	*x = FlushAffinitiesResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3071,7 +3148,7 @@ func (x *FlushAffinitiesResponse) String() string {
 func (*FlushAffinitiesResponse) ProtoMessage() {}
 
 func (x *FlushAffinitiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3084,7 +3161,7 @@ func (x *FlushAffinitiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushAffinitiesResponse.ProtoReflect.Descriptor instead.
 func (*FlushAffinitiesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *FlushAffinitiesResponse) GetRemoved() uint32 {
@@ -3103,7 +3180,7 @@ type FlushFlowsRequest struct {
 
 func (x *FlushFlowsRequest) Reset() {
 	*x = FlushFlowsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3115,7 +3192,7 @@ func (x *FlushFlowsRequest) String() string {
 func (*FlushFlowsRequest) ProtoMessage() {}
 
 func (x *FlushFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3128,7 +3205,7 @@ func (x *FlushFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushFlowsRequest.ProtoReflect.Descriptor instead.
 func (*FlushFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *FlushFlowsRequest) GetIp() string {
@@ -3147,7 +3224,7 @@ type FlushFlowsResponse struct {
 
 func (x *FlushFlowsResponse) Reset() {
 	*x = FlushFlowsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_agent_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3159,7 +3236,7 @@ func (x *FlushFlowsResponse) String() string {
 func (*FlushFlowsResponse) ProtoMessage() {}
 
 func (x *FlushFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_agent_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3172,7 +3249,7 @@ func (x *FlushFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushFlowsResponse.ProtoReflect.Descriptor instead.
 func (*FlushFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *FlushFlowsResponse) GetRemoved() uint32 {
@@ -3190,7 +3267,7 @@ type ListAddressesRequest struct {
 
 func (x *ListAddressesRequest) Reset() {
 	*x = ListAddressesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_agent_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3202,7 +3279,7 @@ func (x *ListAddressesRequest) String() string {
 func (*ListAddressesRequest) ProtoMessage() {}
 
 func (x *ListAddressesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_agent_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3215,7 +3292,7 @@ func (x *ListAddressesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAddressesRequest.ProtoReflect.Descriptor instead.
 func (*ListAddressesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 type ListAddressesResponse struct {
@@ -3227,7 +3304,7 @@ type ListAddressesResponse struct {
 
 func (x *ListAddressesResponse) Reset() {
 	*x = ListAddressesResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_agent_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3239,7 +3316,7 @@ func (x *ListAddressesResponse) String() string {
 func (*ListAddressesResponse) ProtoMessage() {}
 
 func (x *ListAddressesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_agent_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3252,7 +3329,7 @@ func (x *ListAddressesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAddressesResponse.ProtoReflect.Descriptor instead.
 func (*ListAddressesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListAddressesResponse) GetAddresses() []*ListAddressesResponse_Address {
@@ -3270,7 +3347,7 @@ type ListEndpointsRequest struct {
 
 func (x *ListEndpointsRequest) Reset() {
 	*x = ListEndpointsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_agent_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3282,7 +3359,7 @@ func (x *ListEndpointsRequest) String() string {
 func (*ListEndpointsRequest) ProtoMessage() {}
 
 func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_agent_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3295,7 +3372,7 @@ func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListEndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 type Endpoint struct {
@@ -3322,7 +3399,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_agent_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3334,7 +3411,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_agent_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3347,7 +3424,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Endpoint) GetId() uint32 {
@@ -3471,7 +3548,7 @@ type ListEndpointsResponse struct {
 
 func (x *ListEndpointsResponse) Reset() {
 	*x = ListEndpointsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_agent_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3483,7 +3560,7 @@ func (x *ListEndpointsResponse) String() string {
 func (*ListEndpointsResponse) ProtoMessage() {}
 
 func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_agent_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3496,7 +3573,7 @@ func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListEndpointsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListEndpointsResponse) GetEndpoints() []*Endpoint {
@@ -3514,7 +3591,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_agent_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3526,7 +3603,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_agent_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3539,7 +3616,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 type Service struct {
@@ -3558,7 +3635,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_agent_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3570,7 +3647,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_agent_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3583,7 +3660,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{49}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Service) GetName() string {
@@ -3651,7 +3728,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[50]
+	mi := &file_agent_v1_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3663,7 +3740,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[50]
+	mi := &file_agent_v1_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3676,7 +3753,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{50}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListServicesResponse) GetServices() []*Service {
@@ -3694,7 +3771,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[51]
+	mi := &file_agent_v1_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3706,7 +3783,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[51]
+	mi := &file_agent_v1_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3719,7 +3796,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{51}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{52}
 }
 
 type Policy struct {
@@ -3744,7 +3821,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_agent_v1_agent_proto_msgTypes[52]
+	mi := &file_agent_v1_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3756,7 +3833,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[52]
+	mi := &file_agent_v1_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3769,7 +3846,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{52}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Policy) GetKind() string {
@@ -3872,7 +3949,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[53]
+	mi := &file_agent_v1_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3884,7 +3961,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[53]
+	mi := &file_agent_v1_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3897,7 +3974,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{53}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*Policy {
@@ -3915,7 +3992,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[54]
+	mi := &file_agent_v1_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3927,7 +4004,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[54]
+	mi := &file_agent_v1_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3940,7 +4017,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{54}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{55}
 }
 
 type ReloadResponse struct {
@@ -3953,7 +4030,7 @@ type ReloadResponse struct {
 
 func (x *ReloadResponse) Reset() {
 	*x = ReloadResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[55]
+	mi := &file_agent_v1_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3965,7 +4042,7 @@ func (x *ReloadResponse) String() string {
 func (*ReloadResponse) ProtoMessage() {}
 
 func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[55]
+	mi := &file_agent_v1_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3978,7 +4055,7 @@ func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadResponse.ProtoReflect.Descriptor instead.
 func (*ReloadResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{55}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ReloadResponse) GetDatapathVersion() uint32 {
@@ -4003,7 +4080,7 @@ type CountersRequest struct {
 
 func (x *CountersRequest) Reset() {
 	*x = CountersRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[56]
+	mi := &file_agent_v1_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4015,7 +4092,7 @@ func (x *CountersRequest) String() string {
 func (*CountersRequest) ProtoMessage() {}
 
 func (x *CountersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[56]
+	mi := &file_agent_v1_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4028,7 +4105,7 @@ func (x *CountersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersRequest.ProtoReflect.Descriptor instead.
 func (*CountersRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{56}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{57}
 }
 
 type CountersResponse struct {
@@ -4041,7 +4118,7 @@ type CountersResponse struct {
 
 func (x *CountersResponse) Reset() {
 	*x = CountersResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[57]
+	mi := &file_agent_v1_agent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4053,7 +4130,7 @@ func (x *CountersResponse) String() string {
 func (*CountersResponse) ProtoMessage() {}
 
 func (x *CountersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[57]
+	mi := &file_agent_v1_agent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4066,7 +4143,7 @@ func (x *CountersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersResponse.ProtoReflect.Descriptor instead.
 func (*CountersResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{57}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *CountersResponse) GetCounters() []*CountersResponse_Counter {
@@ -4095,7 +4172,7 @@ type ListTablesResponse_Table struct {
 
 func (x *ListTablesResponse_Table) Reset() {
 	*x = ListTablesResponse_Table{}
-	mi := &file_agent_v1_agent_proto_msgTypes[58]
+	mi := &file_agent_v1_agent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4107,7 +4184,7 @@ func (x *ListTablesResponse_Table) String() string {
 func (*ListTablesResponse_Table) ProtoMessage() {}
 
 func (x *ListTablesResponse_Table) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[58]
+	mi := &file_agent_v1_agent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4120,7 +4197,7 @@ func (x *ListTablesResponse_Table) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTablesResponse_Table.ProtoReflect.Descriptor instead.
 func (*ListTablesResponse_Table) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11, 0}
 }
 
 func (x *ListTablesResponse_Table) GetName() string {
@@ -4160,7 +4237,7 @@ type ShowTableResponse_Row struct {
 
 func (x *ShowTableResponse_Row) Reset() {
 	*x = ShowTableResponse_Row{}
-	mi := &file_agent_v1_agent_proto_msgTypes[59]
+	mi := &file_agent_v1_agent_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4172,7 +4249,7 @@ func (x *ShowTableResponse_Row) String() string {
 func (*ShowTableResponse_Row) ProtoMessage() {}
 
 func (x *ShowTableResponse_Row) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[59]
+	mi := &file_agent_v1_agent_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4185,7 +4262,7 @@ func (x *ShowTableResponse_Row) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowTableResponse_Row.ProtoReflect.Descriptor instead.
 func (*ShowTableResponse_Row) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13, 0}
 }
 
 func (x *ShowTableResponse_Row) GetCells() []string {
@@ -4207,7 +4284,7 @@ type ListTemplatesResponse_Instance struct {
 
 func (x *ListTemplatesResponse_Instance) Reset() {
 	*x = ListTemplatesResponse_Instance{}
-	mi := &file_agent_v1_agent_proto_msgTypes[60]
+	mi := &file_agent_v1_agent_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4219,7 +4296,7 @@ func (x *ListTemplatesResponse_Instance) String() string {
 func (*ListTemplatesResponse_Instance) ProtoMessage() {}
 
 func (x *ListTemplatesResponse_Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[60]
+	mi := &file_agent_v1_agent_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4232,7 +4309,7 @@ func (x *ListTemplatesResponse_Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse_Instance.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse_Instance) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28, 0}
 }
 
 func (x *ListTemplatesResponse_Instance) GetEndpoint() uint32 {
@@ -4277,7 +4354,7 @@ type ListTemplatesResponse_Template struct {
 
 func (x *ListTemplatesResponse_Template) Reset() {
 	*x = ListTemplatesResponse_Template{}
-	mi := &file_agent_v1_agent_proto_msgTypes[61]
+	mi := &file_agent_v1_agent_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4289,7 +4366,7 @@ func (x *ListTemplatesResponse_Template) String() string {
 func (*ListTemplatesResponse_Template) ProtoMessage() {}
 
 func (x *ListTemplatesResponse_Template) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[61]
+	mi := &file_agent_v1_agent_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4302,7 +4379,7 @@ func (x *ListTemplatesResponse_Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse_Template.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse_Template) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27, 1}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28, 1}
 }
 
 func (x *ListTemplatesResponse_Template) GetName() string {
@@ -4359,7 +4436,7 @@ type ListAddressesResponse_Address struct {
 
 func (x *ListAddressesResponse_Address) Reset() {
 	*x = ListAddressesResponse_Address{}
-	mi := &file_agent_v1_agent_proto_msgTypes[62]
+	mi := &file_agent_v1_agent_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4371,7 +4448,7 @@ func (x *ListAddressesResponse_Address) String() string {
 func (*ListAddressesResponse_Address) ProtoMessage() {}
 
 func (x *ListAddressesResponse_Address) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[62]
+	mi := &file_agent_v1_agent_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4384,7 +4461,7 @@ func (x *ListAddressesResponse_Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAddressesResponse_Address.ProtoReflect.Descriptor instead.
 func (*ListAddressesResponse_Address) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{44, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{45, 0}
 }
 
 func (x *ListAddressesResponse_Address) GetIp() string {
@@ -4431,7 +4508,7 @@ type Service_Backend struct {
 
 func (x *Service_Backend) Reset() {
 	*x = Service_Backend{}
-	mi := &file_agent_v1_agent_proto_msgTypes[63]
+	mi := &file_agent_v1_agent_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4443,7 +4520,7 @@ func (x *Service_Backend) String() string {
 func (*Service_Backend) ProtoMessage() {}
 
 func (x *Service_Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[63]
+	mi := &file_agent_v1_agent_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4456,7 +4533,7 @@ func (x *Service_Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service_Backend.ProtoReflect.Descriptor instead.
 func (*Service_Backend) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{49, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{50, 0}
 }
 
 func (x *Service_Backend) GetAddress() string {
@@ -4522,7 +4599,7 @@ type CountersResponse_Counter struct {
 
 func (x *CountersResponse_Counter) Reset() {
 	*x = CountersResponse_Counter{}
-	mi := &file_agent_v1_agent_proto_msgTypes[65]
+	mi := &file_agent_v1_agent_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4534,7 +4611,7 @@ func (x *CountersResponse_Counter) String() string {
 func (*CountersResponse_Counter) ProtoMessage() {}
 
 func (x *CountersResponse_Counter) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[65]
+	mi := &file_agent_v1_agent_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4547,7 +4624,7 @@ func (x *CountersResponse_Counter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersResponse_Counter.ProtoReflect.Descriptor instead.
 func (*CountersResponse_Counter) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{57, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{58, 0}
 }
 
 func (x *CountersResponse_Counter) GetReason() string {
@@ -4597,7 +4674,7 @@ var File_agent_v1_agent_proto protoreflect.FileDescriptor
 const file_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"\x14agent/v1/agent.proto\x12\x10tendril.agent.v1\"\x0f\n" +
-	"\rStatusRequest\"\xdd\x05\n" +
+	"\rStatusRequest\"\x9f\x06\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12*\n" +
@@ -4621,7 +4698,13 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\tpod_cidrs\x18\x11 \x03(\tR\bpodCidrs\x12\x10\n" +
 	"\x03mtu\x18\x12 \x01(\rR\x03mtu\x12#\n" +
 	"\rverdict_epoch\x18\x13 \x01(\x04R\fverdictEpoch\x125\n" +
-	"\bfeatures\x18\x14 \x03(\v2\x19.tendril.agent.v1.FeatureR\bfeatures\"h\n" +
+	"\bfeatures\x18\x14 \x03(\v2\x19.tendril.agent.v1.FeatureR\bfeatures\x12'\n" +
+	"\x03xdp\x18\x15 \x01(\v2\x15.tendril.agent.v1.XDPR\x03xdp\x12\x17\n" +
+	"\alb_mode\x18\x16 \x01(\tR\x06lbMode\"I\n" +
+	"\x03XDP\x12\x16\n" +
+	"\x06wanted\x18\x01 \x01(\tR\x06wanted\x12\x12\n" +
+	"\x04mode\x18\x02 \x01(\tR\x04mode\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"h\n" +
 	"\x06MapUse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aentries\x18\x02 \x01(\x04R\aentries\x12\x1a\n" +
@@ -4997,164 +5080,166 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_agent_v1_agent_proto_rawDescData
 }
 
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(*StatusRequest)(nil),                  // 0: tendril.agent.v1.StatusRequest
 	(*StatusResponse)(nil),                 // 1: tendril.agent.v1.StatusResponse
-	(*MapUse)(nil),                         // 2: tendril.agent.v1.MapUse
-	(*Problem)(nil),                        // 3: tendril.agent.v1.Problem
-	(*Feature)(nil),                        // 4: tendril.agent.v1.Feature
-	(*Party)(nil),                          // 5: tendril.agent.v1.Party
-	(*Judgement)(nil),                      // 6: tendril.agent.v1.Judgement
-	(*Flow)(nil),                           // 7: tendril.agent.v1.Flow
-	(*ObserveRequest)(nil),                 // 8: tendril.agent.v1.ObserveRequest
-	(*ListTablesRequest)(nil),              // 9: tendril.agent.v1.ListTablesRequest
-	(*ListTablesResponse)(nil),             // 10: tendril.agent.v1.ListTablesResponse
-	(*ShowTableRequest)(nil),               // 11: tendril.agent.v1.ShowTableRequest
-	(*ShowTableResponse)(nil),              // 12: tendril.agent.v1.ShowTableResponse
-	(*ExplainRequest)(nil),                 // 13: tendril.agent.v1.ExplainRequest
-	(*Step)(nil),                           // 14: tendril.agent.v1.Step
-	(*Proof)(nil),                          // 15: tendril.agent.v1.Proof
-	(*ExplainResponse)(nil),                // 16: tendril.agent.v1.ExplainResponse
-	(*PolicyChange)(nil),                   // 17: tendril.agent.v1.PolicyChange
-	(*SimulateRequest)(nil),                // 18: tendril.agent.v1.SimulateRequest
-	(*SimulatedVerdict)(nil),               // 19: tendril.agent.v1.SimulatedVerdict
-	(*SimulatedFlow)(nil),                  // 20: tendril.agent.v1.SimulatedFlow
-	(*SimulatedPolicy)(nil),                // 21: tendril.agent.v1.SimulatedPolicy
-	(*Crowd)(nil),                          // 22: tendril.agent.v1.Crowd
-	(*PortSpan)(nil),                       // 23: tendril.agent.v1.PortSpan
-	(*SimulatedPair)(nil),                  // 24: tendril.agent.v1.SimulatedPair
-	(*SimulateResponse)(nil),               // 25: tendril.agent.v1.SimulateResponse
-	(*ListTemplatesRequest)(nil),           // 26: tendril.agent.v1.ListTemplatesRequest
-	(*ListTemplatesResponse)(nil),          // 27: tendril.agent.v1.ListTemplatesResponse
-	(*ListMappingsRequest)(nil),            // 28: tendril.agent.v1.ListMappingsRequest
-	(*Mapping)(nil),                        // 29: tendril.agent.v1.Mapping
-	(*ListMappingsResponse)(nil),           // 30: tendril.agent.v1.ListMappingsResponse
-	(*FlushMappingsRequest)(nil),           // 31: tendril.agent.v1.FlushMappingsRequest
-	(*FlushMappingsResponse)(nil),          // 32: tendril.agent.v1.FlushMappingsResponse
-	(*ListFlowsRequest)(nil),               // 33: tendril.agent.v1.ListFlowsRequest
-	(*FlowEntry)(nil),                      // 34: tendril.agent.v1.FlowEntry
-	(*ListFlowsResponse)(nil),              // 35: tendril.agent.v1.ListFlowsResponse
-	(*ListFrontendsRequest)(nil),           // 36: tendril.agent.v1.ListFrontendsRequest
-	(*Frontend)(nil),                       // 37: tendril.agent.v1.Frontend
-	(*ListFrontendsResponse)(nil),          // 38: tendril.agent.v1.ListFrontendsResponse
-	(*FlushAffinitiesRequest)(nil),         // 39: tendril.agent.v1.FlushAffinitiesRequest
-	(*FlushAffinitiesResponse)(nil),        // 40: tendril.agent.v1.FlushAffinitiesResponse
-	(*FlushFlowsRequest)(nil),              // 41: tendril.agent.v1.FlushFlowsRequest
-	(*FlushFlowsResponse)(nil),             // 42: tendril.agent.v1.FlushFlowsResponse
-	(*ListAddressesRequest)(nil),           // 43: tendril.agent.v1.ListAddressesRequest
-	(*ListAddressesResponse)(nil),          // 44: tendril.agent.v1.ListAddressesResponse
-	(*ListEndpointsRequest)(nil),           // 45: tendril.agent.v1.ListEndpointsRequest
-	(*Endpoint)(nil),                       // 46: tendril.agent.v1.Endpoint
-	(*ListEndpointsResponse)(nil),          // 47: tendril.agent.v1.ListEndpointsResponse
-	(*ListServicesRequest)(nil),            // 48: tendril.agent.v1.ListServicesRequest
-	(*Service)(nil),                        // 49: tendril.agent.v1.Service
-	(*ListServicesResponse)(nil),           // 50: tendril.agent.v1.ListServicesResponse
-	(*ListPoliciesRequest)(nil),            // 51: tendril.agent.v1.ListPoliciesRequest
-	(*Policy)(nil),                         // 52: tendril.agent.v1.Policy
-	(*ListPoliciesResponse)(nil),           // 53: tendril.agent.v1.ListPoliciesResponse
-	(*ReloadRequest)(nil),                  // 54: tendril.agent.v1.ReloadRequest
-	(*ReloadResponse)(nil),                 // 55: tendril.agent.v1.ReloadResponse
-	(*CountersRequest)(nil),                // 56: tendril.agent.v1.CountersRequest
-	(*CountersResponse)(nil),               // 57: tendril.agent.v1.CountersResponse
-	(*ListTablesResponse_Table)(nil),       // 58: tendril.agent.v1.ListTablesResponse.Table
-	(*ShowTableResponse_Row)(nil),          // 59: tendril.agent.v1.ShowTableResponse.Row
-	(*ListTemplatesResponse_Instance)(nil), // 60: tendril.agent.v1.ListTemplatesResponse.Instance
-	(*ListTemplatesResponse_Template)(nil), // 61: tendril.agent.v1.ListTemplatesResponse.Template
-	(*ListAddressesResponse_Address)(nil),  // 62: tendril.agent.v1.ListAddressesResponse.Address
-	(*Service_Backend)(nil),                // 63: tendril.agent.v1.Service.Backend
-	nil,                                    // 64: tendril.agent.v1.Policy.NodesEntry
-	(*CountersResponse_Counter)(nil),       // 65: tendril.agent.v1.CountersResponse.Counter
-	nil,                                    // 66: tendril.agent.v1.CountersResponse.TalliesEntry
+	(*XDP)(nil),                            // 2: tendril.agent.v1.XDP
+	(*MapUse)(nil),                         // 3: tendril.agent.v1.MapUse
+	(*Problem)(nil),                        // 4: tendril.agent.v1.Problem
+	(*Feature)(nil),                        // 5: tendril.agent.v1.Feature
+	(*Party)(nil),                          // 6: tendril.agent.v1.Party
+	(*Judgement)(nil),                      // 7: tendril.agent.v1.Judgement
+	(*Flow)(nil),                           // 8: tendril.agent.v1.Flow
+	(*ObserveRequest)(nil),                 // 9: tendril.agent.v1.ObserveRequest
+	(*ListTablesRequest)(nil),              // 10: tendril.agent.v1.ListTablesRequest
+	(*ListTablesResponse)(nil),             // 11: tendril.agent.v1.ListTablesResponse
+	(*ShowTableRequest)(nil),               // 12: tendril.agent.v1.ShowTableRequest
+	(*ShowTableResponse)(nil),              // 13: tendril.agent.v1.ShowTableResponse
+	(*ExplainRequest)(nil),                 // 14: tendril.agent.v1.ExplainRequest
+	(*Step)(nil),                           // 15: tendril.agent.v1.Step
+	(*Proof)(nil),                          // 16: tendril.agent.v1.Proof
+	(*ExplainResponse)(nil),                // 17: tendril.agent.v1.ExplainResponse
+	(*PolicyChange)(nil),                   // 18: tendril.agent.v1.PolicyChange
+	(*SimulateRequest)(nil),                // 19: tendril.agent.v1.SimulateRequest
+	(*SimulatedVerdict)(nil),               // 20: tendril.agent.v1.SimulatedVerdict
+	(*SimulatedFlow)(nil),                  // 21: tendril.agent.v1.SimulatedFlow
+	(*SimulatedPolicy)(nil),                // 22: tendril.agent.v1.SimulatedPolicy
+	(*Crowd)(nil),                          // 23: tendril.agent.v1.Crowd
+	(*PortSpan)(nil),                       // 24: tendril.agent.v1.PortSpan
+	(*SimulatedPair)(nil),                  // 25: tendril.agent.v1.SimulatedPair
+	(*SimulateResponse)(nil),               // 26: tendril.agent.v1.SimulateResponse
+	(*ListTemplatesRequest)(nil),           // 27: tendril.agent.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),          // 28: tendril.agent.v1.ListTemplatesResponse
+	(*ListMappingsRequest)(nil),            // 29: tendril.agent.v1.ListMappingsRequest
+	(*Mapping)(nil),                        // 30: tendril.agent.v1.Mapping
+	(*ListMappingsResponse)(nil),           // 31: tendril.agent.v1.ListMappingsResponse
+	(*FlushMappingsRequest)(nil),           // 32: tendril.agent.v1.FlushMappingsRequest
+	(*FlushMappingsResponse)(nil),          // 33: tendril.agent.v1.FlushMappingsResponse
+	(*ListFlowsRequest)(nil),               // 34: tendril.agent.v1.ListFlowsRequest
+	(*FlowEntry)(nil),                      // 35: tendril.agent.v1.FlowEntry
+	(*ListFlowsResponse)(nil),              // 36: tendril.agent.v1.ListFlowsResponse
+	(*ListFrontendsRequest)(nil),           // 37: tendril.agent.v1.ListFrontendsRequest
+	(*Frontend)(nil),                       // 38: tendril.agent.v1.Frontend
+	(*ListFrontendsResponse)(nil),          // 39: tendril.agent.v1.ListFrontendsResponse
+	(*FlushAffinitiesRequest)(nil),         // 40: tendril.agent.v1.FlushAffinitiesRequest
+	(*FlushAffinitiesResponse)(nil),        // 41: tendril.agent.v1.FlushAffinitiesResponse
+	(*FlushFlowsRequest)(nil),              // 42: tendril.agent.v1.FlushFlowsRequest
+	(*FlushFlowsResponse)(nil),             // 43: tendril.agent.v1.FlushFlowsResponse
+	(*ListAddressesRequest)(nil),           // 44: tendril.agent.v1.ListAddressesRequest
+	(*ListAddressesResponse)(nil),          // 45: tendril.agent.v1.ListAddressesResponse
+	(*ListEndpointsRequest)(nil),           // 46: tendril.agent.v1.ListEndpointsRequest
+	(*Endpoint)(nil),                       // 47: tendril.agent.v1.Endpoint
+	(*ListEndpointsResponse)(nil),          // 48: tendril.agent.v1.ListEndpointsResponse
+	(*ListServicesRequest)(nil),            // 49: tendril.agent.v1.ListServicesRequest
+	(*Service)(nil),                        // 50: tendril.agent.v1.Service
+	(*ListServicesResponse)(nil),           // 51: tendril.agent.v1.ListServicesResponse
+	(*ListPoliciesRequest)(nil),            // 52: tendril.agent.v1.ListPoliciesRequest
+	(*Policy)(nil),                         // 53: tendril.agent.v1.Policy
+	(*ListPoliciesResponse)(nil),           // 54: tendril.agent.v1.ListPoliciesResponse
+	(*ReloadRequest)(nil),                  // 55: tendril.agent.v1.ReloadRequest
+	(*ReloadResponse)(nil),                 // 56: tendril.agent.v1.ReloadResponse
+	(*CountersRequest)(nil),                // 57: tendril.agent.v1.CountersRequest
+	(*CountersResponse)(nil),               // 58: tendril.agent.v1.CountersResponse
+	(*ListTablesResponse_Table)(nil),       // 59: tendril.agent.v1.ListTablesResponse.Table
+	(*ShowTableResponse_Row)(nil),          // 60: tendril.agent.v1.ShowTableResponse.Row
+	(*ListTemplatesResponse_Instance)(nil), // 61: tendril.agent.v1.ListTemplatesResponse.Instance
+	(*ListTemplatesResponse_Template)(nil), // 62: tendril.agent.v1.ListTemplatesResponse.Template
+	(*ListAddressesResponse_Address)(nil),  // 63: tendril.agent.v1.ListAddressesResponse.Address
+	(*Service_Backend)(nil),                // 64: tendril.agent.v1.Service.Backend
+	nil,                                    // 65: tendril.agent.v1.Policy.NodesEntry
+	(*CountersResponse_Counter)(nil),       // 66: tendril.agent.v1.CountersResponse.Counter
+	nil,                                    // 67: tendril.agent.v1.CountersResponse.TalliesEntry
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
-	2,  // 0: tendril.agent.v1.StatusResponse.maps:type_name -> tendril.agent.v1.MapUse
-	3,  // 1: tendril.agent.v1.StatusResponse.problems:type_name -> tendril.agent.v1.Problem
-	4,  // 2: tendril.agent.v1.StatusResponse.features:type_name -> tendril.agent.v1.Feature
-	5,  // 3: tendril.agent.v1.Flow.source:type_name -> tendril.agent.v1.Party
-	5,  // 4: tendril.agent.v1.Flow.destination:type_name -> tendril.agent.v1.Party
-	6,  // 5: tendril.agent.v1.Flow.egress:type_name -> tendril.agent.v1.Judgement
-	6,  // 6: tendril.agent.v1.Flow.ingress:type_name -> tendril.agent.v1.Judgement
-	6,  // 7: tendril.agent.v1.Flow.staged_egress:type_name -> tendril.agent.v1.Judgement
-	6,  // 8: tendril.agent.v1.Flow.staged_ingress:type_name -> tendril.agent.v1.Judgement
-	58, // 9: tendril.agent.v1.ListTablesResponse.tables:type_name -> tendril.agent.v1.ListTablesResponse.Table
-	59, // 10: tendril.agent.v1.ShowTableResponse.rows:type_name -> tendril.agent.v1.ShowTableResponse.Row
-	6,  // 11: tendril.agent.v1.Proof.verdict:type_name -> tendril.agent.v1.Judgement
-	14, // 12: tendril.agent.v1.Proof.steps:type_name -> tendril.agent.v1.Step
-	6,  // 13: tendril.agent.v1.Proof.staged:type_name -> tendril.agent.v1.Judgement
-	15, // 14: tendril.agent.v1.ExplainResponse.proofs:type_name -> tendril.agent.v1.Proof
-	7,  // 15: tendril.agent.v1.ExplainResponse.record:type_name -> tendril.agent.v1.Flow
-	17, // 16: tendril.agent.v1.SimulateRequest.changes:type_name -> tendril.agent.v1.PolicyChange
-	6,  // 17: tendril.agent.v1.SimulatedVerdict.egress:type_name -> tendril.agent.v1.Judgement
-	6,  // 18: tendril.agent.v1.SimulatedVerdict.ingress:type_name -> tendril.agent.v1.Judgement
-	5,  // 19: tendril.agent.v1.SimulatedFlow.source:type_name -> tendril.agent.v1.Party
-	5,  // 20: tendril.agent.v1.SimulatedFlow.destination:type_name -> tendril.agent.v1.Party
-	19, // 21: tendril.agent.v1.SimulatedFlow.now:type_name -> tendril.agent.v1.SimulatedVerdict
-	19, // 22: tendril.agent.v1.SimulatedFlow.then:type_name -> tendril.agent.v1.SimulatedVerdict
-	23, // 23: tendril.agent.v1.SimulatedPair.ports:type_name -> tendril.agent.v1.PortSpan
-	19, // 24: tendril.agent.v1.SimulatedPair.now:type_name -> tendril.agent.v1.SimulatedVerdict
-	19, // 25: tendril.agent.v1.SimulatedPair.then:type_name -> tendril.agent.v1.SimulatedVerdict
-	21, // 26: tendril.agent.v1.SimulateResponse.policies:type_name -> tendril.agent.v1.SimulatedPolicy
-	20, // 27: tendril.agent.v1.SimulateResponse.flows:type_name -> tendril.agent.v1.SimulatedFlow
-	22, // 28: tendril.agent.v1.SimulateResponse.crowds:type_name -> tendril.agent.v1.Crowd
-	24, // 29: tendril.agent.v1.SimulateResponse.pairs:type_name -> tendril.agent.v1.SimulatedPair
-	61, // 30: tendril.agent.v1.ListTemplatesResponse.templates:type_name -> tendril.agent.v1.ListTemplatesResponse.Template
-	29, // 31: tendril.agent.v1.ListMappingsResponse.mappings:type_name -> tendril.agent.v1.Mapping
-	7,  // 32: tendril.agent.v1.FlowEntry.flow:type_name -> tendril.agent.v1.Flow
-	34, // 33: tendril.agent.v1.ListFlowsResponse.flows:type_name -> tendril.agent.v1.FlowEntry
-	37, // 34: tendril.agent.v1.ListFrontendsResponse.frontends:type_name -> tendril.agent.v1.Frontend
-	62, // 35: tendril.agent.v1.ListAddressesResponse.addresses:type_name -> tendril.agent.v1.ListAddressesResponse.Address
-	46, // 36: tendril.agent.v1.ListEndpointsResponse.endpoints:type_name -> tendril.agent.v1.Endpoint
-	63, // 37: tendril.agent.v1.Service.backends:type_name -> tendril.agent.v1.Service.Backend
-	49, // 38: tendril.agent.v1.ListServicesResponse.services:type_name -> tendril.agent.v1.Service
-	64, // 39: tendril.agent.v1.Policy.nodes:type_name -> tendril.agent.v1.Policy.NodesEntry
-	52, // 40: tendril.agent.v1.ListPoliciesResponse.policies:type_name -> tendril.agent.v1.Policy
-	65, // 41: tendril.agent.v1.CountersResponse.counters:type_name -> tendril.agent.v1.CountersResponse.Counter
-	66, // 42: tendril.agent.v1.CountersResponse.tallies:type_name -> tendril.agent.v1.CountersResponse.TalliesEntry
-	60, // 43: tendril.agent.v1.ListTemplatesResponse.Template.instances:type_name -> tendril.agent.v1.ListTemplatesResponse.Instance
-	0,  // 44: tendril.agent.v1.Agent.Status:input_type -> tendril.agent.v1.StatusRequest
-	8,  // 45: tendril.agent.v1.Agent.Observe:input_type -> tendril.agent.v1.ObserveRequest
-	9,  // 46: tendril.agent.v1.Agent.ListTables:input_type -> tendril.agent.v1.ListTablesRequest
-	11, // 47: tendril.agent.v1.Agent.ShowTable:input_type -> tendril.agent.v1.ShowTableRequest
-	13, // 48: tendril.agent.v1.Agent.Explain:input_type -> tendril.agent.v1.ExplainRequest
-	18, // 49: tendril.agent.v1.Agent.Simulate:input_type -> tendril.agent.v1.SimulateRequest
-	26, // 50: tendril.agent.v1.Agent.ListTemplates:input_type -> tendril.agent.v1.ListTemplatesRequest
-	28, // 51: tendril.agent.v1.Agent.ListMappings:input_type -> tendril.agent.v1.ListMappingsRequest
-	31, // 52: tendril.agent.v1.Agent.FlushMappings:input_type -> tendril.agent.v1.FlushMappingsRequest
-	33, // 53: tendril.agent.v1.Agent.ListFlows:input_type -> tendril.agent.v1.ListFlowsRequest
-	41, // 54: tendril.agent.v1.Agent.FlushFlows:input_type -> tendril.agent.v1.FlushFlowsRequest
-	36, // 55: tendril.agent.v1.Agent.ListFrontends:input_type -> tendril.agent.v1.ListFrontendsRequest
-	39, // 56: tendril.agent.v1.Agent.FlushAffinities:input_type -> tendril.agent.v1.FlushAffinitiesRequest
-	43, // 57: tendril.agent.v1.Agent.ListAddresses:input_type -> tendril.agent.v1.ListAddressesRequest
-	45, // 58: tendril.agent.v1.Agent.ListEndpoints:input_type -> tendril.agent.v1.ListEndpointsRequest
-	48, // 59: tendril.agent.v1.Agent.ListServices:input_type -> tendril.agent.v1.ListServicesRequest
-	51, // 60: tendril.agent.v1.Agent.ListPolicies:input_type -> tendril.agent.v1.ListPoliciesRequest
-	54, // 61: tendril.agent.v1.Agent.Reload:input_type -> tendril.agent.v1.ReloadRequest
-	56, // 62: tendril.agent.v1.Agent.Counters:input_type -> tendril.agent.v1.CountersRequest
-	1,  // 63: tendril.agent.v1.Agent.Status:output_type -> tendril.agent.v1.StatusResponse
-	7,  // 64: tendril.agent.v1.Agent.Observe:output_type -> tendril.agent.v1.Flow
-	10, // 65: tendril.agent.v1.Agent.ListTables:output_type -> tendril.agent.v1.ListTablesResponse
-	12, // 66: tendril.agent.v1.Agent.ShowTable:output_type -> tendril.agent.v1.ShowTableResponse
-	16, // 67: tendril.agent.v1.Agent.Explain:output_type -> tendril.agent.v1.ExplainResponse
-	25, // 68: tendril.agent.v1.Agent.Simulate:output_type -> tendril.agent.v1.SimulateResponse
-	27, // 69: tendril.agent.v1.Agent.ListTemplates:output_type -> tendril.agent.v1.ListTemplatesResponse
-	30, // 70: tendril.agent.v1.Agent.ListMappings:output_type -> tendril.agent.v1.ListMappingsResponse
-	32, // 71: tendril.agent.v1.Agent.FlushMappings:output_type -> tendril.agent.v1.FlushMappingsResponse
-	35, // 72: tendril.agent.v1.Agent.ListFlows:output_type -> tendril.agent.v1.ListFlowsResponse
-	42, // 73: tendril.agent.v1.Agent.FlushFlows:output_type -> tendril.agent.v1.FlushFlowsResponse
-	38, // 74: tendril.agent.v1.Agent.ListFrontends:output_type -> tendril.agent.v1.ListFrontendsResponse
-	40, // 75: tendril.agent.v1.Agent.FlushAffinities:output_type -> tendril.agent.v1.FlushAffinitiesResponse
-	44, // 76: tendril.agent.v1.Agent.ListAddresses:output_type -> tendril.agent.v1.ListAddressesResponse
-	47, // 77: tendril.agent.v1.Agent.ListEndpoints:output_type -> tendril.agent.v1.ListEndpointsResponse
-	50, // 78: tendril.agent.v1.Agent.ListServices:output_type -> tendril.agent.v1.ListServicesResponse
-	53, // 79: tendril.agent.v1.Agent.ListPolicies:output_type -> tendril.agent.v1.ListPoliciesResponse
-	55, // 80: tendril.agent.v1.Agent.Reload:output_type -> tendril.agent.v1.ReloadResponse
-	57, // 81: tendril.agent.v1.Agent.Counters:output_type -> tendril.agent.v1.CountersResponse
-	63, // [63:82] is the sub-list for method output_type
-	44, // [44:63] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	3,  // 0: tendril.agent.v1.StatusResponse.maps:type_name -> tendril.agent.v1.MapUse
+	4,  // 1: tendril.agent.v1.StatusResponse.problems:type_name -> tendril.agent.v1.Problem
+	5,  // 2: tendril.agent.v1.StatusResponse.features:type_name -> tendril.agent.v1.Feature
+	2,  // 3: tendril.agent.v1.StatusResponse.xdp:type_name -> tendril.agent.v1.XDP
+	6,  // 4: tendril.agent.v1.Flow.source:type_name -> tendril.agent.v1.Party
+	6,  // 5: tendril.agent.v1.Flow.destination:type_name -> tendril.agent.v1.Party
+	7,  // 6: tendril.agent.v1.Flow.egress:type_name -> tendril.agent.v1.Judgement
+	7,  // 7: tendril.agent.v1.Flow.ingress:type_name -> tendril.agent.v1.Judgement
+	7,  // 8: tendril.agent.v1.Flow.staged_egress:type_name -> tendril.agent.v1.Judgement
+	7,  // 9: tendril.agent.v1.Flow.staged_ingress:type_name -> tendril.agent.v1.Judgement
+	59, // 10: tendril.agent.v1.ListTablesResponse.tables:type_name -> tendril.agent.v1.ListTablesResponse.Table
+	60, // 11: tendril.agent.v1.ShowTableResponse.rows:type_name -> tendril.agent.v1.ShowTableResponse.Row
+	7,  // 12: tendril.agent.v1.Proof.verdict:type_name -> tendril.agent.v1.Judgement
+	15, // 13: tendril.agent.v1.Proof.steps:type_name -> tendril.agent.v1.Step
+	7,  // 14: tendril.agent.v1.Proof.staged:type_name -> tendril.agent.v1.Judgement
+	16, // 15: tendril.agent.v1.ExplainResponse.proofs:type_name -> tendril.agent.v1.Proof
+	8,  // 16: tendril.agent.v1.ExplainResponse.record:type_name -> tendril.agent.v1.Flow
+	18, // 17: tendril.agent.v1.SimulateRequest.changes:type_name -> tendril.agent.v1.PolicyChange
+	7,  // 18: tendril.agent.v1.SimulatedVerdict.egress:type_name -> tendril.agent.v1.Judgement
+	7,  // 19: tendril.agent.v1.SimulatedVerdict.ingress:type_name -> tendril.agent.v1.Judgement
+	6,  // 20: tendril.agent.v1.SimulatedFlow.source:type_name -> tendril.agent.v1.Party
+	6,  // 21: tendril.agent.v1.SimulatedFlow.destination:type_name -> tendril.agent.v1.Party
+	20, // 22: tendril.agent.v1.SimulatedFlow.now:type_name -> tendril.agent.v1.SimulatedVerdict
+	20, // 23: tendril.agent.v1.SimulatedFlow.then:type_name -> tendril.agent.v1.SimulatedVerdict
+	24, // 24: tendril.agent.v1.SimulatedPair.ports:type_name -> tendril.agent.v1.PortSpan
+	20, // 25: tendril.agent.v1.SimulatedPair.now:type_name -> tendril.agent.v1.SimulatedVerdict
+	20, // 26: tendril.agent.v1.SimulatedPair.then:type_name -> tendril.agent.v1.SimulatedVerdict
+	22, // 27: tendril.agent.v1.SimulateResponse.policies:type_name -> tendril.agent.v1.SimulatedPolicy
+	21, // 28: tendril.agent.v1.SimulateResponse.flows:type_name -> tendril.agent.v1.SimulatedFlow
+	23, // 29: tendril.agent.v1.SimulateResponse.crowds:type_name -> tendril.agent.v1.Crowd
+	25, // 30: tendril.agent.v1.SimulateResponse.pairs:type_name -> tendril.agent.v1.SimulatedPair
+	62, // 31: tendril.agent.v1.ListTemplatesResponse.templates:type_name -> tendril.agent.v1.ListTemplatesResponse.Template
+	30, // 32: tendril.agent.v1.ListMappingsResponse.mappings:type_name -> tendril.agent.v1.Mapping
+	8,  // 33: tendril.agent.v1.FlowEntry.flow:type_name -> tendril.agent.v1.Flow
+	35, // 34: tendril.agent.v1.ListFlowsResponse.flows:type_name -> tendril.agent.v1.FlowEntry
+	38, // 35: tendril.agent.v1.ListFrontendsResponse.frontends:type_name -> tendril.agent.v1.Frontend
+	63, // 36: tendril.agent.v1.ListAddressesResponse.addresses:type_name -> tendril.agent.v1.ListAddressesResponse.Address
+	47, // 37: tendril.agent.v1.ListEndpointsResponse.endpoints:type_name -> tendril.agent.v1.Endpoint
+	64, // 38: tendril.agent.v1.Service.backends:type_name -> tendril.agent.v1.Service.Backend
+	50, // 39: tendril.agent.v1.ListServicesResponse.services:type_name -> tendril.agent.v1.Service
+	65, // 40: tendril.agent.v1.Policy.nodes:type_name -> tendril.agent.v1.Policy.NodesEntry
+	53, // 41: tendril.agent.v1.ListPoliciesResponse.policies:type_name -> tendril.agent.v1.Policy
+	66, // 42: tendril.agent.v1.CountersResponse.counters:type_name -> tendril.agent.v1.CountersResponse.Counter
+	67, // 43: tendril.agent.v1.CountersResponse.tallies:type_name -> tendril.agent.v1.CountersResponse.TalliesEntry
+	61, // 44: tendril.agent.v1.ListTemplatesResponse.Template.instances:type_name -> tendril.agent.v1.ListTemplatesResponse.Instance
+	0,  // 45: tendril.agent.v1.Agent.Status:input_type -> tendril.agent.v1.StatusRequest
+	9,  // 46: tendril.agent.v1.Agent.Observe:input_type -> tendril.agent.v1.ObserveRequest
+	10, // 47: tendril.agent.v1.Agent.ListTables:input_type -> tendril.agent.v1.ListTablesRequest
+	12, // 48: tendril.agent.v1.Agent.ShowTable:input_type -> tendril.agent.v1.ShowTableRequest
+	14, // 49: tendril.agent.v1.Agent.Explain:input_type -> tendril.agent.v1.ExplainRequest
+	19, // 50: tendril.agent.v1.Agent.Simulate:input_type -> tendril.agent.v1.SimulateRequest
+	27, // 51: tendril.agent.v1.Agent.ListTemplates:input_type -> tendril.agent.v1.ListTemplatesRequest
+	29, // 52: tendril.agent.v1.Agent.ListMappings:input_type -> tendril.agent.v1.ListMappingsRequest
+	32, // 53: tendril.agent.v1.Agent.FlushMappings:input_type -> tendril.agent.v1.FlushMappingsRequest
+	34, // 54: tendril.agent.v1.Agent.ListFlows:input_type -> tendril.agent.v1.ListFlowsRequest
+	42, // 55: tendril.agent.v1.Agent.FlushFlows:input_type -> tendril.agent.v1.FlushFlowsRequest
+	37, // 56: tendril.agent.v1.Agent.ListFrontends:input_type -> tendril.agent.v1.ListFrontendsRequest
+	40, // 57: tendril.agent.v1.Agent.FlushAffinities:input_type -> tendril.agent.v1.FlushAffinitiesRequest
+	44, // 58: tendril.agent.v1.Agent.ListAddresses:input_type -> tendril.agent.v1.ListAddressesRequest
+	46, // 59: tendril.agent.v1.Agent.ListEndpoints:input_type -> tendril.agent.v1.ListEndpointsRequest
+	49, // 60: tendril.agent.v1.Agent.ListServices:input_type -> tendril.agent.v1.ListServicesRequest
+	52, // 61: tendril.agent.v1.Agent.ListPolicies:input_type -> tendril.agent.v1.ListPoliciesRequest
+	55, // 62: tendril.agent.v1.Agent.Reload:input_type -> tendril.agent.v1.ReloadRequest
+	57, // 63: tendril.agent.v1.Agent.Counters:input_type -> tendril.agent.v1.CountersRequest
+	1,  // 64: tendril.agent.v1.Agent.Status:output_type -> tendril.agent.v1.StatusResponse
+	8,  // 65: tendril.agent.v1.Agent.Observe:output_type -> tendril.agent.v1.Flow
+	11, // 66: tendril.agent.v1.Agent.ListTables:output_type -> tendril.agent.v1.ListTablesResponse
+	13, // 67: tendril.agent.v1.Agent.ShowTable:output_type -> tendril.agent.v1.ShowTableResponse
+	17, // 68: tendril.agent.v1.Agent.Explain:output_type -> tendril.agent.v1.ExplainResponse
+	26, // 69: tendril.agent.v1.Agent.Simulate:output_type -> tendril.agent.v1.SimulateResponse
+	28, // 70: tendril.agent.v1.Agent.ListTemplates:output_type -> tendril.agent.v1.ListTemplatesResponse
+	31, // 71: tendril.agent.v1.Agent.ListMappings:output_type -> tendril.agent.v1.ListMappingsResponse
+	33, // 72: tendril.agent.v1.Agent.FlushMappings:output_type -> tendril.agent.v1.FlushMappingsResponse
+	36, // 73: tendril.agent.v1.Agent.ListFlows:output_type -> tendril.agent.v1.ListFlowsResponse
+	43, // 74: tendril.agent.v1.Agent.FlushFlows:output_type -> tendril.agent.v1.FlushFlowsResponse
+	39, // 75: tendril.agent.v1.Agent.ListFrontends:output_type -> tendril.agent.v1.ListFrontendsResponse
+	41, // 76: tendril.agent.v1.Agent.FlushAffinities:output_type -> tendril.agent.v1.FlushAffinitiesResponse
+	45, // 77: tendril.agent.v1.Agent.ListAddresses:output_type -> tendril.agent.v1.ListAddressesResponse
+	48, // 78: tendril.agent.v1.Agent.ListEndpoints:output_type -> tendril.agent.v1.ListEndpointsResponse
+	51, // 79: tendril.agent.v1.Agent.ListServices:output_type -> tendril.agent.v1.ListServicesResponse
+	54, // 80: tendril.agent.v1.Agent.ListPolicies:output_type -> tendril.agent.v1.ListPoliciesResponse
+	56, // 81: tendril.agent.v1.Agent.Reload:output_type -> tendril.agent.v1.ReloadResponse
+	58, // 82: tendril.agent.v1.Agent.Counters:output_type -> tendril.agent.v1.CountersResponse
+	64, // [64:83] is the sub-list for method output_type
+	45, // [45:64] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -5168,7 +5253,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   67,
+			NumMessages:   68,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -672,10 +672,11 @@ func (x *Namespace) GetLabels() map[string]string {
 	return nil
 }
 
-// Key: nodelabels/<node>. Written by the operator: what policies select nodes by.
+// Key: nodelabels/<node>. Written by the operator: what policies select nodes by, and what the node's pods get addresses from.
 type NodeLabels struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Labels        map[string]string      `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	PodCidrs      []string               `protobuf:"bytes,2,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"` // canonical prefixes; read by the node's agent if its configuration names none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -713,6 +714,13 @@ func (*NodeLabels) Descriptor() ([]byte, []int) {
 func (x *NodeLabels) GetLabels() map[string]string {
 	if x != nil {
 		return x.Labels
+	}
+	return nil
+}
+
+func (x *NodeLabels) GetPodCidrs() []string {
+	if x != nil {
+		return x.PodCidrs
 	}
 	return nil
 }
@@ -1864,10 +1872,11 @@ const file_store_v1_store_proto_rawDesc = "" +
 	"\x06labels\x18\x01 \x03(\v2'.tendril.store.v1.Namespace.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x89\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa6\x01\n" +
 	"\n" +
 	"NodeLabels\x12@\n" +
-	"\x06labels\x18\x01 \x03(\v2(.tendril.store.v1.NodeLabels.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\x01 \x03(\v2(.tendril.store.v1.NodeLabels.LabelsEntryR\x06labels\x12\x1b\n" +
+	"\tpod_cidrs\x18\x02 \x03(\tR\bpodCidrs\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa3\x01\n" +

@@ -30,4 +30,4 @@ done
 mkdir -p /run/netns /run/tendril /opt/cni/bin /opt/cni/net.d /var/log/pods /var/log/containers
 mount --make-rshared /
 touch "$own/ready"
-exec "$probe" pause
+exec "$probe"

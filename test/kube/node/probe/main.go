@@ -21,7 +21,7 @@ func main() {
 
 func run(args []string) error {
 	switch {
-	case len(args) == 1 && args[0] == "pause":
+	case len(args) == 0:
 		pause()
 		return nil
 	case len(args) == 1 && args[0] == "serve":
@@ -29,7 +29,7 @@ func run(args []string) error {
 	case len(args) == 2 && args[0] == "get":
 		return get(args[1])
 	}
-	return errors.New("usage: probe pause | serve | get URL")
+	return errors.New("usage: probe [serve | get URL]")
 }
 
 // pause is the first process of a process namespace: it waits for its end and collects the children of the dead.

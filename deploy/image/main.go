@@ -1,6 +1,9 @@
-// Command image writes an image of one static program, an archive in the OCI image layout (OCI Image Format Specification 1.1):
+// Command image writes a container image of static programs, an archive in the OCI image layout (OCI Image Format
+// Specification 1.1) that `ctr images import`, podman and skopeo read:
 //
-//	image NAME PROGRAM > FILE
+//	image NAME PROGRAM... > FILE
+//
+// The programs lie in the root folder, and the first of them is what runs. The same programs make the same bytes.
 package main
 
 import (
@@ -61,32 +64,39 @@ func (a *archive) object(kind string, value any) descriptor {
 	return a.blob(kind, content)
 }
 
-func run(args []string, out io.Writer) error {
-	if len(args) != 2 {
-		return errors.New("usage: image NAME PROGRAM > FILE")
+// layer packs the programs; it is the image's only layer, and not compressed, so its digest is that of its content, too.
+func layer(programs []string) ([]byte, error) {
+	var packed bytes.Buffer
+	a := archive{tar: tar.NewWriter(&packed)}
+	for _, program := range programs {
+		content, err := os.ReadFile(program)
+		if err != nil {
+			return nil, err
+		}
+		a.file(filepath.Base(program), 0o755, content)
 	}
-	name, program := args[0], args[1]
-	content, err := os.ReadFile(program)
+	return packed.Bytes(), errors.Join(a.err, a.tar.Close())
+}
+
+func run(args []string, out io.Writer) error {
+	if len(args) < 2 {
+		return errors.New("usage: image NAME PROGRAM... > FILE")
+	}
+	name, programs := args[0], args[1:]
+	packed, err := layer(programs)
 	if err != nil {
 		return err
 	}
-	path := "/" + filepath.Base(program)
-	var packed bytes.Buffer
-	layer := archive{tar: tar.NewWriter(&packed)}
-	layer.file(path[1:], 0o755, content)
-	if err := errors.Join(layer.err, layer.tar.Close()); err != nil {
-		return err
-	}
 	a := archive{tar: tar.NewWriter(out)}
-	packedBlob := a.blob("layer.v1.tar", packed.Bytes())
+	content := a.blob("layer.v1.tar", packed)
 	config := a.object("config.v1+json", map[string]any{
 		"architecture": runtime.GOARCH, "os": "linux",
-		"config": map[string]any{"Entrypoint": []string{path}, "Cmd": []string{"pause"}},
-		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{packedBlob.Digest}},
+		"config": map[string]any{"Entrypoint": []string{"/" + filepath.Base(programs[0])}},
+		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{content.Digest}},
 	})
 	manifest := a.object("manifest.v1+json", map[string]any{
 		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-		"config": config, "layers": []descriptor{packedBlob},
+		"config": config, "layers": []descriptor{content},
 	})
 	manifest.Annotations = map[string]string{"io.containerd.image.name": name}
 	index, err := json.Marshal(map[string]any{"schemaVersion": 2, "manifests": []descriptor{manifest}})

@@ -1,0 +1,95 @@
+package netlink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net/netip"
+	"slices"
+	"strings"
+
+	lib "github.com/vishvananda/netlink"
+
+	"tendril.io/tendril/internal/table"
+)
+
+// Leftover is what an agent put into its node's namespace.
+type Leftover struct {
+	Devices     string       // how the names of pods' devices begin
+	Addrs       []netip.Addr // given by EnsureNodeAddresses
+	Classifiers []string     // names of programs that AttachClassifiers put on devices that are not the agent's own
+}
+
+// Clear removes it, and the overlay device and the routes to other nodes. What is gone already is no error. Sysctls stay: nobody
+// knows who else relies on them by now.
+func (h *Handle) Clear(l Leftover) error {
+	links, err := again(h.lib.LinkList)
+	if err != nil {
+		return fmt.Errorf("list devices: %w", err)
+	}
+	none := iter.Seq[*table.RouteWanted](func(func(*table.RouteWanted) bool) {})
+	failed := []error{h.Routes().Prune(context.Background(), none), h.RemoveOverlay()}
+	for _, link := range links {
+		switch name := link.Attrs().Name; {
+		case strings.HasPrefix(name, l.Devices):
+			failed = append(failed, h.RemovePair(name))
+		case name == "lo":
+			failed = append(failed, h.removeAddrs(link, l.Addrs))
+		default:
+			failed = append(failed, h.removeClassifiers(link, l.Classifiers))
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// removeAddrs takes addresses off a device, of those that it has.
+func (h *Handle) removeAddrs(link lib.Link, unwanted []netip.Addr) error {
+	addrs, err := again(func() ([]lib.Addr, error) { return h.lib.AddrList(link, lib.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("list addresses of %s: %w", link.Attrs().Name, err)
+	}
+	var failed []error
+	for _, addr := range addrs {
+		ip, ok := netip.AddrFromSlice(addr.IP)
+		if !ok || !slices.Contains(unwanted, ip.Unmap()) {
+			continue
+		}
+		if err := h.lib.AddrDel(link, &addr); err != nil {
+			failed = append(failed, fmt.Errorf("take %s off %s: %w", ip, link.Attrs().Name, err))
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// removeClassifiers takes programs off a device by their names; clsact goes as well if nothing else hangs on it.
+func (h *Handle) removeClassifiers(link lib.Link, names []string) error {
+	removed, others := 0, 0
+	for _, parent := range []uint32{parentIngress, parentEgress} {
+		filters, err := again(func() ([]lib.Filter, error) { return h.lib.FilterList(link, parent) })
+		if err != nil {
+			return fmt.Errorf("list classifiers of %s: %w", link.Attrs().Name, err)
+		}
+		for _, filter := range filters {
+			program, ok := filter.(*lib.BpfFilter)
+			if !ok || !slices.Contains(names, program.Name) {
+				others++
+				continue
+			}
+			if err := h.lib.FilterDel(filter); err != nil {
+				return fmt.Errorf("take %s off %s: %w", program.Name, link.Attrs().Name, err)
+			}
+			removed++
+		}
+	}
+	if removed == 0 || others > 0 {
+		return nil
+	}
+	clsact := &lib.GenericQdisc{
+		QdiscAttrs: lib.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: handleClsact, Parent: parentClsact}, QdiscType: "clsact",
+	}
+	if err := h.lib.QdiscDel(clsact); err != nil {
+		return fmt.Errorf("remove clsact of %s: %w", link.Attrs().Name, err)
+	}
+	return nil
+}

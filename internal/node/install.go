@@ -1,0 +1,112 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"tendril.io/tendril/internal/datapath"
+)
+
+// pluginName is the CNI plugin's file name, and its type in the network's configuration.
+const pluginName = "tendril-cni"
+
+// Install checks that a node can have an agent, reports everything that lacks at once, and copies the CNI plugin from a file to where the
+// runtime looks for plugins.
+func Install(config Config, plugin string, log *slog.Logger) error {
+	warnOfOthers(log)
+	if err := errors.Join(checkKernel(config), checkRuntime(config)); err != nil {
+		return err
+	}
+	if config.CNIBinDir == "" {
+		return nil
+	}
+	content, err := os.ReadFile(plugin)
+	if err != nil {
+		return err
+	}
+	target := filepath.Join(config.CNIBinDir, pluginName)
+	if known, err := os.ReadFile(target); err == nil && slices.Equal(known, content) {
+		return nil
+	}
+	// Replaced as a whole: the runtime may call it at this moment.
+	fresh := target + ".new"
+	if err := os.WriteFile(fresh, content, 0o755); err != nil {
+		return err
+	}
+	return os.Rename(fresh, target)
+}
+
+// checkKernel looks for what the datapath needs.
+func checkKernel(config Config) error {
+	var problems []error
+	for _, feature := range datapath.Features() {
+		if feature.Needed && !feature.Available {
+			problems = append(problems, fmt.Errorf("kernel: no %s, for %s: use Linux 6.1 or later", feature.Name, feature.Detail))
+		}
+	}
+	if !mounted(filepath.Dir(config.BPFRoot), unix.BPF_FS_MAGIC) {
+		problems = append(problems, fmt.Errorf("bpf_root: %s is in no bpffs: run `mount -t bpf bpf /sys/fs/bpf` on the node", config.BPFRoot))
+	}
+	if config.Cgroup != "" && !mounted(config.Cgroup, unix.CGROUP2_SUPER_MAGIC) {
+		problems = append(problems, fmt.Errorf(
+			"cgroup: %s is no control group of version 2: give the folder where the node has them, often /sys/fs/cgroup or /sys/fs/cgroup/unified", config.Cgroup))
+	}
+	return errors.Join(problems...)
+}
+
+// mounted says whether a folder is of a kind of file system.
+func mounted(folder string, magic int64) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(folder, &fs) == nil && fs.Type == magic
+}
+
+// checkRuntime looks for what would keep the container runtime from calling our plugin.
+func checkRuntime(config Config) error {
+	var problems []error
+	if config.CNIBinDir != "" {
+		if _, err := os.Stat(filepath.Join(config.CNIBinDir, "loopback")); err != nil {
+			problems = append(problems, fmt.Errorf(
+				"cni_bin_dir: %w: runtimes call this plugin for every pod: install the standard CNI plugins on the node", err))
+		}
+	}
+	if config.CNIConfDir == "" {
+		return errors.Join(problems...)
+	}
+	entries, err := os.ReadDir(config.CNIConfDir)
+	if err != nil {
+		return errors.Join(append(problems, fmt.Errorf("cni_conf_dir: %w", err))...)
+	}
+	for _, entry := range entries { // sorted by name
+		kind := filepath.Ext(entry.Name())
+		if entry.Name() < conflist && (kind == ".conf" || kind == ".conflist" || kind == ".json") {
+			problems = append(problems, fmt.Errorf(
+				"cni_conf_dir: %s is of another network and comes before %s, so the runtime would go on with it: remove that network",
+				filepath.Join(config.CNIConfDir, entry.Name()), conflist))
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// warnOfOthers names devices that other networks leave behind. They may have rules that drop what tendril forwards.
+func warnOfOthers(log *slog.Logger) {
+	devices, err := net.Interfaces()
+	if err != nil {
+		log.Warn("list devices", "error", err)
+		return
+	}
+	for _, device := range devices {
+		for _, prefix := range []string{"cilium", "flannel", "cali", "vxlan.calico", "weave", "antrea", "cni0", "kube-bridge", "kube-ipvs"} {
+			if strings.HasPrefix(device.Name, prefix) {
+				log.Warn("a device of another network is on this node: its rules may drop pods' packets; remove what it left", "device", device.Name)
+			}
+		}
+	}
+}
