@@ -22,6 +22,7 @@
 #include "lib/packet.h"
 #include "lib/parse.h"
 #include "lib/reset.h"
+#include "lib/unreachable.h"
 
 char module_license[] SEC("license") = "Dual BSD/GPL";
 
@@ -133,7 +134,9 @@ int net_in(struct __sk_buff *ctx)
 	reason = packet_parse(ctx, p);
 	if (reason == GO_ON)
 		reason = packet_is_ip(p) ? net_in_ip(ctx, p) : announce_arp(ctx);
-	if (reason == DROP_NO_BACKEND)
+	if (reason == DROP_NO_BACKEND && unreachable_due(ctx, p, 0))
+		answered = icmp_answer(ctx, p, 0, reason);
+	else if (reason == DROP_NO_BACKEND)
 		answered = reset_answer(ctx, p, 0);
 	else if (reason == DROP_FRAG_NEEDED || reason == DROP_TTL_EXPIRED)
 		answered = icmp_answer(ctx, p, 0, reason);

@@ -19,6 +19,7 @@
 #include "lib/parse.h"
 #include "lib/reset.h"
 #include "lib/service.h"
+#include "lib/unreachable.h"
 
 char module_license[] SEC("license") = "Dual BSD/GPL";
 
@@ -109,6 +110,8 @@ int from_pod(struct __sk_buff *ctx)
 	else if (reason == GO_ON)
 		reason = p->ethertype == bpf_htons(ETH_P_ARP) ? arp_follow(ctx, endpoint) : DROP_UNSUPPORTED_PROTOCOL;
 	if (reason == DROP_FRAG_NEEDED || reason == DROP_TTL_EXPIRED)
+		answered = icmp_answer(ctx, p, ctx->cb[STUB_ENDPOINT], reason);
+	else if (reason == DROP_NO_BACKEND && unreachable_due(ctx, p, ctx->cb[STUB_ENDPOINT]))
 		answered = icmp_answer(ctx, p, ctx->cb[STUB_ENDPOINT], reason);
 	else if (reason == DROP_NO_BACKEND)
 		answered = reset_answer(ctx, p, ctx->cb[STUB_ENDPOINT]);

@@ -676,6 +676,8 @@ const (
 	PassRounds       Bound = 4      // times a verdict may pass on to a later tier
 	BackendTries     Bound = 4      // slots tried for a backend that takes new connections
 	AffinityScan     Bound = 131072 // slots looked through for a client's backend once the frontend's slots have changed
+	UnreachableRate  Bound = 100    // port unreachables a second that a CPU sends in the long run
+	UnreachableBurst Bound = 50     // and at once
 	ExtensionHeaders Bound = 6      // IPv6 extension headers looked behind
 )
 
@@ -1162,10 +1164,12 @@ const (
 	TallyFlowsRemoved     Tally = 3
 	TallyNATCreated       Tally = 4
 	TallyNATRemoved       Tally = 5
-	TallyJudged           Tally = 6 // policy programs evaluated
-	TallySocketTranslated Tally = 7 // connect() and sendmsg() calls sent to a backend
-	TallyNATPortSearches  Tally = 8 // extra ports tried because the wanted one was taken
-	TallyClientsReset     Tally = 9 // sockets ended because their backend is gone
+	TallyJudged           Tally = 6  // policy programs evaluated
+	TallySocketTranslated Tally = 7  // connect() and sendmsg() calls sent to a backend
+	TallyNATPortSearches  Tally = 8  // extra ports tried because the wanted one was taken
+	TallyClientsReset     Tally = 9  // sockets ended because their backend is gone
+	TallyUnreachableSent  Tally = 10 // clients of UDP services without backend that were told so
+	TallyUnreachableHeld  Tally = 11 // and that were not, because too many were at once
 	TallyCount            Tally = 16
 )
 
@@ -1192,6 +1196,10 @@ func (v Tally) String() string {
 		return "nat-port-searches"
 	case TallyClientsReset:
 		return "clients-reset"
+	case TallyUnreachableSent:
+		return "unreachable-sent"
+	case TallyUnreachableHeld:
+		return "unreachable-held"
 	}
 	return ""
 }
@@ -1209,6 +1217,8 @@ func Tallies() []Tally {
 		TallySocketTranslated,
 		TallyNATPortSearches,
 		TallyClientsReset,
+		TallyUnreachableSent,
+		TallyUnreachableHeld,
 	}
 }
 

@@ -204,6 +204,8 @@ enum bound {
 	PASS_ROUNDS = 4,            /* times a verdict may pass on to a later tier */
 	BACKEND_TRIES = 4,          /* slots tried for a backend that takes new connections */
 	AFFINITY_SCAN = 131072,     /* slots looked through for a client's backend once the frontend's slots have changed */
+	UNREACHABLE_RATE = 100,     /* port unreachables a second that a CPU sends in the long run */
+	UNREACHABLE_BURST = 50,     /* and at once */
 	EXTENSION_HEADERS = 6,      /* IPv6 extension headers looked behind */
 };
 

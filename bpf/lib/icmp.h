@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * ICMP errors. Those that pass are about a flow: the quoted packet says which, and is translated back along with the
- * outer header. Those that the datapath makes itself tell a pod that its packet was too large or went too far.
+ * outer header. Those that the datapath makes itself tell a sender that its packet was too large, went too far, or that nobody is
+ * behind the port.
  *
  * A quoted transport checksum is left as it is: receivers do not look at it, and often it was cut off.
  */
@@ -14,6 +15,7 @@
 #include "rewrite.h"
 
 #define ICMP_QUOTE 20        /* bytes quoted behind the IP header: past any transport checksum still to be filled in */
+#define ICMP_QUOTE_UDP 8     /* the same of what is UDP: all its header, so that the shortest packet has as much */
 
 /* The packet that an ICMP error quotes. */
 struct quote {
@@ -217,7 +219,7 @@ struct icmp_answer4 {
 
 struct icmp_answer6 {
 	struct ipv6hdr ip;
-	struct icmp6hdr icmp;
+	struct icmp_header icmp;
 };
 
 /* icmp_fold makes a checksum of a sum. */
@@ -228,66 +230,97 @@ static __always_inline __sum16 icmp_fold(__s64 sum)
 	return ~sum;
 }
 
-/* icmp_answer4 turns an IPv4 packet into an error about itself. */
-static __always_inline int icmp_answer_ipv4(struct __sk_buff *ctx, const struct packet *p, bool too_big)
+/* icmp_quoted is how many bytes behind the IP header an error quotes. */
+static __always_inline __u32 icmp_quoted(int reason)
+{
+	return reason == DROP_NO_BACKEND ? ICMP_QUOTE_UDP : ICMP_QUOTE;
+}
+
+/*
+ * icmp_error fills type and code by RFC 792 and RFC 4443 3, and the MTU (RFC 1191: the last 16 bits of the header; in ICMPv6 the
+ * last 32, of which that many are needed).
+ */
+static __always_inline void icmp_error(struct icmp_header *icmp, const struct packet *p, int reason)
+{
+	bool v4 = p->flags & PACKET_IPV4;
+
+	switch (reason) {
+	case DROP_NO_BACKEND:
+		icmp->type = v4 ? ICMP_DEST_UNREACH : ICMP6_UNREACHABLE;
+		icmp->code = v4 ? ICMP_PORT_UNREACH : ICMP6_PORT_UNREACHABLE;
+		return;
+	case DROP_FRAG_NEEDED:
+		icmp->type = v4 ? ICMP_DEST_UNREACH : ICMP6_PACKET_TOO_BIG;
+		icmp->code = v4 ? ICMP_FRAG_NEEDED : 0;
+		icmp->rest[1] = bpf_htons(p->mtu);
+		return;
+	}
+	icmp->type = v4 ? ICMP_TIME_EXCEEDED : ICMP6_TIME_EXCEEDED;
+}
+
+/* icmp_by_router tells an error that a pod's gateway gives from one that comes in the name of whom the packet was for. */
+static __always_inline bool icmp_by_router(const struct packet *p, int reason)
+{
+	return p->hook == HOOK_FROM_POD && reason != DROP_NO_BACKEND;
+}
+
+/* icmp_answer4 turns an IPv4 packet into an error about itself. What is not quoted stays zero, and does not count in sums. */
+static __always_inline int icmp_answer_ipv4(struct __sk_buff *ctx, const struct packet *p, int reason)
 {
 	__u8 quote[sizeof(struct iphdr) + ICMP_QUOTE] = {};
+	__u32 length = sizeof(struct iphdr) + icmp_quoted(reason);
 	struct icmp_answer4 answer = {};
 	__s64 sum;
 
-	if (bpf_skb_change_tail(ctx, ETH_HLEN + sizeof(quote), 0) ||
-	    bpf_skb_load_bytes(ctx, ETH_HLEN, quote, sizeof(quote)) ||
+	if (bpf_skb_change_tail(ctx, ETH_HLEN + length, 0) || bpf_skb_load_bytes(ctx, ETH_HLEN, quote, length) ||
 	    bpf_skb_adjust_room(ctx, sizeof(answer), BPF_ADJ_ROOM_MAC, 0))
 		return DROP_REWRITE;
 	answer.ip.version = 4;
 	answer.ip.ihl = 5;
 	answer.ip.ttl = 64;
 	answer.ip.protocol = IPPROTO_ICMP;
-	answer.ip.tot_len = bpf_htons(sizeof(answer) + sizeof(quote));
-	answer.ip.saddr = p->hook == HOOK_FROM_POD ? config.router4.word[3] : p->destination.word[3];
+	answer.ip.tot_len = bpf_htons(sizeof(answer) + length);
+	answer.ip.saddr = icmp_by_router(p, reason) ? config.router4.word[3] : p->destination.word[3];
 	answer.ip.daddr = p->source.word[3];
 	answer.ip.check = icmp_fold(bpf_csum_diff(NULL, 0, (__be32 *)&answer.ip, sizeof(answer.ip), 0));
-	answer.icmp.type = too_big ? ICMP_DEST_UNREACH : ICMP_TIME_EXCEEDED;
-	answer.icmp.code = too_big ? ICMP_FRAG_NEEDED : 0;
-	answer.icmp.rest[1] = too_big ? bpf_htons(p->mtu) : 0;
+	icmp_error(&answer.icmp, p, reason);
 	sum = bpf_csum_diff(NULL, 0, (__be32 *)&answer.icmp, sizeof(answer.icmp), 0);
 	answer.icmp.check = icmp_fold(bpf_csum_diff(NULL, 0, (__be32 *)quote, sizeof(quote), sum));
 	return bpf_skb_store_bytes(ctx, ETH_HLEN, &answer, sizeof(answer), 0) ? DROP_REWRITE : GO_ON;
 }
 
 /* icmp_answer_ipv6 does the same for IPv6, where the checksum covers addresses, length and protocol as well. */
-static __always_inline int icmp_answer_ipv6(struct __sk_buff *ctx, const struct packet *p, bool too_big)
+static __always_inline int icmp_answer_ipv6(struct __sk_buff *ctx, const struct packet *p, int reason)
 {
 	__u8 quote[sizeof(struct ipv6hdr) + ICMP_QUOTE] = {};
+	__u32 length = sizeof(struct ipv6hdr) + icmp_quoted(reason);
 	struct icmp_answer6 answer = {};
-	__be32 rest[2] = {bpf_htonl(sizeof(answer.icmp) + sizeof(quote)), bpf_htonl(IPPROTO_ICMPV6)};
-	union address router = p->hook == HOOK_FROM_POD ? config.router6 : p->destination;
+	__be32 rest[2] = {bpf_htonl(sizeof(answer.icmp) + length), bpf_htonl(IPPROTO_ICMPV6)};
+	union address router = icmp_by_router(p, reason) ? config.router6 : p->destination;
 	__s64 sum;
 
-	if (bpf_skb_change_tail(ctx, ETH_HLEN + sizeof(quote), 0) ||
-	    bpf_skb_load_bytes(ctx, ETH_HLEN, quote, sizeof(quote)) ||
+	if (bpf_skb_change_tail(ctx, ETH_HLEN + length, 0) || bpf_skb_load_bytes(ctx, ETH_HLEN, quote, length) ||
 	    bpf_skb_adjust_room(ctx, sizeof(answer), BPF_ADJ_ROOM_MAC, 0))
 		return DROP_REWRITE;
 	answer.ip.version = 6;
 	answer.ip.hop_limit = 64;
 	answer.ip.nexthdr = IPPROTO_ICMPV6;
-	answer.ip.payload_len = bpf_htons(sizeof(answer.icmp) + sizeof(quote));
+	answer.ip.payload_len = bpf_htons(sizeof(answer.icmp) + length);
 	__builtin_memcpy(&answer.ip.saddr, &router, 16);
 	__builtin_memcpy(&answer.ip.daddr, &p->source, 16);
-	answer.icmp.icmp6_type = too_big ? ICMP6_PACKET_TOO_BIG : ICMP6_TIME_EXCEEDED;
-	answer.icmp.icmp6_mtu = too_big ? bpf_htonl(p->mtu) : 0;
+	icmp_error(&answer.icmp, p, reason);
 	sum = bpf_csum_diff(NULL, 0, router.word, 16, 0);
 	sum = bpf_csum_diff(NULL, 0, (__be32 *)p->source.word, 16, sum);
 	sum = bpf_csum_diff(NULL, 0, rest, sizeof(rest), sum);
 	sum = bpf_csum_diff(NULL, 0, (__be32 *)&answer.icmp, sizeof(answer.icmp), sum);
-	answer.icmp.icmp6_cksum = icmp_fold(bpf_csum_diff(NULL, 0, (__be32 *)quote, sizeof(quote), sum));
+	answer.icmp.check = icmp_fold(bpf_csum_diff(NULL, 0, (__be32 *)quote, sizeof(quote), sum));
 	return bpf_skb_store_bytes(ctx, ETH_HLEN, &answer, sizeof(answer), 0) ? DROP_REWRITE : GO_ON;
 }
 
 /*
- * icmp_answer tells a pod why its packet ended: too large, or too many hops. The packet becomes the answer; what was
- * translated in it is put back first. From the wire (endpoint 0) the client of a service is answered, in the service's name. An error is never
- * answered with an error (RFC 1122 3.2.2).
+ * icmp_answer tells a pod why its packet ended: too large, too many hops, or no backend (unreachable_due says when). The packet becomes
+ * the answer; what was translated in it is put back first. From the wire (endpoint 0) the client of a service is answered, in the
+ * service's name. An error is never answered with an error (RFC 1122 3.2.2).
  */
 __noinline int icmp_answer(struct __sk_buff *ctx, struct packet *p, __u32 endpoint_index, int reason)
 {
@@ -295,13 +328,14 @@ __noinline int icmp_answer(struct __sk_buff *ctx, struct packet *p, __u32 endpoi
 	union address service;
 	int made;
 
-	if (!p || (endpoint_index ? !endpoint : !p->service_port) || p->flags & (PACKET_ICMP_ERROR | PACKET_LATER_FRAGMENT) ||
-	    p->length < sizeof(struct ipv6hdr) + ICMP_QUOTE)
+	if (!p || (endpoint_index && !endpoint) || p->flags & (PACKET_ICMP_ERROR | PACKET_LATER_FRAGMENT))
+		return 0;
+	if (reason != DROP_NO_BACKEND &&
+	    ((!endpoint && !p->service_port) || p->length < sizeof(struct ipv6hdr) + ICMP_QUOTE))
 		return 0;
 	service = p->service;
 	if (address_set(&service) && rewrite_packet(ctx, p, REWRITE_DESTINATION, &service, p->service_port) != GO_ON)
 		return 0;
-	made = p->flags & PACKET_IPV4 ? icmp_answer_ipv4(ctx, p, reason == DROP_FRAG_NEEDED) :
-					icmp_answer_ipv6(ctx, p, reason == DROP_FRAG_NEEDED);
+	made = p->flags & PACKET_IPV4 ? icmp_answer_ipv4(ctx, p, reason) : icmp_answer_ipv6(ctx, p, reason);
 	return made == GO_ON && deliver_back(ctx, endpoint);
 }

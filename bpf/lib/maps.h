@@ -251,6 +251,14 @@ struct {
 	__type(value, struct counter);
 } counters SEC(".maps");
 
+/* 0 -> the instant up to which places for port unreachables are taken; one per CPU; written by programs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} unreachable_pace SEC(".maps");
+
 /* enum tally -> count; written by programs. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

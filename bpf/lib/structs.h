@@ -384,6 +384,8 @@ enum tally {
 	TALLY_SOCKET_TRANSLATED = 7,/* connect() and sendmsg() calls sent to a backend */
 	TALLY_NAT_PORT_SEARCHES = 8,/* extra ports tried because the wanted one was taken */
 	TALLY_CLIENTS_RESET = 9,    /* sockets ended because their backend is gone */
+	TALLY_UNREACHABLE_SENT = 10,/* clients of UDP services without backend that were told so */
+	TALLY_UNREACHABLE_HELD = 11,/* and that were not, because too many were at once */
 	TALLY_COUNT = 16,
 };
 
