@@ -8,9 +8,14 @@ gone() { [ "$(tendril delete --dry-run -f "$1" 2>&1 | grep -c 'not in cluster')"
 
 holder() { [ "$(kubectl -n kube-system get lease tendril-operator -o 'jsonpath={.spec.holderIdentity}')" = "$1" ]; }
 
+start_operator() { # REPLICA
+  start operator "$root/bin/tendril-operator" --kubeconfig "$state/pki/operator.kubeconfig" --replica "$1" --store-dir "$state/store" \
+    --listen 10.200.0.1:2379 --publish 10.200.0.1:2380 --node-grace 5s
+  operator=$!
+}
+
 kubectl apply -f "$here/manifests/operator.yaml" > /dev/null
-start operator "$root/bin/tendril-operator" --kubeconfig "$state/pki/operator.kubeconfig" --replica first --store-dir "$state/store" \
-  --listen 10.200.0.1:2379 --publish 10.200.0.1:2380 --node-grace 5s
+start_operator first
 await 60 'operator leads' holder first
 kubectl apply -f "$here/manifests/shop.yaml" > /dev/null
 await 60 'default account of shop' kubectl -n shop get serviceaccount default

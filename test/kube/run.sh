@@ -24,6 +24,7 @@ mkdir -p "$state/pki" "$state/log"
 "$here/pki.sh" "$state/pki"
 control_plane
 . "$here/operator.sh"
+. "$here/balanced.sh"
 two_nodes
 . "$here/departed.sh"
 echo 'PASS'
