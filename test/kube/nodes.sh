@@ -51,7 +51,7 @@ add_node() {
     --hostname-override "$name" --node-ip "$address"
 }
 
-# add_agent NAME: the agent, with the pod addresses that Kubernetes gave the node; then the configuration that leads kubelet to it.
+# add_agent NAME: the agent, with the pod addresses that the operator gave the node; then the configuration that leads kubelet to it.
 add_agent() {
   local name=$1 own=$state/$1 cidr
   await 30 "pod addresses of $name" sh -c "'$bin/kubectl' --kubeconfig '$state/pki/admin.kubeconfig' get node $name -o jsonpath={.spec.podCIDR} | grep ."

@@ -10,7 +10,7 @@ holder() { [ "$(kubectl -n kube-system get lease tendril-operator -o 'jsonpath={
 
 start_operator() { # REPLICA
   start operator "$root/bin/tendril-operator" --kubeconfig "$state/pki/operator.kubeconfig" --replica "$1" --store-dir "$state/store" \
-    --listen 10.200.0.1:2379 --publish 10.200.0.1:2380 --node-grace 5s
+    --listen 10.200.0.1:2379 --publish 10.200.0.1:2380 --node-grace 5s --pod-pool default=10.0.0.0/16:24
   operator=$!
 }
 
