@@ -53,6 +53,9 @@ func tellStory(t *testing.T, file string) {
 	if strings.HasPrefix(filepath.Base(file), "dsr") {
 		config.Features |= FeatureDSR
 	}
+	if filepath.Base(file) == "flood.txtar" {
+		config.OutsideHalfOpenLimit = 3
+	}
 	s := newStageOf(t, config, nil)
 	for i, section := range archive.Files {
 		var out strings.Builder
