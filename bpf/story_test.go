@@ -49,7 +49,11 @@ func tellStory(t *testing.T, file string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newStage(t)
+	config := testConfig()
+	if filepath.Base(file) == "flood.txtar" {
+		config.OutsideHalfOpenLimit = 3
+	}
+	s := newStageOf(t, config, nil)
 	for i, section := range archive.Files {
 		var out strings.Builder
 		for line := range strings.Lines(string(section.Data)) {

@@ -148,7 +148,7 @@ enum hook {
 
 /* States of a conntrack entry (RFC 9293 reduced to what lifetimes need). */
 enum flow_state {
-	FLOW_NEW = 1,               /* half-open: no reply yet; counted against the endpoint's quota */
+	FLOW_NEW = 1,               /* half-open: no reply yet, or TCP's handshake is not done; counted against a quota */
 	FLOW_ESTABLISHED = 2,
 	FLOW_CLOSING = 3,           /* FIN seen from one side or both */
 	FLOW_CLOSED = 4,            /* RST, or FIN from both sides */
@@ -192,6 +192,7 @@ enum reason {
 	DROP_UNKNOWN_NODE = 40,     /* the tunnel's sender is not a node of the cluster */
 	DROP_ICMP_UNRELATED = 41,   /* an ICMP error about no known connection */
 	DROP_SOURCE_RANGE = 48,     /* the client is in none of the service's source ranges */
+	DROP_OUTSIDE_QUOTA = 50,    /* clients outside the cluster have too many half-open connections */
 	REASON_COUNT = 64,
 };
 
@@ -211,14 +212,15 @@ enum bound {
 
 /* Seconds a flow lives after its last packet, by what it has come to. */
 enum lifetime {
-	LIFETIME_SYN = 30,          /* TCP, no reply yet */
+	LIFETIME_SYN = 30,          /* TCP, handshake not done */
 	LIFETIME_NEW = 60,          /* other protocols without ports, no reply yet */
 	LIFETIME_DATAGRAM_NEW = 30, /* UDP, no reply yet */
 	LIFETIME_DATAGRAM = 120,    /* UDP and others, answered */
-	LIFETIME_TCP = 28800,       /* TCP, answered: 8 hours */
+	LIFETIME_TCP = 28800,       /* TCP, handshake done: 8 hours */
 	LIFETIME_CLOSING = 3600,    /* TCP, one side has sent FIN: half-closed connections may go on for long */
 	LIFETIME_CLOSING_UNSEEN = 60, /* the same where only that side is seen: as a rule the other has sent FIN, too (dsr.h) */
 	LIFETIME_CLOSED = 10,       /* TCP, RST or FIN from both sides: room for late segments */
+	LIFETIME_REFUSED = 1,       /* TCP, RST before the handshake was done: there are none */
 };
 
 /* skb->mark of what the datapath sends out itself, so that the hooks of the device it leaves by let it pass. */

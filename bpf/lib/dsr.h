@@ -86,8 +86,12 @@ static __always_inline void dsr_follow(const struct packet *p, struct flow *flow
 		flow->tcp_forward = p->tcp_flags;
 		seconds = LIFETIME_SYN;
 	} else if (flow->state == FLOW_NEW && !(p->tcp_flags & TCP_SYN)) {
-		flow->state = FLOW_ESTABLISHED;
-		seconds = p->protocol == IPPROTO_TCP ? LIFETIME_TCP : LIFETIME_DATAGRAM;
+		bool leaving = p->protocol == IPPROTO_TCP && flow->tcp_forward & TCP_FIN;
+
+		flow->state = leaving ? FLOW_CLOSING : FLOW_ESTABLISHED;
+		flow_uncount(flow);
+		if (!leaving)
+			seconds = p->protocol == IPPROTO_TCP ? LIFETIME_TCP : LIFETIME_DATAGRAM;
 	} else if (flow->state != FLOW_CLOSING) {
 		return;
 	}

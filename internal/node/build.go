@@ -310,6 +310,7 @@ func (a *Agent) nodeConfig() bpf.NodeConfig {
 		NATPortMin:     1024,
 		NATPortMax:     65535,
 	}
+	config.OutsideHalfOpenLimit = a.config.OutsideHalfOpenLimit
 	for _, router := range a.book.Routers() {
 		if router.Is4() {
 			config.Router4 = bpf.AddressOf(router)

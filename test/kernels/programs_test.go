@@ -19,7 +19,7 @@ import (
 func everything() bpf.NodeConfig {
 	return bpf.NodeConfig{
 		Features:   bpf.FeatureTunnel | bpf.FeatureMasquerade | bpf.FeatureServices | bpf.FeatureFlowRecords | bpf.FeatureIPv4 | bpf.FeatureIPv6,
-		ClassWords: uint32(bpf.CapSelectors) / 64, NATPortMin: 32768, NATPortMax: 60999, PodMTU: 1500, TunnelMTU: 1450, HalfOpenLimit: 100,
+		ClassWords: uint32(bpf.CapSelectors) / 64, NATPortMin: 32768, NATPortMax: 60999, PodMTU: 1500, TunnelMTU: 1450, HalfOpenLimit: 100, OutsideHalfOpenLimit: 100,
 	}
 }
 
