@@ -31,6 +31,8 @@ type Config struct {
 	// Grace is how long a node without a Node object and without a sign of life is missed before what its agent published is
 	// removed; 0: ten minutes.
 	Grace time.Duration
+	// PodPools are where nodes without pod CIDRs get them from; none: Kubernetes gives them, or the agents' own configuration.
+	PodPools []PodPool
 	// Logger is told of objects that cannot be honoured, and of failures.
 	Logger *slog.Logger
 
@@ -108,10 +110,12 @@ func follow(ctx context.Context, config Config) error {
 		return err
 	}
 	shown := &addresses{Config: config, watcher: watcher}
-	var showing sync.WaitGroup
-	defer showing.Wait()
+	var beside sync.WaitGroup
+	defer beside.Wait()
 	defer cancel() // before the wait
-	showing.Go(func() { shown.run(ctx) })
+	beside.Go(func() { shown.run(ctx) })
+	pods := &podPrefixes{Config: config, watcher: watcher}
+	beside.Go(func() { pods.run(ctx) })
 	w := writing{Config: config, watcher: watcher, mirror: newMirror(config.Cluster), departed: departed{},
 		listed: map[schema.GroupVersionKind]bool{}}
 	w.readLists()

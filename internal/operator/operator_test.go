@@ -46,6 +46,7 @@ type memory struct {
 	nodes   map[string]bool // whether each is alive
 	looked  int
 	lists   int
+	extra   map[string]*storev1.Node // of agents
 	state   store.State
 
 	fillings int
@@ -64,6 +65,11 @@ func (m *memory) List(_ context.Context, kind store.Kind) (records []store.Recor
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.lists++
+	for node, record := range m.extra {
+		if kind == store.KindNode {
+			records = append(records, store.Record{Key: "nodes/" + node, Value: record})
+		}
+	}
 	for key, value := range m.records {
 		if strings.HasPrefix(key, string(kind)+"/") {
 			records = append(records, store.Record{Key: key, Value: value})

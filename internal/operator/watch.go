@@ -68,6 +68,8 @@ type watcher struct {
 	wake chan struct{}
 	// Has a value when a Service has changed.
 	services chan struct{}
+	// Has a value when a Node has changed.
+	nodesChanged chan struct{}
 
 	mu      sync.Mutex
 	changed map[reference]bool
@@ -76,12 +78,13 @@ type watcher struct {
 // newWatcher makes an informer for each kind. Informers list again, with back-off and jitter, when a watch breaks.
 func newWatcher(client dynamic.Interface, kinds map[schema.GroupVersionKind]schema.GroupVersionResource, logger *slog.Logger) (*watcher, error) {
 	w := &watcher{
-		factory:   dynamicinformer.NewDynamicSharedInformerFactory(client, 0),
-		informers: map[schema.GroupVersionKind]cache.SharedIndexInformer{},
-		wake:      make(chan struct{}, 1),
-		services:  make(chan struct{}, 1),
-		changed:   map[reference]bool{},
-		logger:    logger,
+		factory:      dynamicinformer.NewDynamicSharedInformerFactory(client, 0),
+		informers:    map[schema.GroupVersionKind]cache.SharedIndexInformer{},
+		wake:         make(chan struct{}, 1),
+		services:     make(chan struct{}, 1),
+		nodesChanged: make(chan struct{}, 1),
+		changed:      map[reference]bool{},
+		logger:       logger,
 	}
 	for kind, resource := range kinds {
 		informer := w.factory.ForResource(resource).Informer()
@@ -141,8 +144,11 @@ func (w *watcher) note(kind schema.GroupVersionKind, object any) {
 	w.changed[reference{kind, name}] = true
 	w.mu.Unlock()
 	nudge(w.wake)
-	if kind == serviceKind {
+	switch kind {
+	case serviceKind:
 		w.nudgeServices()
+	case nodeKind:
+		nudge(w.nodesChanged)
 	}
 }
 
