@@ -60,7 +60,7 @@ func DecodeServed(text []byte) (*Object, error) {
 // same; false if the kind is no policy. Agents must hear of it: they refuse it as well, and then keep the version
 // before it in force or isolate its namespace. Had nobody told them, what it selects would be open.
 func RefusedPolicy(kind, namespace, name string, fields map[string]any) (Record, bool) {
-	if !isPolicyKind(kind) {
+	if !IsPolicy(kind) {
 		return Record{}, false
 	}
 	text, err := canonical(fields, namespace)
@@ -74,8 +74,8 @@ func RefusedPolicy(kind, namespace, name string, fields map[string]any) (Record,
 	return Record{Key: "policies/" + kind + "/" + namespace + "/" + name, Value: &storev1.Policy{Object: text}, Object: object}, true
 }
 
-// isPolicyKind tells the kinds whose objects are judged by agents.
-func isPolicyKind(kind string) bool {
+// IsPolicy tells the kinds whose objects are judged by agents.
+func IsPolicy(kind string) bool {
 	switch kind {
 	case "NetworkPolicy", cilium.KindNetworkPolicy, cilium.KindClusterwideNetworkPolicy,
 		kindClusterNetworkPolicy, kindAdminNetworkPolicy, kindBaselineAdminNetworkPolicy:

@@ -103,7 +103,7 @@ func definitionOf(kind schema.GroupVersionKind) *unstructured.Unstructured {
 				"schema": map[string]any{"openAPIV3Schema": map[string]any{
 					"type": "object",
 					"properties": map[string]any{
-						"apiVersion": text, "kind": text, "metadata": map[string]any{"type": "object"}, "spec": open, "status": open,
+						"apiVersion": text, "kind": text, "metadata": map[string]any{"type": "object"}, "spec": open, "status": conditioned(),
 						"specs": map[string]any{"type": "array", "items": open},
 					},
 				}},
@@ -112,19 +112,34 @@ func definitionOf(kind schema.GroupVersionKind) *unstructured.Unstructured {
 	}}
 }
 
+// conditioned is a status whose conditions may be of several writers.
+func conditioned() map[string]any {
+	condition := map[string]any{
+		"type": "object", "required": []any{"type"}, "x-kubernetes-preserve-unknown-fields": true,
+		"properties": map[string]any{"type": map[string]any{"type": "string"}},
+	}
+	return map[string]any{
+		"type": "object", "x-kubernetes-preserve-unknown-fields": true,
+		"properties": map[string]any{"conditions": map[string]any{
+			"type": "array", "items": condition, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": []any{"type"},
+		}},
+	}
+}
+
 // columnsOf is what kubectl get prints.
 func columnsOf(kind string) []any {
 	column := func(name, typ, path string) any {
 		return map[string]any{"name": name, "type": typ, "jsonPath": path}
 	}
-	var columns []any
+	enforced := column("Enforced", "string", `.status.conditions[?(@.type=="`+conditionEnforced+`")].status`)
+	columns := []any{enforced}
 	switch kind {
 	case "ClusterNetworkPolicy":
 		columns = append(columns, column("Tier", "string", ".spec.tier"), column("Priority", "integer", ".spec.priority"))
 	case "AdminNetworkPolicy":
 		columns = append(columns, column("Priority", "integer", ".spec.priority"))
-	case cilium.KindCIDRGroup:
-		columns = append(columns, column("CIDRs", "string", ".spec.externalCIDRs"))
+	case cilium.KindCIDRGroup: // no policy
+		columns = []any{column("CIDRs", "string", ".spec.externalCIDRs")}
 	}
 	return append(columns, column("Age", "date", ".metadata.creationTimestamp"))
 }

@@ -12,8 +12,9 @@
 //     removes what the cluster no longer has, but for kinds that cannot be listed. The store is looked at every second.
 //
 // Beside them, and each at its own pace: crd.go defines kinds, address.go writes the addresses of load balancers into the status
-// of Services, podpool.go gives nodes the prefixes of their pods, departed.go removes what agents of gone nodes have left. All
-// that is written to the API server is server-side applied as one field manager, so that what belongs to others stays theirs.
+// of Services, rollout.go into that of policies where they are in force, podpool.go gives nodes the prefixes of their pods,
+// departed.go removes what agents of gone nodes have left. All that is written to the API server is server-side applied as one
+// field manager, so that what belongs to others stays theirs.
 //
 // Replicas take turns by a lease. Two that both believe to lead write the same and do no harm: each write is conditional
 // on what was read (internal/store, writer.go).

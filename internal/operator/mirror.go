@@ -43,7 +43,7 @@ func newMirror(cluster string) *mirror {
 func (m *mirror) update(r reference, object *unstructured.Unstructured, writes map[string]proto.Message) error {
 	records, err := m.records(object)
 	if err != nil {
-		refused, isPolicy := kube.RefusedPolicy(r.kind.Kind, object.GetNamespace(), object.GetName(), object.Object)
+		refused, isPolicy := kube.RefusedPolicy(r.kind.Kind, object.GetNamespace(), object.GetName(), sent(object))
 		if !isPolicy {
 			return fmt.Errorf("%s: %w", r, err)
 		}
@@ -82,6 +82,15 @@ func (m *mirror) release(key string, writes map[string]proto.Message) {
 	}
 }
 
+// sent is an object as its author sent it, without what trimming put there.
+func sent(object *unstructured.Unstructured) map[string]any {
+	fields := maps.Clone(object.Object)
+	for _, ours := range []string{grantedField, podPoolField, enforcedField} {
+		delete(fields, ours)
+	}
+	return fields
+}
+
 // grant notes which addresses a Service's status has from us.
 func (m *mirror) grant(key string, object *unstructured.Unstructured) {
 	delete(m.granted, key)
@@ -109,10 +118,7 @@ func (m *mirror) records(object *unstructured.Unstructured) ([]kube.Record, erro
 	if object == nil || !concernsNodes(object) {
 		return nil, nil
 	}
-	fields := maps.Clone(object.Object)
-	delete(fields, grantedField)
-	delete(fields, podPoolField)
-	text, err := json.Marshal(fields)
+	text, err := json.Marshal(sent(object))
 	if err != nil {
 		return nil, err
 	}

@@ -36,7 +36,8 @@ type Config struct {
 	// Logger is told of objects that cannot be honoured, and of failures.
 	Logger *slog.Logger
 
-	patience time.Duration // with lists that do not come; 0: listPatience
+	patience     time.Duration // with lists that do not come; 0: listPatience
+	rolloutEvery time.Duration // 0: rolloutInterval
 }
 
 // Store is the part of store.Writer that is used; it says more about each.
@@ -47,6 +48,8 @@ type Store interface {
 	Fill(ctx context.Context, records []store.Record, unknown ...string) (store.Result, error)
 	// List reads all records of a kind.
 	List(ctx context.Context, kind store.Kind) ([]store.Record, error)
+	// PolicyRevision is the number of the last policy written or removed.
+	PolicyRevision(ctx context.Context) (uint64, error)
 	// State tells whether the store is still as it was left.
 	State(ctx context.Context) (store.State, error)
 	// Nodes lists whose agents have published something, and who is alive.
@@ -65,6 +68,7 @@ const lookInterval = time.Second
 // Run leads: it keeps the store equal to the cluster until the context ends. Failures are tried again.
 func Run(ctx context.Context, config Config) error {
 	config.Grace = cmp.Or(config.Grace, defaultGrace)
+	config.rolloutEvery = cmp.Or(config.rolloutEvery, rolloutInterval)
 	config.patience = cmp.Or(config.patience, listPatience)
 	backoff := store.Backoff{Min: time.Second}
 	if err := define(ctx, config); err != nil {
@@ -116,6 +120,8 @@ func follow(ctx context.Context, config Config) error {
 	beside.Go(func() { shown.run(ctx) })
 	pods := &podPrefixes{Config: config, watcher: watcher}
 	beside.Go(func() { pods.run(ctx) })
+	told := &rollout{Config: config, watcher: watcher}
+	beside.Go(func() { told.run(ctx) })
 	w := writing{Config: config, watcher: watcher, mirror: newMirror(config.Cluster), departed: departed{},
 		listed: map[schema.GroupVersionKind]bool{}}
 	w.readLists()

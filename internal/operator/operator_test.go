@@ -30,6 +30,7 @@ import (
 	fakekube "k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
+	"tendril.io/tendril/api/cilium"
 	storev1 "tendril.io/tendril/api/store/v1"
 	"tendril.io/tendril/internal/store"
 )
@@ -46,8 +47,11 @@ type memory struct {
 	nodes   map[string]bool // whether each is alive
 	looked  int
 	lists   int
-	extra   map[string]*storev1.Node // of agents
-	state   store.State
+	acks    map[string]uint64
+	// Of every policy, and of the counter.
+	revision uint64
+	extra    map[string]*storev1.Node // of agents
+	state    store.State
 
 	fillings int
 }
@@ -65,6 +69,11 @@ func (m *memory) List(_ context.Context, kind store.Kind) (records []store.Recor
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.lists++
+	for node, revision := range m.acks {
+		if kind == store.KindAck {
+			records = append(records, store.Record{Key: "acks/" + node, Value: &storev1.Ack{PolicyRevision: revision}})
+		}
+	}
 	for node, record := range m.extra {
 		if kind == store.KindNode {
 			records = append(records, store.Record{Key: "nodes/" + node, Value: record})
@@ -72,10 +81,21 @@ func (m *memory) List(_ context.Context, kind store.Kind) (records []store.Recor
 	}
 	for key, value := range m.records {
 		if strings.HasPrefix(key, string(kind)+"/") {
+			if policy, ok := value.(*storev1.Policy); ok {
+				policy = proto.CloneOf(policy)
+				policy.Revision = m.revision
+				value = policy
+			}
 			records = append(records, store.Record{Key: key, Value: value})
 		}
 	}
 	return records, nil
+}
+
+func (m *memory) PolicyRevision(context.Context) (uint64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.revision, nil
 }
 
 func (m *memory) listed() int {
@@ -199,11 +219,16 @@ func prepare(t *testing.T, objects ...runtime.Object) *cluster {
 			t.Fatal(err)
 		}
 	}
+	ciliumKind := schema.FromAPIVersionAndKind(cilium.APIVersion, cilium.KindNetworkPolicy)
+	scheme.AddKnownTypeWithName(ciliumKind, &unstructured.Unstructured{})
+	scheme.AddKnownTypeWithName(ciliumKind.GroupVersion().WithKind(ciliumKind.Kind+"List"), &unstructured.UnstructuredList{})
 	c := &cluster{t: t, objects: fakedynamic.NewSimpleDynamicClient(scheme, objects...), memory: &memory{}}
 	kinds := &fakediscovery.FakeDiscovery{Fake: &clienttesting.Fake{}}
 	kinds.Resources = []*metav1.APIResourceList{
 		resources("v1", "Namespace", "Node", "Pod", "Service"),
 		resources("discovery.k8s.io/v1", "EndpointSlice"),
+		{GroupVersion: cilium.APIVersion, APIResources: []metav1.APIResource{
+			{Name: "ciliumnetworkpolicies", Kind: cilium.KindNetworkPolicy, Verbs: []string{"list", "watch"}}}},
 		{GroupVersion: "networking.k8s.io/v1", APIResources: []metav1.APIResource{
 			{Name: "networkpolicies", Kind: "NetworkPolicy", Verbs: []string{"list", "watch"}}}},
 	}
@@ -262,8 +287,9 @@ func (c *cluster) until(check func() string) {
 
 func (c *cluster) in(resource, namespace string) dynamic.ResourceInterface {
 	groups := map[string]schema.GroupVersionResource{
-		"networkpolicies": {Group: "networking.k8s.io", Version: "v1", Resource: resource},
-		"endpointslices":  {Group: "discovery.k8s.io", Version: "v1", Resource: resource},
+		"ciliumnetworkpolicies": {Group: "cilium.io", Version: "v2", Resource: resource},
+		"networkpolicies":       {Group: "networking.k8s.io", Version: "v1", Resource: resource},
+		"endpointslices":        {Group: "discovery.k8s.io", Version: "v1", Resource: resource},
 	}
 	gvr, ok := groups[resource]
 	if !ok {

@@ -74,6 +74,9 @@ func trimmer(kind schema.GroupVersionKind) func(any) (any, error) {
 		case nodeKind:
 			movePodPool(object.Object)
 		}
+		if hasStatus(kind) {
+			moveEnforced(object.Object)
+		}
 		if known {
 			object.Object, _ = pick(object.Object, kept).(map[string]any)
 		} else {

@@ -61,6 +61,8 @@ func resourceOf(list *metav1.APIResourceList, kind string) (string, bool) {
 
 // watcher holds the trimmed objects of the API server, and the names of those that changed since they were last taken.
 type watcher struct {
+	// Which kinds there are, and under which resource each is served.
+	kinds     map[schema.GroupVersionKind]schema.GroupVersionResource
 	factory   dynamicinformer.DynamicSharedInformerFactory
 	informers map[schema.GroupVersionKind]cache.SharedIndexInformer
 	logger    *slog.Logger
@@ -78,6 +80,7 @@ type watcher struct {
 // newWatcher makes an informer for each kind. Informers list again, with back-off and jitter, when a watch breaks.
 func newWatcher(client dynamic.Interface, kinds map[schema.GroupVersionKind]schema.GroupVersionResource, logger *slog.Logger) (*watcher, error) {
 	w := &watcher{
+		kinds:        kinds,
 		factory:      dynamicinformer.NewDynamicSharedInformerFactory(client, 0),
 		informers:    map[schema.GroupVersionKind]cache.SharedIndexInformer{},
 		wake:         make(chan struct{}, 1),
