@@ -1,11 +1,13 @@
-# Sourced by run.sh: the operator has defined its kinds, gives addresses of a pool, says so in the status of
-# Services, gives the same again when the store has lost everything, and takes them back.
+# Sourced by run.sh: the operator has defined its kinds, gives addresses of a pool, says so in the status of Services, gives the same
+# again when the store has lost everything, and takes them back.
 shows() { [ "$(kubectl -n balanced get service "$1" -o 'jsonpath={.status.loadBalancer.ingress[*].ip}')" = "$2" ]; }
-
 # refilled: the store has all of the manifest but the service that was deleted.
 refilled() { [ "$(tendril delete --dry-run -f "$here/manifests/pool.yaml" 2>&1 | grep -c 'not in cluster')" = 1 ]; }
 
-no_operator() { [ -z "$(kubectl -n kube-system get pods -l app.kubernetes.io/name=tendril-operator -o name)" ]; }
+operators() { # COUNT
+  kubectl -n kube-system scale deployment tendril-operator --replicas "$1" > /dev/null
+  [ "$1" = 1 ] || kubectl -n kube-system wait --for=delete pod -l app.kubernetes.io/name=tendril-operator --timeout=30s > /dev/null
+}
 
 balanced() {
   await 10 'own kind and policy kinds defined' kubectl wait --for=condition=Established --timeout=1s \
@@ -22,12 +24,10 @@ balanced() {
   await 10 'policy of a kind that the operator defined in the store' stored "$here/manifests/pool.yaml"
 
   kubectl -n balanced delete service first > /dev/null
-  kubectl -n kube-system scale deployment tendril-operator --replicas 0 > /dev/null
-  await 30 'operator gone' no_operator
-  inside n1 find /var/lib/tendril-store -mindepth 1 -delete
-  kubectl -n kube-system scale deployment tendril-operator --replicas 1 > /dev/null
-  await 60 'operator back' kubectl -n kube-system rollout status deployment/tendril-operator --timeout=1s
-  await 20 'a store that lost everything is filled' refilled
+  operators 0
+  inside n1 sh -c 'rm -r /var/lib/tendril-store/*'
+  operators 1
+  await 60 'a store that lost everything is filled' refilled
   sleep 2 # it would have said another by now
   shows second 192.0.2.66
 

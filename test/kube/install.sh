@@ -1,6 +1,6 @@
 # Sourced by run.sh: tendril is installed, updated and taken out as users do.
 settings=(--kubeconfig "$state/pki/admin.kubeconfig" --set cgroup=/sys/fs/cgroup/unified --set cni.confDir=/opt/cni/net.d
-  --set operator.nodeGrace=5s --set 'operator.podPools=["default=10.0.0.0/16:24"]' --set agent.config.alive_lease_seconds=10)
+  --set operator.nodeGrace=5s --set operator.podPools=[default=10.0.0.0/16:24] --set agent.config.alive_lease_seconds=10)
 
 install() {
   "$root/bin/tendril" install "${settings[@]}" --timeout 90s > "$state/log/install"

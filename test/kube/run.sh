@@ -19,7 +19,7 @@ trap finish EXIT
 trap 'echo "FAIL at line $LINENO" >&2; kubectl get pods -A -o wide >&2 || true; for log in apiserver n1-init n1-containerd n1-kubelet install uninstall load; do
   echo "--- $log"; tail -n 15 "$state/log/$log" || true; done >&2' ERR
 mkdir -p "$state/pki" "$state/log"
-for part in control nodes install operator balanced workload departed; do . "$here/$part.sh"; done
+for part in control nodes install operator balanced workload rollout departed; do . "$here/$part.sh"; done
 "$here/pki.sh" "$state/pki"
 control_groups
 control_plane
@@ -29,6 +29,7 @@ install
 operator
 balanced
 workload
+rollout
 update
 departed
 uninstall
