@@ -37,7 +37,7 @@ generate: ## compile the BPF programs and everything else that is generated
 test: ## run every test; leaves nothing behind
 	@test/run.sh
 
-test-kube: build ## operator, agents and CNI plugin in a real Kubernetes cluster of two nodes, which is built the first time: ten minutes
+test-kube: images ## operator, agents and CNI plugin in a real Kubernetes cluster of two nodes, which is built the first time: ten minutes
 	@test/kube/build.sh
 	@test/kube/run.sh
 

@@ -48,12 +48,11 @@ const (
 	FeatureFlowRecords Feature = 8 // events for connections, not only for drops
 	FeatureIPv4        Feature = 16
 	FeatureIPv6        Feature = 32
-	FeatureDSR         Feature = 64 // backends' nodes answer clients outside the cluster themselves
 )
 
 // String names the bits that are set, joined by |.
 func (v Feature) String() string {
-	return joinFlags(uint32(v), []string{"tunnel", "masquerade", "services", "flow-records", "ipv4", "ipv6", "dsr"}, []uint32{1, 2, 4, 8, 16, 32, 64})
+	return joinFlags(uint32(v), []string{"tunnel", "masquerade", "services", "flow-records", "ipv4", "ipv6"}, []uint32{1, 2, 4, 8, 16, 32})
 }
 
 // Entry is enum entry of the datapath.
@@ -313,11 +312,12 @@ const (
 	FrontendHash     FrontendFlag = 1 // the slot is chosen by a hash of the connection's tuple (Maglev), not at random
 	FrontendExternal FrontendFlag = 2 // clients outside the cluster use it, too
 	FrontendGuarded  FrontendFlag = 4 // only for clients in the service's source ranges
+	FrontendDSR      FrontendFlag = 8 // backends' nodes answer clients outside the cluster themselves; of a FRONTEND_EXTERNAL only
 )
 
 // String names the bits that are set, joined by |.
 func (v FrontendFlag) String() string {
-	return joinFlags(uint32(v), []string{"hash", "external", "guarded"}, []uint32{1, 2, 4})
+	return joinFlags(uint32(v), []string{"hash", "external", "guarded", "dsr"}, []uint32{1, 2, 4, 8})
 }
 
 // EventKind is enum event_kind of the datapath.

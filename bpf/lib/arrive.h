@@ -67,7 +67,7 @@ static __always_inline int arrive_source(struct __sk_buff *ctx, struct packet *p
 {
 	if (!p->service_port || p->to.flags & (ADDRESS_LOCAL_POD | ADDRESS_HOST))
 		return GO_ON;
-	if (dsr_applies(p)) {
+	if (dsr_applies(p, flow)) {
 		dsr_send(p, flow, now);
 		return GO_ON;
 	}

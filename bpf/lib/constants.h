@@ -41,7 +41,6 @@ enum feature {
 	FEATURE_FLOW_RECORDS = 8,   /* events for connections, not only for drops */
 	FEATURE_IPV4 = 16,
 	FEATURE_IPV6 = 32,
-	FEATURE_DSR = 64,           /* backends' nodes answer clients outside the cluster themselves */
 };
 
 /* Indexes of the prog array `entries`: the only program references shared between datapath versions. */
@@ -121,6 +120,7 @@ enum frontend_flag {
 	FRONTEND_HASH = 1,          /* the slot is chosen by a hash of the connection's tuple (Maglev), not at random */
 	FRONTEND_EXTERNAL = 2,      /* clients outside the cluster use it, too */
 	FRONTEND_GUARDED = 4,       /* only for clients in the service's source ranges */
+	FRONTEND_DSR = 8,           /* backends' nodes answer clients outside the cluster themselves; of a FRONTEND_EXTERNAL only */
 };
 
 /* Kinds of event. */

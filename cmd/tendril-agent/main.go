@@ -28,6 +28,7 @@ type options struct {
 	config string
 	node   string
 	plugin string
+	also   []string
 	debug  bool
 }
 
@@ -48,13 +49,7 @@ func command() *cobra.Command {
 	flags.StringVar(&o.config, "config", "/etc/tendril/agent.json", "configuration file (JSON)")
 	flags.StringVar(&o.node, "node", "", "this node's name, in place of the file's: nodes may then share one file")
 	flags.BoolVar(&o.debug, "debug", false, "log what is done, not only what went wrong")
-	c.AddCommand(o.installCommand(), &cobra.Command{
-		Use:     "remove",
-		Short:   "Take everything that an agent left off this node; it must have ended, and pods lose their network",
-		Example: "  tendril-agent remove --config /etc/tendril/agent.json",
-		Args:    cobra.NoArgs,
-		RunE:    o.with(node.Remove),
-	})
+	c.AddCommand(o.installCommand(), o.removeCommand())
 	c.SetContext(context.Background())
 	return c
 }
@@ -74,6 +69,20 @@ func (o *options) installCommand() *cobra.Command {
 		beside = filepath.Join(filepath.Dir(program), beside)
 	}
 	c.Flags().StringVar(&o.plugin, "plugin", beside, "the CNI plugin to copy")
+	return c
+}
+
+func (o *options) removeCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "remove",
+		Short:   "Take everything that an agent left off this node; it must have ended, and pods lose their network",
+		Example: "  tendril-agent remove --config /etc/tendril/agent.json",
+		Args:    cobra.NoArgs,
+		RunE: o.with(func(ctx context.Context, config node.Config, log *slog.Logger) error {
+			return node.Remove(ctx, config, o.also, log)
+		}),
+	}
+	c.Flags().StringArrayVar(&o.also, "folder", nil, "another folder to remove, as that of an operator's store")
 	return c
 }
 

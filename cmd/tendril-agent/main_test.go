@@ -6,6 +6,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"tendril.io/tendril/deploy/helm"
+	"tendril.io/tendril/internal/node"
 )
 
 func TestAConfigurationThatCannotBeEndsTheAgentBeforeItTouchesTheNode(t *testing.T) {
@@ -37,4 +42,32 @@ func TestAConfigurationThatCannotBeEndsTheAgentBeforeItTouchesTheNode(t *testing
 	if entries, err := os.ReadDir(folder); err != nil || len(entries) != 1 {
 		t.Errorf("the folder holds %v (%v), want the configuration alone", entries, err)
 	}
+}
+
+func TestTheChartsConfigurationIsOneThatAgentsTake(t *testing.T) {
+	values, err := helm.Defaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	values["operator"].(map[string]any)["node"], values["operator"].(map[string]any)["address"] = "n1", "192.0.2.1"
+	objects, err := helm.Render(values, "kube-system")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, object := range objects {
+		text, found, _ := unstructured.NestedString(object.Object, "data", "agent.json")
+		if !found {
+			continue
+		}
+		path := filepath.Join(t.TempDir(), "agent.json")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		config, err := node.Load(path, "n2")
+		if err != nil || config.Node != "n2" || config.Store[0] != "192.0.2.1:2379" || !config.Masquerade {
+			t.Errorf("got %+v, %v", config, err)
+		}
+		return
+	}
+	t.Error("the chart has no agent.json")
 }

@@ -38,6 +38,7 @@ type options struct {
 	replica    string
 	store      []string
 	grace      time.Duration
+	podPools   []string
 	embedded   server.Config
 }
 
@@ -66,6 +67,7 @@ With --store-dir it is the store as well: an embedded etcd and the Publish servi
 	flags.StringVar(&o.embedded.ClientAddr, "listen", "127.0.0.1:2379", "where the embedded store listens")
 	flags.StringVar(&o.embedded.PublishAddr, "publish", "127.0.0.1:2380", "where the Publish service listens")
 	flags.DurationVar(&o.grace, "node-grace", 0, "how long a node that Kubernetes does not have and that gives no sign of life stays in the store (default 10m)")
+	flags.StringArrayVar(&o.podPools, "pod-pool", nil, "NAME=PREFIX:BITS[,PREFIX:BITS]: gives each node without pod CIDRs a prefix of so many bits; nodes with the annotation\n"+operator.AnnotationPodPool+" from the pool that it names, all others from the one named "+operator.DefaultPodPool)
 	c.MarkFlagsOneRequired("store", "store-dir")
 	c.MarkFlagsMutuallyExclusive("store", "store-dir")
 	return c
@@ -91,6 +93,14 @@ func (o *options) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("client of the API server: %w", err)
 	}
+	var pools []operator.PodPool
+	for _, text := range o.podPools {
+		pool, err := operator.ParsePodPool(text)
+		if err != nil {
+			return fmt.Errorf("--pod-pool: %w", err)
+		}
+		pools = append(pools, pool)
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	if o.embedded.Dir != "" {
 		o.embedded.Logger = log
@@ -107,7 +117,7 @@ func (o *options) run(ctx context.Context) error {
 	}
 	defer writer.Close()
 	config := operator.Config{
-		Cluster: o.embedded.Cluster, Objects: objects, Kinds: typed.Discovery(), Store: writer, Grace: o.grace, Logger: log,
+		Cluster: o.embedded.Cluster, Objects: objects, Kinds: typed.Discovery(), Store: writer, Grace: o.grace, PodPools: pools, Logger: log,
 	}
 	group.Go(func() error {
 		return operator.Lead(ctx, typed, o.namespace, o.replica, func(ctx context.Context) error {

@@ -9,6 +9,7 @@ import (
 
 	"tendril.io/tendril/api/cilium"
 	storev1 "tendril.io/tendril/api/store/v1"
+	"tendril.io/tendril/api/tendril"
 )
 
 // Kinds lists the kinds that are read, those that others refer to first. A kind of several versions stands there once for
@@ -20,6 +21,27 @@ func Kinds() []schema.GroupVersionKind {
 		list[i] = schema.FromAPIVersionAndKind(k.apiVersion, k.name)
 	}
 	return list
+}
+
+// KeysOf lists what the keys of records of a kind begin with.
+func KeysOf(kind string) []string {
+	switch kind {
+	case "Namespace":
+		return []string{"namespaces/"}
+	case "Node":
+		return []string{"nodelabels/"}
+	case "Pod":
+		return []string{"pods/", "labels/"}
+	case tendril.KindLoadBalancerPool:
+		return []string{"pools/"}
+	case "Service":
+		return []string{"services/"}
+	case "EndpointSlice":
+		return []string{"endpoints/"}
+	case cilium.KindCIDRGroup:
+		return []string{"cidrgroups/"}
+	}
+	return []string{"policies/" + kind + "/"}
 }
 
 // DecodeServed reads one object in JSON, as an API server gives it. The error is a Mistakes.

@@ -29,34 +29,13 @@ func (h *Handle) Clear(l Leftover) error {
 		return fmt.Errorf("list devices: %w", err)
 	}
 	none := iter.Seq[*table.RouteWanted](func(func(*table.RouteWanted) bool) {})
-	failed := []error{h.Routes().Prune(context.Background(), none), h.RemoveOverlay()}
+	failed := []error{h.Routes().Prune(context.Background(), none), h.RemoveOverlay(), h.RemoveNodeAddresses(l.Addrs)}
 	for _, link := range links {
 		switch name := link.Attrs().Name; {
 		case strings.HasPrefix(name, l.Devices):
 			failed = append(failed, h.RemovePair(name))
-		case name == "lo":
-			failed = append(failed, h.removeAddrs(link, l.Addrs))
 		default:
 			failed = append(failed, h.removeClassifiers(link, l.Classifiers))
-		}
-	}
-	return errors.Join(failed...)
-}
-
-// removeAddrs takes addresses off a device, of those that it has.
-func (h *Handle) removeAddrs(link lib.Link, unwanted []netip.Addr) error {
-	addrs, err := again(func() ([]lib.Addr, error) { return h.lib.AddrList(link, lib.FAMILY_ALL) })
-	if err != nil {
-		return fmt.Errorf("list addresses of %s: %w", link.Attrs().Name, err)
-	}
-	var failed []error
-	for _, addr := range addrs {
-		ip, ok := netip.AddrFromSlice(addr.IP)
-		if !ok || !slices.Contains(unwanted, ip.Unmap()) {
-			continue
-		}
-		if err := h.lib.AddrDel(link, &addr); err != nil {
-			failed = append(failed, fmt.Errorf("take %s off %s: %w", ip, link.Attrs().Name, err))
 		}
 	}
 	return errors.Join(failed...)

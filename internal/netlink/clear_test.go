@@ -5,9 +5,11 @@ import (
 	"errors"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	lib "github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"tendril.io/tendril/internal/table"
 )
@@ -34,6 +36,29 @@ func inventory(t *testing.T, node *Handle) any {
 	return []any{snapshot.Devices, snapshot.Routes, kinds}
 }
 
+// settled waits until the kernel has given both ends of the uplink their link-local addresses, which it does a moment after they are up.
+func settled(t *testing.T, node *Handle) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		routes, err := node.lib.RouteListFiltered(lib.FAMILY_V6, &lib.Route{Table: unix.RT_TABLE_LOCAL}, lib.RT_FILTER_TABLE)
+		if err != nil {
+			t.Fatal(err)
+		}
+		given := 0
+		for _, route := range routes {
+			if route.Dst != nil && route.Dst.IP.IsLinkLocalUnicast() {
+				given++
+			}
+		}
+		if given >= 2 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no link-local addresses in time: %v", routes)
+		}
+	}
+}
+
 func TestClearTakesAwayWhatAnAgentLeftAndNothingElse(t *testing.T) {
 	node := newNode(t)
 	link := addUplink(t, node)
@@ -44,6 +69,7 @@ func TestClearTakesAwayWhatAnAgentLeftAndNothingElse(t *testing.T) {
 	if err := errors.Join(node.lib.LinkSetUp(loopback), node.lib.AddrAdd(loopback, &lib.Addr{IPNet: ipNet(prefix("10.1.0.1/32"))})); err != nil {
 		t.Fatal(err)
 	}
+	settled(t, node)
 	before, given := inventory(t, node), []netip.Addr{addr("10.0.0.1"), addr("fd00::1")}
 	program, _ := newProgram(t)
 	_, err = node.CreatePair(testPair(newNamespace(t), 0))

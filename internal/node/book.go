@@ -8,9 +8,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"tendril.io/tendril/internal/ipam"
+	"tendril.io/tendril/internal/netlink"
 	"tendril.io/tendril/internal/store"
 )
 
@@ -20,7 +22,7 @@ const podCIDRsFile = "pod-cidrs.json"
 // buildBook opens the book of the node's addresses.
 func (a *Agent) buildBook(ctx context.Context) (err error) {
 	if len(a.config.PodCIDRs) == 0 {
-		if a.config.PodCIDRs, err = a.givenCIDRs(ctx, a.store.PodCIDRs); err != nil {
+		if a.config.PodCIDRs, err = a.givenCIDRs(ctx, a.store.PodCIDRs, leaveCIDRs); err != nil {
 			return err
 		}
 	}
@@ -32,8 +34,10 @@ func (a *Agent) buildBook(ctx context.Context) (err error) {
 const askTime = 3 * time.Second
 
 // givenCIDRs are the prefixes that the operator gave this node. While the store is away they are those of the last start: a node must
-// come back without it. A node that never had any waits for them.
-func (a *Agent) givenCIDRs(ctx context.Context, ask func(context.Context) ([]netip.Prefix, error)) ([]netip.Prefix, error) {
+// come back without it. A node that never had any waits for them; one that has got others leaves the old ones first.
+func (a *Agent) givenCIDRs(
+	ctx context.Context, ask func(context.Context) ([]netip.Prefix, error), leave func([]netip.Prefix) error,
+) ([]netip.Prefix, error) {
 	path := filepath.Join(a.config.StateDir, podCIDRsFile)
 	known, err := readCIDRs(path)
 	if err != nil {
@@ -42,6 +46,12 @@ func (a *Agent) givenCIDRs(ctx context.Context, ask func(context.Context) ([]net
 	backoff := store.Backoff{Max: askTime}
 	for ctx.Err() == nil {
 		given, err := a.askCIDRs(ctx, ask)
+		if len(given) > 0 && len(known) > 0 && !slices.Equal(given, known) {
+			a.log.Warn("this node was given other pod CIDRs", "pod_cidrs", given, "before", known)
+			if err := leave(known); err != nil {
+				return nil, err
+			}
+		}
 		if len(given) > 0 {
 			return given, writeCIDRs(path, given)
 		}
@@ -55,6 +65,31 @@ func (a *Agent) givenCIDRs(ctx context.Context, ask func(context.Context) ([]net
 		}
 	}
 	return nil, fmt.Errorf("wait for pod CIDRs: %w", ctx.Err())
+}
+
+// leaveCIDRs takes from the node the addresses of its own that lie in prefixes.
+func leaveCIDRs(cidrs []netip.Prefix) error {
+	own, err := ownAddresses(cidrs)
+	if err != nil {
+		return err
+	}
+	links, err := netlink.Open()
+	if err != nil {
+		return err
+	}
+	return errors.Join(links.RemoveNodeAddresses(own), links.Close())
+}
+
+// ownAddresses are those that the node itself has of its pods' prefixes.
+func ownAddresses(cidrs []netip.Prefix) ([]netip.Addr, error) {
+	if len(cidrs) == 0 { // no agent ever got as far as to have any
+		return nil, nil
+	}
+	book, err := ipam.New(cidrs...)
+	if err != nil {
+		return nil, err
+	}
+	return append(book.Routers(), book.Healths()...), nil
 }
 
 // askCIDRs asks once. Prefixes that this agent cannot use are an error, and the node's mistake to wait out.

@@ -26,11 +26,12 @@ func TestANodeTakesItsPodCIDRsFromTheStoreAndRemembersThem(t *testing.T) {
 		answers  [][]netip.Prefix // nil: the store is away
 		want     netip.Prefix
 		asked    int
+		left     []netip.Prefix
 	}{
-		{"a new node waits for the store, then for the operator", [][]netip.Prefix{nil, {}, {first}}, first, 3},
-		{"while the store is away they are the last ones", [][]netip.Prefix{nil}, first, 1},
-		{"what the store says counts", [][]netip.Prefix{{second}}, second, 1},
-		{"prefixes without room are not taken", [][]netip.Prefix{{tiny}}, second, 1},
+		{"a new node waits for the store, then for the operator", [][]netip.Prefix{nil, {}, {first}}, first, 3, nil},
+		{"while the store is away they are the last ones", [][]netip.Prefix{nil}, first, 1, nil},
+		{"what the store says counts, and the last ones are left", [][]netip.Prefix{{second}}, second, 1, []netip.Prefix{first}},
+		{"prefixes without room are not taken", [][]netip.Prefix{{tiny}}, second, 1, nil},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			asked := 0
@@ -43,9 +44,13 @@ func TestANodeTakesItsPodCIDRsFromTheStoreAndRemembersThem(t *testing.T) {
 				return answer, nil
 			}
 			a := &Agent{config: Config{StateDir: folder}, log: slog.New(slog.DiscardHandler)}
-			got, err := a.givenCIDRs(t.Context(), ask)
+			var left []netip.Prefix
+			got, err := a.givenCIDRs(t.Context(), ask, func(old []netip.Prefix) error { left = old; return nil })
 			if err != nil {
 				t.Fatalf("%s: %v", test.sentence, err)
+			}
+			if diff := cmp.Diff(test.left, left, comparePrefixes()); diff != "" {
+				t.Errorf("%s: left (-want +got):\n%s", test.sentence, diff)
 			}
 			if diff := cmp.Diff([]netip.Prefix{test.want}, got, comparePrefixes()); diff != "" || asked != test.asked {
 				t.Errorf("%s: asked %d times, want %d (-want +got):\n%s", test.sentence, asked, test.asked, diff)

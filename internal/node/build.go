@@ -320,7 +320,6 @@ func (a *Agent) nodeConfig() bpf.NodeConfig {
 	}
 	for feature, on := range map[bpf.Feature]bool{
 		bpf.FeatureTunnel: a.overlay != 0, bpf.FeatureMasquerade: a.config.Masquerade, bpf.FeatureFlowRecords: a.config.FlowRecords,
-		bpf.FeatureDSR: a.config.LBMode == LBModeDSR,
 	} {
 		if on {
 			config.Features |= feature
@@ -365,7 +364,7 @@ func (a *Agent) buildBrains(context.Context) error {
 	if err := a.resumeTrial(); err != nil {
 		return err
 	}
-	brain, err := service.New(service.Config{NodeName: a.config.Node, Zone: a.config.Zone, MaglevSize: a.config.MaglevSize}, a.datapath.Numbers())
+	brain, err := service.New(service.Config{NodeName: a.config.Node, Zone: a.config.Zone, MaglevSize: a.config.MaglevSize, DSR: a.config.LBMode == LBModeDSR}, a.datapath.Numbers())
 	if err != nil {
 		return err
 	}

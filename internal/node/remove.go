@@ -13,14 +13,13 @@ import (
 	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/datapath"
 	"tendril.io/tendril/internal/endpoint"
-	"tendril.io/tendril/internal/ipam"
 	"tendril.io/tendril/internal/netlink"
 )
 
 // Remove takes off a node what an agent with this configuration left there: the network's configuration and the plugin, pods' devices,
-// routes and addresses, programs and maps, its files. Pods that still run lose their network. The agent must have ended. What is
+// routes and addresses, programs and maps, its files, and other folders that are named. Pods that still run lose their network. The agent must have ended. What is
 // gone already is no error, so a removal that failed may be repeated.
-func Remove(ctx context.Context, config Config, log *slog.Logger) error {
+func Remove(ctx context.Context, config Config, also []string, log *slog.Logger) error {
 	locks := &Agent{config: config, log: log}
 	defer locks.Close()
 	if err := locks.buildFolders(ctx); err != nil { // one that runs still would put everything back
@@ -37,6 +36,7 @@ func Remove(ctx context.Context, config Config, log *slog.Logger) error {
 		{"plugin", func() error { return removeFile(config.CNIBinDir, pluginName) }},
 		{"state", func() error { return removeFolder(config.StateDir) }},
 		{"sockets", func() error { return removeFolder(config.RunDir) }},
+		{"other folders", func() error { return removeFolders(also) }},
 	}
 	for _, step := range steps {
 		if err := step.do(); err != nil {
@@ -56,15 +56,12 @@ func removeLinks(config Config) error {
 		}
 		config.PodCIDRs = known
 	}
-	left := netlink.Leftover{
-		Devices: endpoint.DevicePrefix, Classifiers: []string{bpf.EntryNetIn.String(), bpf.EntryNetOut.String()},
+	own, err := ownAddresses(config.PodCIDRs)
+	if err != nil {
+		return err
 	}
-	if len(config.PodCIDRs) > 0 { // else no agent ever got as far as to give the node addresses
-		book, err := ipam.New(config.PodCIDRs...)
-		if err != nil {
-			return err
-		}
-		left.Addrs = append(book.Routers(), book.Healths()...)
+	left := netlink.Leftover{
+		Devices: endpoint.DevicePrefix, Addrs: own, Classifiers: []string{bpf.EntryNetIn.String(), bpf.EntryNetOut.String()},
 	}
 	links, err := netlink.Open()
 	if err != nil {
@@ -86,6 +83,9 @@ func removeFile(folder, name string) error {
 // removeFolder empties a folder and removes it, unless something is mounted there.
 func removeFolder(folder string) error {
 	entries, err := os.ReadDir(folder)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -96,6 +96,15 @@ func removeFolder(folder string) error {
 	}
 	if err := os.Remove(folder); err != nil && !errors.Is(err, unix.EBUSY) {
 		return err
+	}
+	return nil
+}
+
+func removeFolders(folders []string) error {
+	for _, folder := range folders {
+		if err := removeFolder(folder); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -15,13 +15,21 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	storev1 "tendril.io/tendril/api/store/v1"
+	"tendril.io/tendril/api/tendril"
 	"tendril.io/tendril/internal/store"
 )
 
 // fieldManager owns what the operator applies to objects of the API server.
 const fieldManager = "tendril-operator"
 
-var serviceKind = schema.GroupVersionKind{Version: "v1", Kind: "Service"}
+// The kinds that have a say in who gets which address.
+var (
+	serviceKind   = schema.GroupVersionKind{Version: "v1", Kind: "Service"}
+	namespaceKind = schema.GroupVersionKind{Version: "v1", Kind: "Namespace"}
+	poolKind      = schema.FromAPIVersionAndKind(tendril.APIVersion, tendril.KindLoadBalancerPool)
+)
+
+var errNotListed = errors.New("pools or namespaces are not listed yet")
 
 // grantedField is where trimmed Services have the addresses of their status that the operator wrote there itself. Those are
 // no other controller's, and a store that lost everything gives the service the same again.
@@ -111,6 +119,10 @@ func (a *addresses) run(ctx context.Context) {
 
 // round compares all services.
 func (a *addresses) round(ctx context.Context) error {
+	// A pool that is not known gives nothing, which is no reason to take anything away.
+	if a.watcher.lacks(poolKind) || a.watcher.lacks(namespaceKind) {
+		return errNotListed
+	}
 	if counter := a.counter.Load(); a.given == nil || counter != a.read {
 		records, err := a.Store.List(ctx, store.KindService)
 		if err != nil {

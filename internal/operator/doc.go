@@ -9,10 +9,12 @@
 //  3. mirror.go: objects become records by internal/kube, and only records that differ from what was last written become
 //     writes. A node's heartbeat or a pod's new condition ends here.
 //  4. operator.go: the leader writes them. The first writing, and any after a failure, is a whole one: it also
-//     removes what the cluster no longer has.
+//     removes what the cluster no longer has, but for kinds that cannot be listed. The store is looked at every second.
+//
+// Beside them, and each at its own pace: crd.go defines kinds, address.go writes the addresses of load balancers into the status
+// of Services, podpool.go gives nodes the prefixes of their pods, departed.go removes what agents of gone nodes have left. All
+// that is written to the API server is server-side applied as one field manager, so that what belongs to others stays theirs.
 //
 // Replicas take turns by a lease. Two that both believe to lead write the same and do no harm: each write is conditional
 // on what was read (internal/store, writer.go).
-//
-// It does not yet write anything back to Kubernetes but its lease.
 package operator

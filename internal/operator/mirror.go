@@ -109,11 +109,9 @@ func (m *mirror) records(object *unstructured.Unstructured) ([]kube.Record, erro
 	if object == nil || !concernsNodes(object) {
 		return nil, nil
 	}
-	fields := object.Object
-	if fields[grantedField] != nil {
-		fields = maps.Clone(fields)
-		delete(fields, grantedField)
-	}
+	fields := maps.Clone(object.Object)
+	delete(fields, grantedField)
+	delete(fields, podPoolField)
 	text, err := json.Marshal(fields)
 	if err != nil {
 		return nil, err

@@ -11,9 +11,11 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
 
+	"tendril.io/tendril/internal/kube"
 	"tendril.io/tendril/internal/store"
 )
 
@@ -29,16 +31,20 @@ type Config struct {
 	// Grace is how long a node without a Node object and without a sign of life is missed before what its agent published is
 	// removed; 0: ten minutes.
 	Grace time.Duration
+	// PodPools are where nodes without pod CIDRs get them from; none: Kubernetes gives them, or the agents' own configuration.
+	PodPools []PodPool
 	// Logger is told of objects that cannot be honoured, and of failures.
 	Logger *slog.Logger
+
+	patience time.Duration // with lists that do not come; 0: listPatience
 }
 
 // Store is the part of store.Writer that is used; it says more about each.
 type Store interface {
 	// Apply writes and removes some records.
 	Apply(ctx context.Context, records []store.Record) (store.Result, error)
-	// Fill makes the store hold exactly the records.
-	Fill(ctx context.Context, records []store.Record) (store.Result, error)
+	// Fill makes the store hold exactly the records, and leaves keys alone that begin in an unknown way.
+	Fill(ctx context.Context, records []store.Record, unknown ...string) (store.Result, error)
 	// List reads all records of a kind.
 	List(ctx context.Context, kind store.Kind) ([]store.Record, error)
 	// State tells whether the store is still as it was left.
@@ -59,7 +65,11 @@ const lookInterval = time.Second
 // Run leads: it keeps the store equal to the cluster until the context ends. Failures are tried again.
 func Run(ctx context.Context, config Config) error {
 	config.Grace = cmp.Or(config.Grace, defaultGrace)
+	config.patience = cmp.Or(config.patience, listPatience)
 	backoff := store.Backoff{Min: time.Second}
+	if err := define(ctx, config); err != nil {
+		config.Logger.Warn("not all kinds are defined; those that the API server has are read all the same", "error", err)
+	}
 	for {
 		began := time.Now()
 		err := follow(ctx, config)
@@ -96,18 +106,20 @@ func follow(ctx context.Context, config Config) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer watcher.factory.Shutdown() // waits for the informers
 	defer cancel()
-	if err := watcher.start(ctx); err != nil {
+	if err := watcher.start(ctx, config.patience); err != nil {
 		return err
 	}
 	shown := &addresses{Config: config, watcher: watcher}
-	var showing sync.WaitGroup
-	defer showing.Wait()
+	var beside sync.WaitGroup
+	defer beside.Wait()
 	defer cancel() // before the wait
-	showing.Go(func() { shown.run(ctx) })
-	w := writing{Config: config, watcher: watcher, mirror: newMirror(config.Cluster), departed: departed{}}
-	// The list that the informers began with: what changes from here on is noted.
-	w.read(watcher.all())
-	asked := time.NewTicker(kindsInterval)
+	beside.Go(func() { shown.run(ctx) })
+	pods := &podPrefixes{Config: config, watcher: watcher}
+	beside.Go(func() { pods.run(ctx) })
+	w := writing{Config: config, watcher: watcher, mirror: newMirror(config.Cluster), departed: departed{},
+		listed: map[schema.GroupVersionKind]bool{}}
+	w.readLists()
+	asked := time.NewTicker(firstKindsInterval)
 	defer asked.Stop()
 	collected := time.NewTicker(config.collectEvery())
 	defer collected.Stop()
@@ -122,11 +134,13 @@ func follow(ctx context.Context, config Config) error {
 			w.read(watcher.take())
 		case <-w.again():
 		case <-looked.C:
+			w.readLists()
 			w.look(ctx, shown)
 		case <-collected.C:
 			collected.Reset(store.Interval(config.collectEvery(), 0))
 			w.collect(ctx)
 		case <-asked.C:
+			asked.Reset(store.Interval(kindsInterval, 0))
 			// An error is no answer: what was known holds on.
 			if now, err := served(config.Kinds); err == nil && !maps.Equal(now, kinds) {
 				return errKinds
@@ -140,6 +154,8 @@ type writing struct {
 	Config
 	watcher *watcher
 	mirror  *mirror
+	// Kinds whose list is in.
+	listed map[schema.GroupVersionKind]bool
 	// Nodes that may be gone.
 	departed departed
 	// What the store has not been told, by key; nil removes.
@@ -151,6 +167,28 @@ type writing struct {
 	// When a failed call may be repeated.
 	retry   time.Time
 	backoff store.Backoff
+}
+
+// readLists reads the kinds whose first list has come since it was last called; what changes from there on is noted. Then the store
+// is made equal to them, too: before, nobody could tell what of it is gone.
+func (w *writing) readLists() {
+	for kind := range w.watcher.informers {
+		if !w.listed[kind] && w.watcher.has(kind) {
+			w.listed[kind] = true
+			w.read(w.watcher.all(kind))
+			w.fill = time.Time{}
+		}
+	}
+}
+
+// unknown lists what keys of kinds begin with whose list is not in.
+func (w *writing) unknown() (prefixes []string) {
+	for kind := range w.watcher.informers {
+		if !w.listed[kind] {
+			prefixes = append(prefixes, kube.KeysOf(kind.Kind)...)
+		}
+	}
+	return prefixes
 }
 
 // read takes objects' states.
@@ -175,7 +213,7 @@ func (w *writing) write(ctx context.Context) {
 	var result store.Result
 	switch {
 	case !now.Before(w.fill):
-		result, err = w.Store.Fill(ctx, w.mirror.all())
+		result, err = w.Store.Fill(ctx, w.mirror.all(), w.unknown()...)
 		w.fill, w.epoch = now.Add(store.Interval(fillInterval, 0)), result.Epoch
 	case len(w.pending) > 0:
 		records := make([]store.Record, 0, len(w.pending))

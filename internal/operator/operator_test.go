@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -44,6 +46,7 @@ type memory struct {
 	nodes   map[string]bool // whether each is alive
 	looked  int
 	lists   int
+	extra   map[string]*storev1.Node // of agents
 	state   store.State
 
 	fillings int
@@ -62,6 +65,11 @@ func (m *memory) List(_ context.Context, kind store.Kind) (records []store.Recor
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.lists++
+	for node, record := range m.extra {
+		if kind == store.KindNode {
+			records = append(records, store.Record{Key: "nodes/" + node, Value: record})
+		}
+	}
 	for key, value := range m.records {
 		if strings.HasPrefix(key, string(kind)+"/") {
 			records = append(records, store.Record{Key: key, Value: value})
@@ -106,11 +114,11 @@ func (m *memory) Apply(_ context.Context, records []store.Record) (store.Result,
 	return m.write(records, false)
 }
 
-func (m *memory) Fill(_ context.Context, records []store.Record) (store.Result, error) {
-	return m.write(records, true)
+func (m *memory) Fill(_ context.Context, records []store.Record, unknown ...string) (store.Result, error) {
+	return m.write(records, true, unknown...)
 }
 
-func (m *memory) write(records []store.Record, whole bool) (store.Result, error) {
+func (m *memory) write(records []store.Record, whole bool, unknown ...string) (store.Result, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.calls++
@@ -121,9 +129,12 @@ func (m *memory) write(records []store.Record, whole bool) (store.Result, error)
 		m.fillings++
 		m.state.Epoch = fmt.Sprintf("e%d", m.fillings)
 	}
-	if whole || m.records == nil {
+	if m.records == nil {
 		m.records = map[string]proto.Message{}
 	}
+	maps.DeleteFunc(m.records, func(key string, _ proto.Message) bool {
+		return whole && !slices.ContainsFunc(unknown, func(prefix string) bool { return strings.HasPrefix(key, prefix) })
+	})
 	for _, record := range records {
 		if m.records[record.Key] = record.Value; record.Value == nil {
 			delete(m.records, record.Key)
@@ -384,6 +395,25 @@ func TestAStoreThatWasAwayIsWholeAgain(t *testing.T) {
 	c.memory.away, c.memory.records = false, map[string]proto.Message{"services/shop/old": nil}
 	c.memory.mu.Unlock()
 	c.await(0, "nodelabels/n1")
+}
+
+func TestAKindThatCannotBeListedHoldsUpNoOther(t *testing.T) {
+	c := prepare(t, node(), pod("a"))
+	var refused atomic.Bool
+	refused.Store(true)
+	c.objects.PrependReactor("list", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
+		if refused.Load() {
+			return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "", errAway)
+		}
+		return false, nil, nil
+	})
+	// The store knows of a pod that is gone, and of one that is not.
+	c.memory.records = map[string]proto.Message{"pods/n1/shop/gone": &storev1.Pod{}, "services/shop/gone": &storev1.Service{}}
+	c.config.patience = 50 * time.Millisecond
+	c.run()
+	c.await(0, "nodelabels/n1", "pods/n1/shop/gone")
+	refused.Store(false)
+	c.await(1, "nodelabels/n1", "pods/n1/shop/a")
 }
 
 func TestALeaderRunsUntilTheContextEnds(t *testing.T) {

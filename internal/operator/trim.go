@@ -39,7 +39,7 @@ func keptFields(kind schema.GroupVersionKind) (string, bool) {
 	case "Namespace":
 		return keptAlways, true
 	case "Node":
-		return keptAlways + "spec.podCIDR spec.podCIDRs", true
+		return keptAlways + "spec.podCIDR spec.podCIDRs " + podPoolField, true
 	case "Pod":
 		return keptAlways + `spec.nodeName spec.hostNetwork spec.serviceAccountName status.phase
 			spec.containers.name spec.containers.ports
@@ -68,8 +68,11 @@ func trimmer(kind schema.GroupVersionKind) func(any) (any, error) {
 		if !ok {
 			return value, nil
 		}
-		if kind == serviceKind {
+		switch kind {
+		case serviceKind:
 			moveGranted(object.Object)
+		case nodeKind:
+			movePodPool(object.Object)
 		}
 		if known {
 			object.Object, _ = pick(object.Object, kept).(map[string]any)

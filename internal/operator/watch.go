@@ -63,10 +63,13 @@ func resourceOf(list *metav1.APIResourceList, kind string) (string, bool) {
 type watcher struct {
 	factory   dynamicinformer.DynamicSharedInformerFactory
 	informers map[schema.GroupVersionKind]cache.SharedIndexInformer
+	logger    *slog.Logger
 	// Has a value when there is something to take.
 	wake chan struct{}
 	// Has a value when a Service has changed.
 	services chan struct{}
+	// Has a value when a Node has changed.
+	nodesChanged chan struct{}
 
 	mu      sync.Mutex
 	changed map[reference]bool
@@ -75,11 +78,13 @@ type watcher struct {
 // newWatcher makes an informer for each kind. Informers list again, with back-off and jitter, when a watch breaks.
 func newWatcher(client dynamic.Interface, kinds map[schema.GroupVersionKind]schema.GroupVersionResource, logger *slog.Logger) (*watcher, error) {
 	w := &watcher{
-		factory:   dynamicinformer.NewDynamicSharedInformerFactory(client, 0),
-		informers: map[schema.GroupVersionKind]cache.SharedIndexInformer{},
-		wake:      make(chan struct{}, 1),
-		services:  make(chan struct{}, 1),
-		changed:   map[reference]bool{},
+		factory:      dynamicinformer.NewDynamicSharedInformerFactory(client, 0),
+		informers:    map[schema.GroupVersionKind]cache.SharedIndexInformer{},
+		wake:         make(chan struct{}, 1),
+		services:     make(chan struct{}, 1),
+		nodesChanged: make(chan struct{}, 1),
+		changed:      map[reference]bool{},
+		logger:       logger,
 	}
 	for kind, resource := range kinds {
 		informer := w.factory.ForResource(resource).Informer()
@@ -102,15 +107,31 @@ func newWatcher(client dynamic.Interface, kinds map[schema.GroupVersionKind]sche
 	return w, nil
 }
 
-// start starts all informers, which the context ends, and waits until each has its list.
-func (w *watcher) start(ctx context.Context) error {
+// listPatience is how long the store waits for lists that are slow or refused. Then it is written without those kinds.
+const listPatience = 10 * time.Second
+
+// start starts all informers, which the context ends, and waits until each has its list, but no longer than that.
+func (w *watcher) start(ctx context.Context, longest time.Duration) error {
 	w.factory.Start(ctx.Done())
-	for _, informer := range w.informers {
-		if !cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
-			return ctx.Err()
+	patience, cancel := context.WithTimeout(ctx, longest)
+	defer cancel()
+	for kind, informer := range w.informers {
+		if !cache.WaitForCacheSync(patience.Done(), informer.HasSynced) && ctx.Err() == nil {
+			w.logger.Warn("no list of a kind yet; what the store has of it stays as it is", "kind", kind.Kind)
 		}
 	}
-	return nil
+	return ctx.Err()
+}
+
+// has says whether the first list of a kind is in.
+func (w *watcher) has(kind schema.GroupVersionKind) bool {
+	informer := w.informers[kind]
+	return informer != nil && informer.HasSynced()
+}
+
+// lacks says whether the API server has a kind whose list is not in.
+func (w *watcher) lacks(kind schema.GroupVersionKind) bool {
+	return w.informers[kind] != nil && !w.has(kind)
 }
 
 // note remembers that an object has changed, not how: its last state is read when it is taken.
@@ -123,8 +144,11 @@ func (w *watcher) note(kind schema.GroupVersionKind, object any) {
 	w.changed[reference{kind, name}] = true
 	w.mu.Unlock()
 	nudge(w.wake)
-	if kind == serviceKind {
+	switch kind {
+	case serviceKind:
 		w.nudgeServices()
+	case nodeKind:
+		nudge(w.nodesChanged)
 	}
 }
 
@@ -148,13 +172,11 @@ func (w *watcher) take() []reference {
 	return names
 }
 
-// all names every object.
-func (w *watcher) all() []reference {
+// all names every object of a kind.
+func (w *watcher) all(kind schema.GroupVersionKind) []reference {
 	var names []reference
-	for kind, informer := range w.informers {
-		for _, name := range informer.GetStore().ListKeys() {
-			names = append(names, reference{kind, name})
-		}
+	for _, name := range w.informers[kind].GetStore().ListKeys() {
+		names = append(names, reference{kind, name})
 	}
 	return names
 }
@@ -169,13 +191,12 @@ func (w *watcher) get(r reference) *unstructured.Unstructured {
 	return found
 }
 
-// list gives all objects of a kind as they are now.
+// list gives all objects of a kind as they are now; none while its list is not in.
 func (w *watcher) list(kind schema.GroupVersionKind) (objects []*unstructured.Unstructured) {
-	informer := w.informers[kind]
-	if informer == nil {
+	if !w.has(kind) {
 		return nil
 	}
-	for _, object := range informer.GetStore().List() {
+	for _, object := range w.informers[kind].GetStore().List() {
 		if found, ok := object.(*unstructured.Unstructured); ok {
 			objects = append(objects, found)
 		}
@@ -192,5 +213,9 @@ func (w *watcher) nodes() map[string]bool {
 	return names
 }
 
-// kindsInterval is how often the API server is asked which kinds it has.
-const kindsInterval = 30 * time.Second
+// kindsInterval is how often the API server is asked which kinds it has, before jitter; at first sooner, for it needs a moment for
+// those that were just defined.
+const (
+	kindsInterval      = 30 * time.Second
+	firstKindsInterval = 2 * time.Second
+)

@@ -33,6 +33,8 @@ type claims struct {
 
 	given *service.Allotter // of all that the records say; nil: they may not say yet what everybody is to have
 	short bool              // somebody has less than it asks for
+
+	looked int // how many services were read or answered so far
 }
 
 // claimant is a service as it is in the store.
@@ -106,6 +108,7 @@ func (c *claims) add(key Key, value []byte, revision int64) error {
 		return proto.Unmarshal(value, &c.counter)
 	case KindService:
 		c.services[key] = claimant{stored{value, revision}, readService(value)}
+		c.looked++
 		return nil
 	}
 	message := newMessage(key.Kind)
@@ -165,6 +168,7 @@ func (c *claims) ask(allotter *service.Allotter, keys []Key) map[Key]service.All
 			asking, requests = append(asking, key), append(requests, request)
 		}
 	}
+	c.looked += len(requests)
 	answers := make(map[Key]service.Allotment, len(asking))
 	for i, answer := range allotter.Allot(requests) {
 		answers[asking[i]] = answer

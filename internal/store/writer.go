@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -39,6 +40,7 @@ type Result struct {
 	Revision                    int64  // of the store, after the last write
 	Epoch                       string // of the filling that was written to
 	PolicyRevision              uint64 // of the last policy written or removed, 0 if none was
+	Looked                      int    // at services, to give addresses: what the writing cost
 }
 
 // policyCounter is the key whose value is the highest policy revision given out.
@@ -95,7 +97,10 @@ func (w *Writer) Apply(ctx context.Context, records []Record) (Result, error) {
 
 // Fill makes the operator's part of the store exactly the records, and then marks it as complete: readers forget what
 // is not in it. Interrupted, it leaves no new marker and can be repeated.
-func (w *Writer) Fill(ctx context.Context, records []Record) (Result, error) {
+//
+// Unknown are beginnings of keys of which the caller does not know all that there should be. What the store has there stays,
+// and kinds with such keys are not marked, so that readers forget nothing of them either.
+func (w *Writer) Fill(ctx context.Context, records []Record, unknown ...string) (Result, error) {
 	changes, err := checkRecords(records)
 	if err != nil {
 		return Result{}, err
@@ -104,7 +109,7 @@ func (w *Writer) Fill(ctx context.Context, records []Record) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	gone, err := w.gone(ctx, changes)
+	gone, err := w.gone(ctx, changes, unknown)
 	if err != nil {
 		return Result{}, err
 	}
@@ -113,7 +118,7 @@ func (w *Writer) Fill(ctx context.Context, records []Record) (Result, error) {
 	if err != nil {
 		return result, err
 	}
-	return result, w.markFilled(ctx, epoch, &result)
+	return result, w.markFilled(ctx, epoch, &result, unknown)
 }
 
 // List reads all records of a kind, sorted by key.
@@ -316,8 +321,8 @@ func newEpoch() string {
 	return hex.EncodeToString(id[:])
 }
 
-// gone lists the removals that make the operator's part of the store no more than the changes.
-func (w *Writer) gone(ctx context.Context, changes []change) (gone []change, err error) {
+// gone lists the removals that make the operator's part of the store no more than the changes, and what is not known.
+func (w *Writer) gone(ctx context.Context, changes []change, unknown []string) (gone []change, err error) {
 	wanted := make(map[string]bool, len(changes))
 	for _, c := range changes {
 		wanted[c.key.String()] = true
@@ -325,7 +330,8 @@ func (w *Writer) gone(ctx context.Context, changes []change) (gone []change, err
 	for _, kind := range Filled() {
 		err := w.each(ctx, kind, func(text string, _ []byte) error {
 			key, err := ParseKey(text)
-			if err == nil && !wanted[text] {
+			spared := slices.ContainsFunc(unknown, func(prefix string) bool { return strings.HasPrefix(text, prefix) })
+			if err == nil && !wanted[text] && !spared {
 				gone = append(gone, change{key: key})
 			}
 			return nil // a malformed key is not ours to judge: readers report it
@@ -401,6 +407,9 @@ func (w *Writer) writeOne(ctx context.Context, batch []change, known *claims, re
 		}
 		if done > 0 {
 			result.add(plan, done)
+			if c := r.claims; c != nil {
+				result.Looked, c.looked = result.Looked+c.looked, 0
+			}
 			return r, r.committed(plan, done)
 		}
 		known = nil
@@ -583,8 +592,8 @@ func (r *Result) add(p *plan, revision int64) {
 	r.Revision = revision
 }
 
-// markFilled writes the markers of all kinds, and removes those of past fillings.
-func (w *Writer) markFilled(ctx context.Context, epoch string, result *Result) error {
+// markFilled writes the markers of all kinds of which everything is known, and removes those of past fillings.
+func (w *Writer) markFilled(ctx context.Context, epoch string, result *Result, unknown []string) error {
 	marker, err := proto.Marshal(&storev1.Synced{Revision: uint64(result.Revision)})
 	if err != nil {
 		return err
@@ -597,6 +606,9 @@ func (w *Writer) markFilled(ctx context.Context, epoch string, result *Result) e
 		clientv3.OpDelete(clientv3.GetPrefixRangeEnd(mine), clientv3.WithRange(clientv3.GetPrefixRangeEnd(all))),
 	}
 	for _, kind := range Filled() {
+		if slices.ContainsFunc(unknown, func(prefix string) bool { return kindOf(prefix) == kind }) {
+			continue
+		}
 		ops = append(ops, clientv3.OpPut(w.prefix+syncedKey(epoch, kind).String(), string(marker)))
 	}
 	response, err := w.client.Txn(ctx).Then(ops...).Commit()

@@ -139,6 +139,39 @@ func TestFillingDeletesWhatIsGoneAndLeavesAgentsKeysAlone(t *testing.T) {
 	}
 }
 
+func TestFillingSparesWhatTheCallerDoesNotKnow(t *testing.T) {
+	w := newWorld(t)
+	w.fill(PodRecord("n1", "web"), PolicyRecord("a", "{}"), NamespaceRecord("default", "red"))
+	kind := strings.Split(PolicyRecord("a", "").Key, "/")[1]
+	epoch := w.fill(PodRecord("n1", "web"), PolicyRecord("a", "{}"), NamespaceRecord("default", "red")).Epoch
+	unknown := "policies/" + kind + "/"
+	got, err := w.writer.Fill(t.Context(), []Record{PodRecord("n1", "api")}, unknown)
+	if err != nil || got.Written != 1 || got.Deleted != 2 {
+		t.Errorf("got %+v, %v, want a pod written, and the other and the namespace deleted", got, err)
+	}
+	if policies, err := w.writer.List(t.Context(), KindPolicy); err != nil || len(policies) != 1 {
+		t.Errorf("%d policies, %v, want the one that stood there", len(policies), err)
+	}
+	marked := func(kind Kind) bool {
+		r, err := w.raw.Get(t.Context(), Prefix(cluster)+"synced/"+epoch+"/"+string(kind))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(r.Kvs) == 1
+	}
+	if !marked(KindPolicy) || !marked(KindPod) {
+		t.Error("a filling that was complete is no longer marked as such")
+	}
+
+	w.wipe()
+	if got, err = w.writer.Fill(t.Context(), []Record{PodRecord("n1", "api")}, unknown); err != nil {
+		t.Fatal(err)
+	}
+	if epoch = got.Epoch; marked(KindPolicy) || !marked(KindPod) {
+		t.Errorf("marked: policies %t, pods %t, want pods only", marked(KindPolicy), marked(KindPod))
+	}
+}
+
 func TestOneBadRecordMeansThatNothingIsWritten(t *testing.T) {
 	w := newWorld(t)
 	before := revision(t, w)

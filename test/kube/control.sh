@@ -36,7 +36,7 @@ control_plane() {
   # Not before: their back-off would delay the first service account by seconds.
   start controllers "$bin/kube-controller-manager" --kubeconfig "$state/pki/controllers.kubeconfig" \
     --use-service-account-credentials --service-account-private-key-file "$state/pki/accounts.key" \
-    --root-ca-file "$state/pki/ca.crt" --leader-elect=false --allocate-node-cidrs --cluster-cidr 10.0.0.0/16 \
+    --root-ca-file "$state/pki/ca.crt" --leader-elect=false \
     --service-cluster-ip-range $services
   start scheduler "$bin/kube-scheduler" --kubeconfig "$state/pki/scheduler.kubeconfig" --leader-elect=false
   await 60 'default service account' kubectl get serviceaccount default

@@ -1,11 +1,18 @@
-# Sourced by run.sh, last: a node that Kubernetes no longer has and that is silent is forgotten; when it is back, with what its agent
-# keeps on disk, it is known again.
+# Sourced by run.sh: a node that Kubernetes no longer has and that is silent is forgotten; when it is back it is known again, with the
+# pod addresses that it is given then.
 known() { inside n1 "$root/bin/tendril" db show nodes | grep -q "^$1 "; }
 unknown() { inside n1 "$root/bin/tendril" db show nodes > "$state/nodes" && ! grep -q "^$1 " "$state/nodes"; }
 
-known n2
-inside n2 sh -c 'for process in /proc/[0-9]*; do [ "$(cat $process/comm)" != tendril-agent ] || kill ${process#/proc/}; done'
-kubectl delete node n2 > /dev/null
-await 90 'n2 forgotten, once its sign of life has ended' unknown n2
-start n2-agent inside n2 "$root/bin/tendril-agent" --config "$state/n2/agent.json"
-await 30 'n2 known again' known n2
+# quit NODE PROGRAM ends a program of a node.
+quit() { inside "$1" sh -c 'for process in /proc/[0-9]*; do [ "$(cat $process/comm)" != '"$2"' ] || kill ${process#/proc/}; done'; }
+
+departed() {
+  known n2
+  quit n2 kubelet # else it would start the agent again
+  quit n2 tendril-agent
+  kubectl delete node n2 > /dev/null
+  await 90 'n2 forgotten, once its sign of life has ended' unknown n2
+  start_kubelet n2 10.200.0.12
+  await 60 'n2 known again' known n2
+  await 60 'n2 ready again' kubectl wait --for=condition=Ready node/n2 --timeout=1s
+}

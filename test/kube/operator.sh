@@ -1,23 +1,19 @@
-# Sourced by run.sh: the operator against the real API server, with the rights of manifests/operator.yaml and no others.
-tendril() { "$root/bin/tendril" "$@" --store 10.200.0.1:2379; }
+# Sourced by run.sh: what the operator makes of objects, with the rights that the chart gives it and no others.
+tendril() { "$root/bin/tendril" "$@" --store 10.200.0.11:2379; }
 
 # stored FILE: the store has every object of the manifest. A dry run changes nothing, and fails for what is not there.
 stored() { tendril delete --dry-run -f "$1"; }
 # gone FILE: it has none of them.
 gone() { [ "$(tendril delete --dry-run -f "$1" 2>&1 | grep -c 'not in cluster')" = "$(grep -c '^kind:' "$1")" ]; }
 
-holder() { [ "$(kubectl -n kube-system get lease tendril-operator -o 'jsonpath={.spec.holderIdentity}')" = "$1" ]; }
-
-kubectl apply -f "$here/manifests/operator.yaml" > /dev/null
-start operator "$root/bin/tendril-operator" --kubeconfig "$state/pki/operator.kubeconfig" --replica first --store-dir "$state/store" \
-  --listen 10.200.0.1:2379 --publish 10.200.0.1:2380 --node-grace 5s
-await 60 'operator leads' holder first
-kubectl apply -f "$here/manifests/shop.yaml" > /dev/null
-await 60 'default account of shop' kubectl -n shop get serviceaccount default
-kubectl apply -f "$here/manifests/pod.yaml" > /dev/null
-await 30 'namespace, service and policy in the store' stored "$here/manifests/shop.yaml"
-await 30 'pod in the store' stored "$here/manifests/pod.yaml"
-kubectl -n shop delete pod web --force --grace-period 0 > /dev/null 2>&1
-await 30 'pod gone from the store' gone "$here/manifests/pod.yaml"
-kubectl delete -f "$here/manifests/shop.yaml" --wait=false > /dev/null
-await 60 'namespace, service and policy gone from the store' gone "$here/manifests/shop.yaml"
+operator() {
+  kubectl apply -f "$here/manifests/shop.yaml" > /dev/null
+  await 60 'default account of shop' kubectl -n shop get serviceaccount default
+  kubectl apply -f "$here/manifests/pod.yaml" > /dev/null
+  await 30 'namespace, service and policy in the store' stored "$here/manifests/shop.yaml"
+  await 30 'pod in the store' stored "$here/manifests/pod.yaml"
+  kubectl -n shop delete pod web --force --grace-period 0 > /dev/null 2>&1
+  await 30 'pod gone from the store' gone "$here/manifests/pod.yaml"
+  kubectl delete -f "$here/manifests/shop.yaml" --wait=false > /dev/null
+  await 60 'namespace, service and policy gone from the store' gone "$here/manifests/shop.yaml"
+}

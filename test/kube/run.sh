@@ -1,7 +1,7 @@
 #!/bin/bash
-# run.sh: a Kubernetes control plane, tendril's operator and two nodes, in namespaces of their own that end with the script; a verdict.
-# Needs root, openssl, iproute2, control groups of version 1 beside version 2 (nodes mount both), the result of
-# build.sh and the product's binaries in bin/.
+# run.sh: a Kubernetes control plane and two nodes, in namespaces of their own that end with the script; tendril is installed there from its
+# images and its chart, updated and taken out; a verdict. Needs root, openssl, iproute2, control groups of version 1 beside version 2
+# (nodes mount both), the result of build.sh and the product's images.
 set -eE # the trap of ERR is for functions as well
 here=$(dirname "$(readlink -f "$0")")
 if [ -z "$INSIDE" ]; then
@@ -16,14 +16,20 @@ finish() {
   rm -rf "$state"
 }
 trap finish EXIT
-trap 'echo "FAIL at line $LINENO" >&2; kubectl get events,pods -A -o wide >&2 || true; for log in apiserver operator n1-init n1-containerd n1-kubelet n1-agent n2-agent; do
+trap 'echo "FAIL at line $LINENO" >&2; kubectl get pods -A -o wide >&2 || true; for log in apiserver n1-init n1-containerd n1-kubelet install uninstall load; do
   echo "--- $log"; tail -n 15 "$state/log/$log" || true; done >&2' ERR
 mkdir -p "$state/pki" "$state/log"
-. "$here/control.sh"
-. "$here/nodes.sh"
+for part in control nodes install operator balanced workload departed; do . "$here/$part.sh"; done
 "$here/pki.sh" "$state/pki"
+control_groups
 control_plane
-. "$here/operator.sh"
-two_nodes
-. "$here/departed.sh"
+add_node n1 10.200.0.11
+add_node n2 10.200.0.12
+install
+operator
+balanced
+workload
+update
+departed
+uninstall
 echo 'PASS'

@@ -1,4 +1,5 @@
-// Command probe is the one program in the test cluster's images: a sandbox's first process, a server and a client.
+// Command probe is the one program in the images of the test cluster's pods: a sandbox's first process, a server and clients. It also looks
+// for what is left in the kernel.
 package main
 
 import (
@@ -28,8 +29,12 @@ func run(args []string) error {
 		return serve()
 	case len(args) == 2 && args[0] == "get":
 		return get(args[1])
+	case len(args) == 2 && args[0] == "load":
+		return load(args[1])
+	case len(args) > 1 && args[0] == "loaded":
+		return loaded(args[1], args[2:])
 	}
-	return errors.New("usage: probe [serve | get URL]")
+	return errors.New("usage: probe [serve | get URL | load URL | loaded prog|map ID...]")
 }
 
 // pause is the first process of a process namespace: it waits for its end and collects the children of the dead.

@@ -1,0 +1,127 @@
+package helm_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"tendril.io/tendril/deploy/helm"
+)
+
+// render sets values and renders.
+func render(t *testing.T, assignments ...string) []*unstructured.Unstructured {
+	t.Helper()
+	values, err := helm.Defaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, assignment := range append([]string{"operator.node=n1", "operator.address=192.0.2.1"}, assignments...) {
+		if err := values.Set(assignment); err != nil {
+			t.Fatal(err)
+		}
+	}
+	objects, err := helm.Render(values, "kube-system")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return objects
+}
+
+// find is the one object of a kind and name.
+func find(t *testing.T, objects []*unstructured.Unstructured, kind, name string) map[string]any {
+	t.Helper()
+	for _, object := range objects {
+		if object.GetKind() == kind && object.GetName() == name {
+			return object.Object
+		}
+	}
+	t.Fatalf("no %s %s", kind, name)
+	return nil
+}
+
+func kinds(objects []*unstructured.Unstructured) (names []string) {
+	for _, object := range objects {
+		names = append(names, object.GetKind())
+	}
+	return names
+}
+
+func TestPodsComeAfterWhatTheyNeed(t *testing.T) {
+	got := kinds(render(t))
+	first := min(slices.Index(got, "DaemonSet"), slices.Index(got, "Deployment"))
+	for _, kind := range []string{"ConfigMap", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"} {
+		if at := slices.Index(got, kind); at < 0 || at > first {
+			t.Errorf("%s is at place %d of %v, want it before pods", kind, at, got)
+		}
+	}
+}
+
+func TestEveryContainerDropsAllRightsAndNoAgentMayAskTheAPIServer(t *testing.T) {
+	objects := render(t)
+	for kind, name := range map[string]string{"DaemonSet": "tendril-agent", "Deployment": "tendril-operator"} {
+		object := find(t, objects, kind, name)
+		for _, list := range []string{"initContainers", "containers"} {
+			containers, _, _ := unstructured.NestedSlice(object, "spec", "template", "spec", list)
+			for _, container := range containers {
+				drop, _, _ := unstructured.NestedStringSlice(container.(map[string]any), "securityContext", "capabilities", "drop")
+				privileged, _, _ := unstructured.NestedBool(container.(map[string]any), "securityContext", "privileged")
+				if !slices.Equal(drop, []string{"ALL"}) || privileged {
+					t.Errorf("a container of %s drops %v, privileged %t", name, drop, privileged)
+				}
+			}
+		}
+	}
+	token, found, _ := unstructured.NestedBool(find(t, objects, "DaemonSet", "tendril-agent"), "spec", "template", "spec", "automountServiceAccountToken")
+	if token || !found {
+		t.Error("agents have a token")
+	}
+	for _, kind := range []string{"ClusterRoleBinding", "RoleBinding"} {
+		if subjects := fmt.Sprint(find(t, objects, kind, "tendril-operator")["subjects"]); strings.Contains(subjects, "agent") {
+			t.Errorf("%s is for agents: %s", kind, subjects)
+		}
+	}
+}
+
+func TestANodeIsCleanedByAPodInPlaceOfItsAgent(t *testing.T) {
+	objects := render(t, "remove.nodes=[n1, n2]")
+	if got, want := fmt.Sprint(kinds(objects)), "[ConfigMap Pod Pod]"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	pod := find(t, objects, "Pod", "tendril-remove-n2")
+	if node, _, _ := unstructured.NestedString(pod, "spec", "nodeName"); node != "n2" {
+		t.Errorf("it runs on %q, want n2", node)
+	}
+}
+
+func TestValuesThatWouldDoNothingAreRefused(t *testing.T) {
+	values, err := helm.Defaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for assignment, want := range map[string]string{
+		"agent.confg.mode=vxlan": "agent.confg.mode: the chart has no such value; there are config, ",
+		"cgroup.path=/":          "cgroup.path: cgroup holds no other values",
+		"cgroup":                 "write name=value",
+		"agent.config=[":         "agent.config: ",
+	} {
+		if err := values.Set(assignment); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", assignment, err, want)
+		}
+	}
+	if _, err := helm.Render(values, "kube-system"); err == nil || !strings.Contains(err.Error(), "operator.address: the host address") {
+		t.Errorf("without the operator's address: %v", err)
+	}
+}
+
+func TestMoreOfTheAgentsConfigurationIsHandedOn(t *testing.T) {
+	objects := render(t, "agent.config.mode=vxlan", `agent.config.no_masquerade=["10.9.0.0/16"]`)
+	text, _, _ := unstructured.NestedString(find(t, objects, "ConfigMap", "tendril"), "data", "agent.json")
+	for _, want := range []string{`"mode": "vxlan",`, `"no_masquerade": ["10.9.0.0/16"],`, `"masquerade": true,`, `"store": ["192.0.2.1:2379"],`} {
+		if !strings.Contains(text, want) {
+			t.Errorf("agent.json has no %s:\n%s", want, text)
+		}
+	}
+}

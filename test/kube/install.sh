@@ -1,0 +1,76 @@
+# Sourced by run.sh: tendril is installed, updated and taken out as users do.
+settings=(--kubeconfig "$state/pki/admin.kubeconfig" --set cgroup=/sys/fs/cgroup/unified --set cni.confDir=/opt/cni/net.d
+  --set operator.nodeGrace=5s --set 'operator.podPools=["default=10.0.0.0/16:24"]' --set agent.config.alive_lease_seconds=10)
+
+install() {
+  "$root/bin/tendril" install "${settings[@]}" --timeout 90s > "$state/log/install"
+  echo "$(printf '%4d' $SECONDS) s  tendril installed"
+  await 60 'nodes ready' kubectl wait --for=condition=Ready node/n1 node/n2 --timeout=1s
+}
+
+# update: agents and operator are replaced while pods on both nodes talk; no request is lost.
+update() {
+  mkfifo "$state/hold"
+  kubectl -n web exec -i deploy/client -- /probe load http://web.web.svc.cluster.local < "$state/hold" > "$state/log/load" 2>&1 &
+  local load=$! hold
+  exec {hold}> "$state/hold"
+  sleep 1
+  kubectl -n kube-system rollout restart daemonset/tendril-agent > /dev/null
+  kubectl -n kube-system rollout status daemonset/tendril-agent --timeout=90s > /dev/null
+  echo "$(printf '%4d' $SECONDS) s  agents replaced"
+  kubectl -n kube-system rollout restart deployment/tendril-operator > /dev/null
+  kubectl -n kube-system rollout status deployment/tendril-operator --timeout=90s > /dev/null
+  echo "$(printf '%4d' $SECONDS) s  operator replaced"
+  sleep 1
+  exec {hold}>&-
+  wait $load
+  echo "       $(tail -n 1 "$state/log/load")"
+  grep -q 'answered [1-9][0-9]* lost 0$' "$state/log/load"
+}
+
+# held NODE prog|map: ids of what the agent holds, from its open files, and of pods' programs.
+held() {
+  local pid
+  for pid in $(inside "$1" pgrep -x tendril-agent); do
+    inside "$1" sh -c "cat /proc/$pid/fdinfo/* 2>/dev/null" | awk -v kind="$2_id:" '$1 == kind { print $2 }'
+  done
+  [ "$2" = map ] || inside "$1" "$root/bin/tendril" bpf template describe -o json | awk -F '[:,]' '/"program_?[iI]d"/ { print $2 + 0 }'
+}
+
+# leftovers NODE prints what is left of tendril on a node. Where the node itself has something mounted, the empty folder stays; the kernel
+# has files of its own in every bpffs.
+leftovers() {
+  inside "$1" sh -c 'find /sys/fs/bpf /opt/cni/net.d -mindepth 1 ! -name "*.debug"
+    ls -d /run/tendril /var/lib/tendril-store /opt/cni/bin/tendril-cni 2>/dev/null; ls -A /var/lib/tendril
+    ip -o link | grep -E "tnd|tendril"; ip route show table all proto 116; ip route show table all proto 117; ip -6 route show table all proto 117
+    ip -o addr show dev lo | grep -v " 127.0.0.1/8\| ::1/128"
+    tc filter show dev eth0 ingress; tc filter show dev eth0 egress'
+}
+
+uninstall() {
+  local node kind ids left
+  declare -A before
+  for node in n1 n2; do
+    for kind in prog map; do
+      before[$node-$kind]=$(held $node $kind | sort -nu | tr '\n' ' ')
+      [ "$(wc -w <<< "${before[$node-$kind]}")" -gt 10 ] # else the test looks at nothing
+    done
+  done
+  "$root/bin/tendril" uninstall "${settings[@]}" --timeout 90s > "$state/log/uninstall"
+  echo "$(printf '%4d' $SECONDS) s  tendril uninstalled"
+  for node in n1 n2; do
+    left=$(leftovers $node)
+    [ -z "$left" ] || { echo "left on $node: $left" >&2; false; }
+    for kind in prog map; do
+      ids=${before[$node-$kind]}
+      await 10 "$(wc -w <<< "$ids") BPF objects ($kind) of $node gone" none_loaded $kind $ids
+    done
+  done
+  left=$(kubectl get -A daemonsets,deployments,pods,configmaps,serviceaccounts,leases,clusterroles,clusterrolebindings,roles,rolebindings -o name | grep tendril || true)
+  [ -z "$left" ] || { echo "left in the cluster: $left" >&2; false; }
+}
+
+none_loaded() {
+  local left
+  left=$("$bin/probe" loaded "$@") && [ -z "$left" ]
+}
