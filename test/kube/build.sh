@@ -1,6 +1,6 @@
 #!/bin/bash
-# build.sh: what a cluster is made of, into build/kube: Kubernetes and etcd from the modules of this folder's go.mod, CoreDNS from those
-# of dns/go.mod, containerd and runc from Debian, unpacked but not installed, and the images of the pods. Ten minutes and 4 GB of build cache the first time; what is
+# build.sh: what a cluster is made of, into build/kube: Kubernetes and etcd from the modules of this folder's go.mod, CoreDNS and Helm from those
+# of dns/go.mod and helm/go.mod, containerd and runc from Debian, unpacked but not installed, and the images of the pods. Ten minutes and 4 GB of build cache the first time; what is
 # there is not built again.
 set -e
 here=$(dirname "$(readlink -f "$0")")
@@ -30,6 +30,7 @@ done
 
 go build -trimpath -ldflags '-s -w' -o "$out/bin/probe" ./node/probe
 (cd dns && go build -trimpath -ldflags '-s -w' -o "$out/bin/coredns" .)
+(cd helm && go build -trimpath -ldflags '-s -w' -o "$out/bin/helm" .)
 for program in probe coredns; do (cd ../.. && go run ./deploy/image tendril.test/$program:1 "$out/bin/$program" > "$out/$program.tar"); done
 
 if [ ! -x "$out/root/usr/bin/containerd" ] || [ ! -x "$out/root/usr/lib/cni/loopback" ]; then

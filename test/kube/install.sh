@@ -2,6 +2,12 @@
 settings=(--kubeconfig "$state/pki/admin.kubeconfig" --set cgroup=/sys/fs/cgroup/unified --set cni.confDir=/opt/cni/net.d
   --set operator.nodeGrace=5s --set operator.podPools=[default=10.0.0.0/16:24] --set agent.config.alive_lease_seconds=10)
 
+# chart: Helm makes the same of the chart.
+chart() {
+  local values=(apiServer.host=192.0.2.1 operator.node=n1 operator.address=192.0.2.1 agent.config.mode=vxlan cgroup=/sys/fs/cgroup/unified)
+  "$root/bin/tendril" install --dry-run "${values[@]/#/--set=}" | "$bin/helm" "$root/deploy/helm/tendril" kube-system "${values[@]}"
+}
+
 install() {
   "$root/bin/tendril" install "${settings[@]}" --timeout 90s > "$state/log/install"
   echo "$(printf '%4d' $SECONDS) s  tendril installed"

@@ -17,9 +17,15 @@ inside() {
   ( join "$node"; exec nsenter -t "${first[$node]}" -m -n -p -u -i -C -- "$@" )
 }
 
-# control_groups lists where the caller is in each hierarchy.
+# control_groups lists where the caller is in each hierarchy. A node's limits are in those of version 1; where the machine has all
+# controllers in version 2, its nodes would have to share one tree with the caller, whom the kernel allows no children there.
 control_groups() {
   local id names path
+  if ! grep -q ':memory:' /proc/self/cgroup; then
+    echo 'FAIL: this machine has control groups of version 2 only, and these nodes need version 1 beside it: boot with
+systemd.unified_cgroup_hierarchy=hybrid, or run this on another machine' >&2
+    exit 1
+  fi
   while IFS=: read -r id names path; do
     case $names in '') names=unified ;; name=*) names=${names#name=} ;; esac
     groups+=("/sys/fs/cgroup/$names${path%/}")

@@ -22,6 +22,7 @@ mkdir -p "$state/pki" "$state/log"
 for part in control nodes install operator balanced workload rollout departed; do . "$here/$part.sh"; done
 "$here/pki.sh" "$state/pki"
 control_groups
+chart
 control_plane
 add_node n1 10.200.0.11
 add_node n2 10.200.0.12
