@@ -236,7 +236,9 @@ STATE unlisted is what no slice has any more, where there was no room for the ch
 type backendFilter struct{ node, state string }
 
 // backendStates are those that agents name.
-func backendStates() []string { return []string{"ready", "draining", "not ready", "terminating", "unlisted"} }
+func backendStates() []string {
+	return []string{"ready", "draining", "not ready", "terminating", "unlisted"}
+}
 
 // validate refuses a state that no backend can be in, rather than to list none.
 func (f backendFilter) validate() error {
