@@ -392,6 +392,9 @@ static __always_inline void flow_fill(const struct packet *p, const struct flow_
 		flags |= FLOW_LOW_IS_SOURCE;
 	if (p->flags & PACKET_SELF)
 		flags |= FLOW_SELF;
+	if (p->gateway)
+		flags |= FLOW_GATEWAY;
+	flow->gateway_epoch = p->gateway_epoch;
 	flow->flags = flags | flow_other_end(p, flow);
 }
 
@@ -473,7 +476,8 @@ __noinline int flow_recheck(struct packet *p, const struct flow_key *key, struct
 	changed = verdict_differs(&egress, &flow->egress) || verdict_differs(&ingress, &flow->ingress);
 	verdict_replace(&flow->egress, &egress);
 	verdict_replace(&flow->ingress, &ingress);
-	flow_other_end(p, flow);
+	if (!(flow->flags & FLOW_GATEWAY)) /* gateway.h says how it is reached */
+		flow_other_end(p, flow);
 	if (changed)
 		event_flow(key, flow, EVENT_FLOW_VERDICT | (__u32)p->hook << 8);
 	return reason;
@@ -527,7 +531,8 @@ static __always_inline void flow_destination(struct packet *p, const struct flow
 		}
 	} else if (flow->node) {
 		p->to.node = flow->node;
-		p->to.flags = ADDRESS_CLUSTER | (flow->flags & FLOW_TUNNEL ? ADDRESS_TUNNEL : 0);
+		p->to.flags = ADDRESS_CLUSTER | (flow->flags & FLOW_TUNNEL ? ADDRESS_TUNNEL : 0) |
+			      (flow->flags & FLOW_GATEWAY ? ADDRESS_GATEWAY : 0);
 		return;
 	} else if (address_set(&flow->nat_address)) {
 		return; /* masqueraded: outside */
