@@ -10,6 +10,7 @@ import (
 
 	"github.com/cilium/statedb"
 
+	agentv1 "tendril.io/tendril/api/agent/v1"
 	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/egress"
 	"tendril.io/tendril/internal/label"
@@ -369,4 +370,58 @@ func (e *egressGateways) row(nodes []egressNode, is4 bool) (row bpf.Gateway) {
 		row.Slots[i] = alive[int(i)%len(alive)]
 	}
 	return row
+}
+
+// list describes the objects, their pods of this node, and their nodes.
+func (e *egressGateways) list() []*agentv1.EgressGateway {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var all []*agentv1.EgressGateway
+	txn := e.tables.DB.ReadTxn()
+	for _, object := range e.plan.Objects() {
+		message := &agentv1.EgressGateway{
+			Name: object.Name, Destinations: textsOf(object.Destinations), Exceptions: textsOf(object.Exceptions),
+		}
+		for _, addr := range e.plan.Pods(object.Name) {
+			row, _, ok := e.tables.Endpoints.Get(txn, table.EndpointByIP(addr))
+			if ok && !slices.Contains(message.Pods, row.Namespace+"/"+row.Pod) {
+				message.Pods = append(message.Pods, row.Namespace+"/"+row.Pod)
+			}
+		}
+		slices.Sort(message.Pods)
+		for _, n := range e.nodes[object.Name] {
+			message.Nodes = append(message.Nodes, e.describe(n))
+		}
+		all = append(all, message)
+	}
+	return all
+}
+
+// describe is a node of an object in words.
+func (e *egressGateways) describe(n egressNode) *agentv1.EgressGateway_Node {
+	message := &agentv1.EgressGateway_Node{Name: n.name, Problem: n.problem, State: "gone"}
+	for _, addr := range []netip.Addr{n.addr4, n.addr6} {
+		if addr.IsValid() {
+			message.Addresses = append(message.Addresses, addr.String())
+		}
+	}
+	switch h := e.health[n.name]; {
+	case n.name == e.self:
+		message.State = "self"
+	case h != nil && h.dead:
+		message.State = "dead"
+	case h != nil:
+		message.State = "alive"
+	case n.alive:
+		message.State = "leased"
+	}
+	return message
+}
+
+func textsOf(ranges []netip.Prefix) []string {
+	var texts []string
+	for _, r := range ranges {
+		texts = append(texts, r.String())
+	}
+	return texts
 }

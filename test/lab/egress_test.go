@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"syscall"
 	"testing"
@@ -212,6 +213,10 @@ func (c *cluster) failsOver(t *testing.T) {
 		t.Errorf("a connection begun %v after the gateway's end failed, want none after a second", failed)
 	}
 	c.sees(t, "client", "172.30.0.77", "fd30::77")
+	text, err := c.CLI(t.Context(), "--node", "node1", "egress", "list")
+	if err != nil || !regexp.MustCompile(`node2 +dead +172.30.0.2 fd30::2`).MatchString(text) || !regexp.MustCompile(`partners +shop/client .*node3 +alive +172.30.0.77 fd30::77`).MatchString(text) {
+		t.Errorf("egress list: %v, want node2 dead and node3 alive for shop/client\n%s", err, text)
+	}
 }
 
 // closed: with no gateway alive nothing leaves, which is counted; with one back it does.
