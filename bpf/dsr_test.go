@@ -11,9 +11,7 @@ import (
 
 // dsrNode is one of the two nodes of the test: the one that is asked, or the backend's.
 func dsrNode(t *testing.T, commands string) *stage {
-	config := testConfig()
-	config.Features |= FeatureDSR
-	s := newStageOf(t, config, nil)
+	s := newStage(t)
 	for _, command := range strings.Split(strings.TrimSpace(commands), "\n") {
 		if _, err := s.do(command); err != nil {
 			t.Fatalf("%s: %v", command, err)
@@ -55,7 +53,7 @@ address 2001:db8::1 peer=3 node=1 flags=remote-node,cluster`)
 		for _, end := range ends {
 			for _, protocol := range []string{"tcp", "udp"} {
 				for _, frontend := range []string{end.any + ":30080", end.balanced + ":80"} {
-					if _, err := s.do(fmt.Sprintf("service %s %s %s:8080 flags=external", protocol, frontend, end.pod)); err != nil {
+					if _, err := s.do(fmt.Sprintf("service %s %s %s:8080 flags=external,dsr", protocol, frontend, end.pod)); err != nil {
 						t.Fatal(err)
 					}
 				}

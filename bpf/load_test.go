@@ -28,7 +28,7 @@ func testConfig() NodeConfig {
 		Router4: AddressOf(netip.MustParseAddr("10.1.0.1")), Router6: AddressOf(netip.MustParseAddr("fd01::1")),
 		Loopback4: AddressOf(netip.MustParseAddr("169.254.99.1")), Loopback6: AddressOf(netip.MustParseAddr("fd01:99::1")),
 		Features:      FeatureTunnel | FeatureMasquerade | FeatureServices | FeatureFlowRecords | FeatureIPv4 | FeatureIPv6,
-		UplinkIfIndex: 100, VNI: 7, PodMTU: 1500, TunnelMTU: 1450, ClassWords: 2, HalfOpenLimit: 4,
+		UplinkIfIndex: 100, VNI: 7, PodMTU: 1500, TunnelMTU: 1450, ClassWords: 2, HalfOpenLimit: 4, OutsideHalfOpenLimit: 1 << 16,
 		NATPortMin: 40000, NATPortMax: 40009, EventWakeupBytes: 1 << 20, OverlayPort: 8472,
 	}
 }

@@ -56,7 +56,7 @@ var natPorts = []uint16{5000, natSocketPort, 40000, 40004, natServicePort}
 func newNATWorld(t *testing.T, tunnel bool) *natWorld {
 	needRoot(t)
 	config := testConfig()
-	config.HalfOpenLimit = 1 << 20
+	config.HalfOpenLimit, config.OutsideHalfOpenLimit = 1<<20, 1<<20
 	s := newStageOf(t, config, nil)
 	by := map[bool]string{true: ",tunnel"}[tunnel]
 	for _, command := range []string{

@@ -117,7 +117,7 @@ func TestTenThousandCollisionsLoseNothingUntilTheRangeIsFull(t *testing.T) {
 	const flows, ports = 10_000, 10_000
 	config := testConfig()
 	config.NATPortMin, config.NATPortMax = 20_000, 20_000+ports-2 // with the one that keeps its own: as many as flows
-	config.HalfOpenLimit = 1 << 20
+	config.HalfOpenLimit, config.OutsideHalfOpenLimit = 1<<20, 1<<20
 	s := newStageOf(t, config, map[string]uint32{"flows": 65536, "nat": 65536})
 	for _, command := range []string{
 		"program 1 allow", "uplink 100 192.0.2.1 2001:db8::1", "address 192.0.2.1 peer=1 flags=host,cluster",

@@ -51,7 +51,7 @@ static __always_inline int from_pod_service(struct __sk_buff *ctx, struct packet
 
 	if (!feature_on(FEATURE_SERVICES) || (*flow && !(*flow)->backend))
 		return GO_ON;
-	reason = service_translate(ctx, p, key, *flow, now);
+	reason = service_translate(ctx, p, *flow, now);
 	if (reason != GO_ON || !p->service_port)
 		return reason;
 	*flow = flow_find(p, key, now);

@@ -50,8 +50,11 @@ func tellStory(t *testing.T, file string) {
 		t.Fatal(err)
 	}
 	config := testConfig()
-	if strings.HasPrefix(filepath.Base(file), "dsr") {
-		config.Features |= FeatureDSR
+	if filepath.Base(file) == "flood.txtar" {
+		config.OutsideHalfOpenLimit = 3
+	}
+	if strings.HasPrefix(filepath.Base(file), "gateway") {
+		config.HalfOpenLimit = 16 // their flows are moved while they are half-open
 	}
 	if strings.HasSuffix(file, "-native.txtar") {
 		config.Features &^= FeatureTunnel
@@ -222,7 +225,7 @@ func (s *stage) do(command string) (string, error) {
 		"endpoint": s.endpoint, "address": s.address, "node": s.node, "uplink": s.uplink, "program": s.program,
 		"announce": s.announce, "rivals": s.rivals, "host": s.host, "listen": s.listen, "connect": s.connect,
 		"peer": s.peer, "epoch": s.epoch, "service": s.service, "guard": s.guard, "gateway": s.gateway, "selected": s.selected, "route": s.route, "gateways": s.gateways, "affinities": s.affinities, "idle": s.idle, "backend": s.backend, "flows": s.flows, "nat": s.nat,
-		"events": s.drain, "sweep": s.sweep, "age": s.age, "half-open": s.halfOpen, "forget": s.forget, "fill": s.fill, "segments": s.segments,
+		"events": s.drain, "sweep": s.sweep, "age": s.age, "half-open": s.halfOpen, "forget": s.forget, "fill": s.fill, "segments": s.segments, "merged": s.merged,
 	}
 	if do := commands[name]; do != nil {
 		return do(rest)
@@ -324,10 +327,24 @@ func (s *stage) segments(text string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	ctx := skBuff{IfIndex: 1, CB: [5]uint32{1, 101}}
-	ctx.Rest[27] = uint32(n) // gso_size
-	ctx.Rest[24] = 4         // gso_segs
-	return s.send("from_pod", packet, ctx)
+	return s.send("from_pod", packet, skBuff{IfIndex: 1, CB: [5]uint32{1, 101}}.segmented(uint32(n)))
+}
+
+// merged SIZE PACKET: a packet from the wire that the device has made of several of SIZE bytes of payload.
+func (s *stage) merged(text string) (string, error) {
+	size, packet, _ := strings.Cut(text, " ")
+	n, err := strconv.ParseUint(size, 10, 16)
+	if err != nil {
+		return "", err
+	}
+	return s.send("net_in", packet, skBuff{IfIndex: 100}.segmented(uint32(n)))
+}
+
+// segmented is the context of a packet that stands for several.
+func (b skBuff) segmented(size uint32) skBuff {
+	b.Rest[27] = size // gso_size
+	b.Rest[24] = 4    // gso_segs
+	return b
 }
 
 // frameOf is a packet given as text, or as hex where the text form cannot say it.

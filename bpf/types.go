@@ -51,12 +51,11 @@ const (
 	FeatureFlowRecords Feature = 8 // events for connections, not only for drops
 	FeatureIPv4        Feature = 16
 	FeatureIPv6        Feature = 32
-	FeatureDSR         Feature = 64 // backends' nodes answer clients outside the cluster themselves
 )
 
 // String names the bits that are set, joined by |.
 func (v Feature) String() string {
-	return joinFlags(uint32(v), []string{"tunnel", "masquerade", "services", "flow-records", "ipv4", "ipv6", "dsr"}, []uint32{1, 2, 4, 8, 16, 32, 64})
+	return joinFlags(uint32(v), []string{"tunnel", "masquerade", "services", "flow-records", "ipv4", "ipv6"}, []uint32{1, 2, 4, 8, 16, 32})
 }
 
 // Entry is enum entry of the datapath.
@@ -336,11 +335,12 @@ const (
 	FrontendHash     FrontendFlag = 1 // the slot is chosen by a hash of the connection's tuple (Maglev), not at random
 	FrontendExternal FrontendFlag = 2 // clients outside the cluster use it, too
 	FrontendGuarded  FrontendFlag = 4 // only for clients in the service's source ranges
+	FrontendDSR      FrontendFlag = 8 // backends' nodes answer clients outside the cluster themselves; of a FRONTEND_EXTERNAL only
 )
 
 // String names the bits that are set, joined by |.
 func (v FrontendFlag) String() string {
-	return joinFlags(uint32(v), []string{"hash", "external", "guarded"}, []uint32{1, 2, 4})
+	return joinFlags(uint32(v), []string{"hash", "external", "guarded", "dsr"}, []uint32{1, 2, 4, 8})
 }
 
 // EventKind is enum event_kind of the datapath.
@@ -440,7 +440,7 @@ type FlowState uint8
 
 // The values of FlowState.
 const (
-	FlowNew         FlowState = 1 // half-open: no reply yet; counted against the endpoint's quota
+	FlowNew         FlowState = 1 // half-open: no reply yet, or TCP's handshake is not done; counted against a quota
 	FlowEstablished FlowState = 2
 	FlowClosing     FlowState = 3 // FIN seen from one side or both
 	FlowClosed      FlowState = 4 // RST, or FIN from both sides
@@ -503,6 +503,7 @@ const (
 	DropICMPUnrelated       Reason = 41 // an ICMP error about no known connection
 	DropSourceRange         Reason = 48 // the client is in none of the service's source ranges
 	DropNoGateway           Reason = 49 // no egress gateway that is alive serves the pod for that destination
+	DropOutsideQuota        Reason = 50 // clients outside the cluster have too many half-open connections
 	ReasonCount             Reason = 64
 )
 
@@ -575,6 +576,8 @@ func (v Reason) String() string {
 		return "source-range"
 	case DropNoGateway:
 		return "no-gateway"
+	case DropOutsideQuota:
+		return "outside-quota"
 	}
 	return ""
 }
@@ -615,6 +618,7 @@ func Reasons() []Reason {
 		DropICMPUnrelated,
 		DropSourceRange,
 		DropNoGateway,
+		DropOutsideQuota,
 	}
 }
 
@@ -687,6 +691,8 @@ func (v Reason) About() string {
 		return "the client is in none of the service's source ranges"
 	case DropNoGateway:
 		return "no egress gateway that is alive serves the pod for that destination"
+	case DropOutsideQuota:
+		return "clients outside the cluster have too many half-open connections"
 	}
 	return ""
 }
@@ -718,14 +724,15 @@ type Lifetime uint32
 
 // The values of Lifetime.
 const (
-	LifetimeSyn           Lifetime = 30    // TCP, no reply yet
+	LifetimeSyn           Lifetime = 30    // TCP, handshake not done
 	LifetimeNew           Lifetime = 60    // other protocols without ports, no reply yet
 	LifetimeDatagramNew   Lifetime = 30    // UDP, no reply yet
 	LifetimeDatagram      Lifetime = 120   // UDP and others, answered
-	LifetimeTCP           Lifetime = 28800 // TCP, answered: 8 hours
+	LifetimeTCP           Lifetime = 28800 // TCP, handshake done: 8 hours
 	LifetimeClosing       Lifetime = 3600  // TCP, one side has sent FIN: half-closed connections may go on for long
 	LifetimeClosingUnseen Lifetime = 60    // the same where only that side is seen: as a rule the other has sent FIN, too (dsr.h)
 	LifetimeClosed        Lifetime = 10    // TCP, RST or FIN from both sides: room for late segments
+	LifetimeRefused       Lifetime = 1     // TCP, RST before the handshake was done: there are none
 )
 
 // Mark is enum mark of the datapath.
@@ -745,26 +752,27 @@ type Address [16]byte
 //
 // Constants of the node, set in .rodata before load and so known to the verifier.
 type NodeConfig struct {
-	NetnsCookie      uint64  // of the node's network namespace: "host" is a socket or packet of it
-	Node4            Address // the node's address on the fabric, v4-mapped; zero: none
-	Node6            Address // the same for IPv6
-	Router4          Address // the pods' gateway: answered by ARP
-	Router6          Address // the pods' gateway: answered by ND
-	Loopback4        Address // source a pod sees when it reaches itself through its service
-	Loopback6        Address
-	Features         Feature // enum feature
-	UplinkIfIndex    uint32  // default outward device
-	OverlayIfIndex   uint32  // collect-metadata tunnel device; 0: none
-	VNI              uint32  // of the cluster's overlay
-	PodMTU           uint32  // bytes of IP packet that a pod's device carries
-	TunnelMTU        uint32  // bytes of inner IP packet that the overlay carries
-	ClassWords       uint32  // __u64 words in a row of class_bits, a power of two
-	HalfOpenLimit    uint32  // half-open flows an endpoint may have; 0 lets none open
-	NATPortMin       uint16  // first source port SNAT may pick
-	NATPortMax       uint16  // last
-	EventWakeupBytes uint32  // unread ring-buffer bytes above which a reader is woken
-	OverlayPort      uint16  // UDP port of the overlay's own packets
-	Reserved         [3]uint16
+	NetnsCookie          uint64  // of the node's network namespace: "host" is a socket or packet of it
+	Node4                Address // the node's address on the fabric, v4-mapped; zero: none
+	Node6                Address // the same for IPv6
+	Router4              Address // the pods' gateway: answered by ARP
+	Router6              Address // the pods' gateway: answered by ND
+	Loopback4            Address // source a pod sees when it reaches itself through its service
+	Loopback6            Address
+	Features             Feature // enum feature
+	UplinkIfIndex        uint32  // default outward device
+	OverlayIfIndex       uint32  // collect-metadata tunnel device; 0: none
+	VNI                  uint32  // of the cluster's overlay
+	PodMTU               uint32  // bytes of IP packet that a pod's device carries
+	TunnelMTU            uint32  // bytes of inner IP packet that the overlay carries
+	ClassWords           uint32  // __u64 words in a row of class_bits, a power of two
+	HalfOpenLimit        uint32  // half-open flows an endpoint may have; 0 lets none open
+	OutsideHalfOpenLimit uint32  // that all clients outside the cluster may have together; 0 lets none open
+	NATPortMin           uint16  // first source port SNAT may pick
+	NATPortMax           uint16  // last
+	EventWakeupBytes     uint32  // unread ring-buffer bytes above which a reader is woken
+	OverlayPort          uint16  // UDP port of the overlay's own packets
+	Reserved             uint16
 }
 
 // ControlWord is enum control_word of the datapath.
@@ -815,7 +823,7 @@ type Endpoint struct {
 //
 // Counters of an endpoint that programs write; beside `endpoints` so that records stay read-mostly.
 type EndpointUse struct {
-	HalfOpen uint32 // flows in FLOW_NEW that this endpoint originated
+	HalfOpen uint32 // flows in FLOW_NEW that this endpoint originated; at index 0: that came from outside
 }
 
 // PeerInfo mirrors struct peer_info of the datapath.

@@ -36,11 +36,23 @@ static __always_inline struct ends xdp_ends(const struct packet *p)
 	return (struct ends){p->source, p->destination, p->source_port, p->destination_port, 0};
 }
 
-/* xdp_checksum corrects a checksum by a difference (RFC 1624). */
-static __always_inline __u16 xdp_checksum(__u16 check, __u32 difference)
+/* xdp_difference is what the first words of the ends add to a sum that had those of before: a sum of 32-bit words, not folded. */
+static __always_inline __u64 xdp_difference(const struct ends *was, const struct ends *now, __u32 words)
 {
-	__u32 sum = (__u16)~check + (difference & 0xffff) + (difference >> 16);
+	const __u32 *old = (void *)was, *new = (void *)now;
+	__u64 sum = 0;
 
+	for (__u32 i = 0; i < words; i++)
+		sum += (__u64)(__u32)~old[i] + new[i];
+	return sum;
+}
+
+/* xdp_checksum corrects a checksum by a difference (RFC 1624). */
+static __always_inline __u16 xdp_checksum(__u16 check, __u64 difference)
+{
+	__u64 sum = (__u16)~check + (difference & 0xffffffff) + (difference >> 32);
+
+	sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	return ~sum;
@@ -162,7 +174,7 @@ static __always_inline bool xdp_route(struct xdp_md *ctx, const struct packet *p
 }
 
 /* xdp_write4 puts the packet's ends into an IPv4 header. */
-static __always_inline void xdp_write4(struct iphdr *ip, const struct packet *p, __u32 difference)
+static __always_inline void xdp_write4(struct iphdr *ip, const struct packet *p, __u64 difference)
 {
 	ip->saddr = p->source.word[3];
 	ip->daddr = p->destination.word[3];
@@ -170,7 +182,7 @@ static __always_inline void xdp_write4(struct iphdr *ip, const struct packet *p,
 }
 
 /* xdp_write_transport puts ports and checksum into a transport header. A datagram without checksum stays so. */
-static __always_inline bool xdp_write_transport(void *transport, void *end, const struct packet *p, __u32 difference)
+static __always_inline bool xdp_write_transport(void *transport, void *end, const struct packet *p, __u64 difference)
 {
 	struct transport_start *ports = transport;
 	__u16 *check = transport + (p->protocol == IPPROTO_TCP ? 16 : 6);
@@ -198,10 +210,10 @@ static __always_inline bool xdp_write(struct xdp_md *ctx, const struct packet *p
 
 	if (data + ETH_HLEN + size > end)
 		return false;
-	if (!xdp_write_transport(data + ETH_HLEN + size, end, p, bpf_csum_diff((void *)was, sizeof(*was), (void *)&now, sizeof(now), 0)))
+	if (!xdp_write_transport(data + ETH_HLEN + size, end, p, xdp_difference(was, &now, sizeof(now) / 4)))
 		return false;
 	if (p->flags & PACKET_IPV4) {
-		xdp_write4(data + ETH_HLEN, p, bpf_csum_diff((void *)was, 32, (void *)&now, 32, 0));
+		xdp_write4(data + ETH_HLEN, p, xdp_difference(was, &now, 8)); /* the addresses */
 	} else if ((void *)(ip6 + 1) <= end) {
 		__builtin_memcpy(&ip6->saddr, &p->source, 16);
 		__builtin_memcpy(&ip6->daddr, &p->destination, 16);

@@ -28,7 +28,7 @@ static __always_inline int arrive_destination(struct __sk_buff *ctx, struct pack
 	if (!entry && p->to.flags & ADDRESS_HOST && (feature_on(FEATURE_MASQUERADE) || feature_on(FEATURE_SERVICES)))
 		reason = p->flags & PACKET_ICMP_ERROR ? icmp_follow(ctx, p, true) : nat_restore(ctx, p);
 	if (reason == REASON_TO_STACK && feature_on(FEATURE_SERVICES)) {
-		reason = service_translate(ctx, p, key, entry, now);
+		reason = service_translate(ctx, p, entry, now);
 		if (reason == GO_ON && !p->service_port)
 			return REASON_TO_STACK;
 	}
@@ -67,7 +67,7 @@ static __always_inline int arrive_source(struct __sk_buff *ctx, struct packet *p
 {
 	if (!p->service_port || p->to.flags & (ADDRESS_LOCAL_POD | ADDRESS_HOST))
 		return GO_ON;
-	if (dsr_applies(p)) {
+	if (dsr_applies(p, flow)) {
 		dsr_send(p, flow, now);
 		return GO_ON;
 	}

@@ -313,19 +313,23 @@ static __always_inline __u64 flow_lifetime(__u8 protocol, __u8 state)
 	return (protocol == IPPROTO_UDP ? LIFETIME_DATAGRAM_NEW : LIFETIME_NEW) * SECOND;
 }
 
-/* flow_quota takes a place in the sender's quota of half-open flows. It returns the flag to set in the flow. */
+/*
+ * flow_quota takes a place in the sender's quota of half-open flows. It returns the flag to set in the flow. Clients outside the
+ * cluster can be anybody, under any address: all of them together have the quota of index 0, which is no endpoint's.
+ */
 static __always_inline int flow_quota(const struct packet *p, __u32 *flags)
 {
-	__u32 index = p->from.endpoint;
+	bool pod = p->from.flags & ADDRESS_LOCAL_POD;
+	__u32 index = pod ? p->from.endpoint : 0;
 	struct endpoint_use *use;
 
-	if (!(p->from.flags & ADDRESS_LOCAL_POD))
+	if (!pod && (p->flags & PACKET_REPLY || p->from.flags & (ADDRESS_CLUSTER | ADDRESS_HOST | ADDRESS_REMOTE_NODE)))
 		return GO_ON;
 	use = bpf_map_lookup_elem(&endpoint_uses, &index);
 	if (!use)
 		return GO_ON;
-	if (use->half_open >= config.half_open_limit)
-		return DROP_HALF_OPEN_QUOTA;
+	if (use->half_open >= (pod ? config.half_open_limit : config.outside_half_open_limit))
+		return pod ? DROP_HALF_OPEN_QUOTA : DROP_OUTSIDE_QUOTA;
 	__sync_fetch_and_add(&use->half_open, 1);
 	*flags |= FLOW_HALF_OPEN_COUNTED;
 	return GO_ON;
@@ -483,6 +487,19 @@ __noinline int flow_recheck(struct packet *p, const struct flow_key *key, struct
 	return reason;
 }
 
+/*
+ * flow_opens tells whether a packet shows that both ends want the flow. TCP's answer to a SYN does not: whoever forges his address
+ * gets as far. What follows it does (RFC 9293 3.5: SYN-RECEIVED ends with the acknowledgment); a receiver resets what was guessed.
+ */
+static __always_inline bool flow_opens(const struct packet *p, const struct flow *flow)
+{
+	bool reply = p->flags & PACKET_REPLY;
+
+	if (p->protocol != IPPROTO_TCP)
+		return reply;
+	return !(p->tcp_flags & (TCP_SYN | TCP_RST)) && (reply || flow->reverse.packets);
+}
+
 /* flow_follow counts a packet and moves the flow on. Counters are plain additions: a flow's packets rarely meet. */
 static __always_inline void flow_follow(struct packet *p, struct flow *flow, __u64 now)
 {
@@ -490,24 +507,28 @@ static __always_inline void flow_follow(struct packet *p, struct flow *flow, __u
 	struct traffic *traffic = reply ? &flow->reverse : &flow->forward;
 	__u8 *seen = reply ? &flow->tcp_reverse : &flow->tcp_forward;
 	__u8 state = flow->state;
+	bool opened;
 
+	if (state == FLOW_NEW && flow_opens(p, flow))
+		state = FLOW_ESTABLISHED;
+	opened = state != FLOW_NEW && !(flow->flags & FLOW_HALF_OPEN_COUNTED && state == FLOW_CLOSED);
 	traffic->packets++;
 	traffic->bytes += p->length;
-	if (reply && state == FLOW_NEW)
-		state = FLOW_ESTABLISHED;
 	if (p->protocol == IPPROTO_TCP && (*seen | p->tcp_flags) != *seen)
 		*seen |= p->tcp_flags;
 	if (p->protocol == IPPROTO_TCP && (flow->tcp_forward | flow->tcp_reverse) & (TCP_FIN | TCP_RST)) {
 		bool closed = (flow->tcp_forward | flow->tcp_reverse) & TCP_RST ||
 			      flow->tcp_forward & flow->tcp_reverse & TCP_FIN;
 
-		state = closed ? FLOW_CLOSED : FLOW_CLOSING;
+		if (closed || opened)
+			state = closed ? FLOW_CLOSED : FLOW_CLOSING;
 	}
-	if (state != flow->state) {
-		flow->state = state;
+	flow->expires = now + (state == FLOW_CLOSED && !opened ? LIFETIME_REFUSED * SECOND : flow_lifetime(p->protocol, state));
+	if (state == flow->state)
+		return;
+	flow->state = state;
+	if (opened) /* else it keeps its place until it is removed: SYN and RST cost as much as SYN alone */
 		flow_uncount(flow);
-	}
-	flow->expires = now + flow_lifetime(p->protocol, state);
 }
 
 /* flow_destination fills p->to from the flow, without asking the address table where the flow already knows. */
@@ -588,8 +609,37 @@ static __always_inline int flow_pass(struct packet *p, struct flow_key *key, str
 	return GO_ON;
 }
 
+/*
+ * flow_remember makes the service entry that sends later packets to the same backend. It comes after the flow: who is denied, or
+ * has no place left in his quota, leaves no entry behind.
+ */
+__noinline int flow_remember(struct packet *p)
+{
+	struct flow *entry = flow_draft();
+	struct flow_key key;
+
+	if (!p || !entry)
+		return DROP_FLOW_TABLE_FULL;
+	if (flow_key_of(&key, &p->source, p->source_port, &p->service, p->service_port, p->protocol))
+		entry->flags = FLOW_LOW_IS_SOURCE;
+	entry->created = bpf_ktime_get_ns();
+	entry->expires = entry->created + flow_lifetime(p->protocol, FLOW_NEW);
+	entry->state = FLOW_NEW;
+	entry->backend = p->chosen;
+	entry->service = p->destination;
+	entry->service_port = p->destination_port;
+	entry->hook = p->hook;
+	entry->source_endpoint = p->from.endpoint;
+	if (bpf_map_update_elem(&flows, &key, entry, BPF_ANY))
+		return DROP_FLOW_TABLE_FULL;
+	tally_add(TALLY_FLOWS_CREATED);
+	return GO_ON;
+}
+
 /* flow_track is the whole step. */
 static __always_inline int flow_track(struct packet *p, struct flow_key *key, struct flow *flow, __u64 now)
 {
-	return flow ? flow_pass(p, key, flow, now) : flow_open(p, key, flow_epoch());
+	int reason = flow ? flow_pass(p, key, flow, now) : flow_open(p, key, flow_epoch());
+
+	return reason == GO_ON && p->chosen ? flow_remember(p) : reason;
 }

@@ -44,7 +44,6 @@ enum feature {
 	FEATURE_FLOW_RECORDS = 8,   /* events for connections, not only for drops */
 	FEATURE_IPV4 = 16,
 	FEATURE_IPV6 = 32,
-	FEATURE_DSR = 64,           /* backends' nodes answer clients outside the cluster themselves */
 };
 
 /* Indexes of the prog array `entries`: the only program references shared between datapath versions. */
@@ -130,6 +129,7 @@ enum frontend_flag {
 	FRONTEND_HASH = 1,          /* the slot is chosen by a hash of the connection's tuple (Maglev), not at random */
 	FRONTEND_EXTERNAL = 2,      /* clients outside the cluster use it, too */
 	FRONTEND_GUARDED = 4,       /* only for clients in the service's source ranges */
+	FRONTEND_DSR = 8,           /* backends' nodes answer clients outside the cluster themselves; of a FRONTEND_EXTERNAL only */
 };
 
 /* Kinds of event. */
@@ -157,7 +157,7 @@ enum hook {
 
 /* States of a conntrack entry (RFC 9293 reduced to what lifetimes need). */
 enum flow_state {
-	FLOW_NEW = 1,               /* half-open: no reply yet; counted against the endpoint's quota */
+	FLOW_NEW = 1,               /* half-open: no reply yet, or TCP's handshake is not done; counted against a quota */
 	FLOW_ESTABLISHED = 2,
 	FLOW_CLOSING = 3,           /* FIN seen from one side or both */
 	FLOW_CLOSED = 4,            /* RST, or FIN from both sides */
@@ -202,6 +202,7 @@ enum reason {
 	DROP_ICMP_UNRELATED = 41,   /* an ICMP error about no known connection */
 	DROP_SOURCE_RANGE = 48,     /* the client is in none of the service's source ranges */
 	DROP_NO_GATEWAY = 49,       /* no egress gateway that is alive serves the pod for that destination */
+	DROP_OUTSIDE_QUOTA = 50,    /* clients outside the cluster have too many half-open connections */
 	REASON_COUNT = 64,
 };
 
@@ -222,14 +223,15 @@ enum bound {
 
 /* Seconds a flow lives after its last packet, by what it has come to. */
 enum lifetime {
-	LIFETIME_SYN = 30,          /* TCP, no reply yet */
+	LIFETIME_SYN = 30,          /* TCP, handshake not done */
 	LIFETIME_NEW = 60,          /* other protocols without ports, no reply yet */
 	LIFETIME_DATAGRAM_NEW = 30, /* UDP, no reply yet */
 	LIFETIME_DATAGRAM = 120,    /* UDP and others, answered */
-	LIFETIME_TCP = 28800,       /* TCP, answered: 8 hours */
+	LIFETIME_TCP = 28800,       /* TCP, handshake done: 8 hours */
 	LIFETIME_CLOSING = 3600,    /* TCP, one side has sent FIN: half-closed connections may go on for long */
 	LIFETIME_CLOSING_UNSEEN = 60, /* the same where only that side is seen: as a rule the other has sent FIN, too (dsr.h) */
 	LIFETIME_CLOSED = 10,       /* TCP, RST or FIN from both sides: room for late segments */
+	LIFETIME_REFUSED = 1,       /* TCP, RST before the handshake was done: there are none */
 };
 
 /* skb->mark of what the datapath sends out itself, so that the hooks of the device it leaves by let it pass. */

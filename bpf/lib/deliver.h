@@ -64,7 +64,7 @@ static __always_inline int deliver_prepare(struct __sk_buff *ctx, struct packet 
 	reason = deliver_rename(ctx, p);
 	if (reason == GO_ON)
 		reason = deliver_hop((void *)(long)ctx->data, (void *)(long)ctx->data_end, p);
-	return reason == GO_ON && feature_on(FEATURE_DSR) && p->option ? dsr_write(ctx, p) : reason;
+	return reason == GO_ON && p->option ? dsr_write(ctx, p) : reason;
 }
 
 /* deliver_local hands a packet to a pod of this node, past the host's stack and the pod's own to_pod. */

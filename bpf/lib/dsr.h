@@ -49,12 +49,28 @@ static __always_inline bool dsr_client(const struct packet *p)
 	return p->from.peer && !(p->from.flags & ~ADDRESS_NO_MASQUERADE);
 }
 
-/* dsr_applies tells whether a packet for a service goes to its backend under the client's address: a pod of another node. */
-static __always_inline bool dsr_applies(const struct packet *p)
+/* dsr_wanted tells whether the frontend that was asked has its backends answer. */
+static __always_inline bool dsr_wanted(const struct packet *p)
 {
-	return feature_on(FEATURE_DSR) && p->hook == HOOK_NET_IN && dsr_client(p) && p->to.node &&
+	struct frontend_key key = {.address = p->service, .port = p->service_port, .protocol = p->protocol};
+	struct frontend *frontend = bpf_map_lookup_elem(&frontends, &key);
+
+	if (!frontend) {
+		frontend_anywhere(&key.address);
+		frontend = bpf_map_lookup_elem(&frontends, &key);
+	}
+	return frontend && frontend->flags & FRONTEND_DSR;
+}
+
+/*
+ * dsr_applies tells whether a packet for a service goes to its backend under the client's address: a pod of another node. What the
+ * frontend says is for new flows, the others stay as they began. flow: NULL if this is its first packet.
+ */
+static __always_inline bool dsr_applies(const struct packet *p, const struct flow *flow)
+{
+	return p->hook == HOOK_NET_IN && dsr_client(p) && p->to.node &&
 	       !(p->to.flags & ADDRESS_REMOTE_NODE) && !address_set(&p->alias) &&
-	       (p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP);
+	       (p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP) && (flow || dsr_wanted(p));
 }
 
 /*
@@ -70,8 +86,12 @@ static __always_inline void dsr_follow(const struct packet *p, struct flow *flow
 		flow->tcp_forward = p->tcp_flags;
 		seconds = LIFETIME_SYN;
 	} else if (flow->state == FLOW_NEW && !(p->tcp_flags & TCP_SYN)) {
-		flow->state = FLOW_ESTABLISHED;
-		seconds = p->protocol == IPPROTO_TCP ? LIFETIME_TCP : LIFETIME_DATAGRAM;
+		bool leaving = p->protocol == IPPROTO_TCP && flow->tcp_forward & TCP_FIN;
+
+		flow->state = leaving ? FLOW_CLOSING : FLOW_ESTABLISHED;
+		flow_uncount(flow);
+		if (!leaving)
+			seconds = p->protocol == IPPROTO_TCP ? LIFETIME_TCP : LIFETIME_DATAGRAM;
 	} else if (flow->state != FLOW_CLOSING) {
 		return;
 	}

@@ -50,31 +50,6 @@ static __always_inline int service_choose(struct packet *p, __u32 *index)
 	return *index ? GO_ON : DROP_NO_BACKEND;
 }
 
-/* service_remember makes the entry that sends later packets to the same backend. */
-static __always_inline int service_remember(const struct packet *p, const struct flow_key *key, __u32 index)
-{
-	struct backend *backend = bpf_map_lookup_elem(&backends, &index);
-	struct flow *entry = flow_draft();
-	struct flow_key copy = *key;
-
-	if (!entry || !backend)
-		return DROP_FLOW_TABLE_FULL;
-	entry->created = bpf_ktime_get_ns();
-	entry->expires = entry->created + flow_lifetime(p->protocol, FLOW_NEW);
-	entry->state = FLOW_NEW;
-	entry->backend = index;
-	entry->service = backend->address;
-	entry->service_port = backend->port;
-	entry->hook = p->hook;
-	entry->source_endpoint = p->from.endpoint;
-	if (address_equal(&key->low, &p->source) && key->low_port == p->source_port)
-		entry->flags = FLOW_LOW_IS_SOURCE;
-	if (bpf_map_update_elem(&flows, &copy, entry, BPF_ANY))
-		return DROP_FLOW_TABLE_FULL;
-	tally_add(TALLY_FLOWS_CREATED);
-	return GO_ON;
-}
-
 /*
  * service_keeps tells whether a remembered backend still takes the packet: all but a new connection to one that is leaving.
  * One that is gone may have left its number to another.
@@ -98,9 +73,11 @@ static __always_inline void service_prolong(const struct packet *p, struct flow 
 		entry->expires = now + flow_lifetime(p->protocol, FLOW_ESTABLISHED);
 }
 
-/* service_backend finds the backend of a packet to a frontend: the remembered one, or a fresh choice for a new connection. */
-static __always_inline int service_backend(struct packet *p, const struct flow_key *key, struct flow *entry, __u64 now,
-					   __u32 *index)
+/*
+ * service_backend finds the backend of a packet to a frontend: the remembered one, or a fresh choice for a new connection, which is
+ * remembered once the packet is allowed (flow_track).
+ */
+static __always_inline int service_backend(struct packet *p, struct flow *entry, __u64 now, __u32 *index)
 {
 	bool opening = p->protocol != IPPROTO_TCP || p->tcp_flags & TCP_SYN;
 	int reason;
@@ -115,24 +92,24 @@ static __always_inline int service_backend(struct packet *p, const struct flow_k
 	reason = service_choose(p, index);
 	if (reason != GO_ON || !*index)
 		return reason == GO_ON && entry ? DROP_NO_BACKEND : reason;
-	return service_remember(p, key, *index);
+	p->chosen = *index;
+	return GO_ON;
 }
 
 /*
  * service_translate sends a packet for a frontend to its backend. It returns GO_ON also for a packet that is for no
  * frontend; p->service tells the two apart.
  */
-__noinline int service_translate(struct __sk_buff *ctx, struct packet *p, const struct flow_key *key,
-				 struct flow *entry, __u64 now)
+__noinline int service_translate(struct __sk_buff *ctx, struct packet *p, struct flow *entry, __u64 now)
 {
 	struct backend *backend;
 	union address address;
 	__u32 index = 0;
 	int reason;
 
-	if (!p || !key)
+	if (!p)
 		return DROP_NO_BACKEND;
-	reason = service_backend(p, key, entry, now, &index);
+	reason = service_backend(p, entry, now, &index);
 	if (reason != GO_ON || !index)
 		return reason;
 	backend = bpf_map_lookup_elem(&backends, &index);

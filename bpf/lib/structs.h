@@ -33,11 +33,12 @@ struct node_config {
 	__u32 tunnel_mtu;           /* bytes of inner IP packet that the overlay carries */
 	__u32 class_words;          /* __u64 words in a row of class_bits, a power of two */
 	__u32 half_open_limit;      /* half-open flows an endpoint may have; 0 lets none open */
+	__u32 outside_half_open_limit; /* that all clients outside the cluster may have together; 0 lets none open */
 	__u16 nat_port_min;         /* first source port SNAT may pick */
 	__u16 nat_port_max;         /* last */
 	__u32 event_wakeup_bytes;   /* unread ring-buffer bytes above which a reader is woken */
 	__u16 overlay_port;         /* UDP port of the overlay's own packets */
-	__u16 reserved[3];
+	__u16 reserved;
 };
 
 /* One word of `control`: written by the agent, read per packet. */
@@ -70,7 +71,7 @@ struct endpoint {
 
 /* Counters of an endpoint that programs write; beside `endpoints` so that records stay read-mostly. */
 struct endpoint_use {
-	__u32 half_open;            /* flows in FLOW_NEW that this endpoint originated */
+	__u32 half_open;            /* flows in FLOW_NEW that this endpoint originated; at index 0: that came from outside */
 };
 
 /* What is known of an address or prefix. Written by the agent. */

@@ -66,7 +66,7 @@ func testConfig(root string) Config {
 		Node: bpf.NodeConfig{
 			Features:   bpf.FeatureIPv4 | bpf.FeatureIPv6 | bpf.FeatureMasquerade | bpf.FeatureServices | bpf.FeatureFlowRecords,
 			Router4:    bpf.AddressOf(netip.MustParseAddr("10.1.0.1")),
-			ClassWords: 4, HalfOpenLimit: 100, NATPortMin: 32768, NATPortMax: 60999, PodMTU: 1500, TunnelMTU: 1450,
+			ClassWords: 4, HalfOpenLimit: 100, OutsideHalfOpenLimit: 100, NATPortMin: 32768, NATPortMax: 60999, PodMTU: 1500, TunnelMTU: 1450,
 		},
 		Sizes: map[string]uint32{
 			"addresses": 1024, "prefixes": 1024, "peer_class": 1024, "class_bits": 256, "policy_programs": 64, "policy_cells": 4096,

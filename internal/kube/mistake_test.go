@@ -445,7 +445,7 @@ x.yaml document 1, CiliumNetworkPolicy shop/web: spec: Required value: give spec
 		{"services that an API server would have completed", `
 apiVersion: v1
 kind: Service
-metadata: {name: web, namespace: shop, annotations: {service.tendril.io/algorithm: best}}
+metadata: {name: web, namespace: shop, annotations: {service.tendril.io/algorithm: best, service.tendril.io/forwarding: xdp}}
 spec:
   type: NodePort
   sessionAffinity: Cookie
@@ -466,6 +466,7 @@ x.yaml document 1, Service shop/web: spec.sessionAffinity: Unsupported value: "C
 x.yaml document 1, Service shop/web: spec.externalIPs[0]: Invalid value: "10.0.0.256": not an IP address; write one like 10.1.2.3 or fd00::1
 x.yaml document 1, Service shop/web: spec.loadBalancerSourceRanges[0]: Invalid value: "10.0.0.0": not an address range; write one like 10.1.0.0/16 or fd00:1::/32
 x.yaml document 1, Service shop/web: metadata.annotations[service.tendril.io/algorithm]: Unsupported value: "best": supported values: "random", "maglev"
+x.yaml document 1, Service shop/web: metadata.annotations[service.tendril.io/forwarding]: Unsupported value: "xdp": supported values: "dsr", "snat"
 `},
 		{"services whose addresses disagree", `
 apiVersion: v1

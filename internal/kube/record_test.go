@@ -136,7 +136,7 @@ status: {conditions: [{type: Initialized, status: "True"}, {type: Ready, status:
 		{"a service is its frontends and options", `
 apiVersion: v1
 kind: Service
-metadata: {name: web, namespace: shop, labels: {tier: front}, annotations: {service.tendril.io/algorithm: maglev}}
+metadata: {name: web, namespace: shop, labels: {tier: front}, annotations: {service.tendril.io/algorithm: maglev, service.tendril.io/forwarding: dsr}}
 spec:
   type: LoadBalancer
   clusterIPs: [10.96.0.10, "fd00::10"]
@@ -162,7 +162,7 @@ status: {loadBalancer: {ingress: [{ip: 203.0.113.5}, {hostname: lb.example.com}]
 				AffinitySeconds: 10800, InternalLocal: true, ExternalLocal: true, HealthCheckNodePort: 30999,
 				ExternalIps: [][]byte{{192, 0, 2, 1}}, LoadBalancerIps: [][]byte{{203, 0, 113, 5}},
 				SourceRanges: []string{"198.51.100.0/24"}, TrafficDistribution: "PreferClose", PublishNotReady: true,
-				Algorithm: "maglev", Labels: map[string]string{"tier": "front"},
+				Algorithm: "maglev", Forwarding: "dsr", Labels: map[string]string{"tier": "front"},
 			},
 		}},
 		{"a headless service has no address and needs no port; a random one says nothing", `

@@ -20,6 +20,9 @@ import (
 // AnnotationAlgorithm chooses how a service's connections are spread: random (the default) or maglev.
 const AnnotationAlgorithm = "service.tendril.io/algorithm"
 
+// AnnotationForwarding says which way backends of other nodes answer clients outside the cluster, dsr or snat, whatever the node's lb_mode.
+const AnnotationForwarding = "service.tendril.io/forwarding"
+
 // AnnotationWeight of an endpoint slice is how many connections each of its backends gets for one that a backend of weight 1
 // gets: 1 to table.MaxWeight.
 const AnnotationWeight = "service.tendril.io/weight"
@@ -50,6 +53,7 @@ func serviceRecord(s *corev1.Service) (*storev1.Service, field.ErrorList) {
 	collect(setExternal(out, s, at))
 	collect(setPools(out, s, at))
 	collect(setAlgorithm(out, s))
+	collect(setForwarding(out, s))
 	return out, errs
 }
 
@@ -229,6 +233,17 @@ func setAlgorithm(out *storev1.Service, s *corev1.Service) field.ErrorList {
 		at := field.NewPath("metadata", "annotations").Key(AnnotationAlgorithm)
 		return field.ErrorList{field.NotSupported(at, algorithm, []string{"random", "maglev"})}
 	}
+	return nil
+}
+
+// setForwarding does so for the way of answers.
+func setForwarding(out *storev1.Service, s *corev1.Service) field.ErrorList {
+	forwarding, said := s.Annotations[AnnotationForwarding]
+	if said && forwarding != "dsr" && forwarding != "snat" {
+		at := field.NewPath("metadata", "annotations").Key(AnnotationForwarding)
+		return field.ErrorList{field.NotSupported(at, forwarding, []string{"dsr", "snat"})}
+	}
+	out.Forwarding = forwarding
 	return nil
 }
 

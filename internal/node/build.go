@@ -313,6 +313,7 @@ func (a *Agent) nodeConfig() bpf.NodeConfig {
 		NATPortMin:     1024,
 		NATPortMax:     65535,
 	}
+	config.OutsideHalfOpenLimit = a.config.OutsideHalfOpenLimit
 	for _, router := range a.book.Routers() {
 		if router.Is4() {
 			config.Router4 = bpf.AddressOf(router)
@@ -322,7 +323,6 @@ func (a *Agent) nodeConfig() bpf.NodeConfig {
 	}
 	for feature, on := range map[bpf.Feature]bool{
 		bpf.FeatureTunnel: a.overlay != 0, bpf.FeatureMasquerade: a.config.Masquerade, bpf.FeatureFlowRecords: a.config.FlowRecords,
-		bpf.FeatureDSR: a.config.LBMode == LBModeDSR,
 	} {
 		if on {
 			config.Features |= feature
@@ -375,7 +375,7 @@ func (a *Agent) buildBrains(context.Context) (err error) {
 	if err := a.resumeTrial(); err != nil {
 		return err
 	}
-	brain, err := service.New(service.Config{NodeName: a.config.Node, Zone: a.config.Zone, MaglevSize: a.config.MaglevSize}, a.datapath.Numbers())
+	brain, err := service.New(service.Config{NodeName: a.config.Node, Zone: a.config.Zone, MaglevSize: a.config.MaglevSize, DSR: a.config.LBMode == LBModeDSR}, a.datapath.Numbers())
 	if err != nil {
 		return err
 	}

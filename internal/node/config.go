@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/service"
 )
 
@@ -96,6 +98,9 @@ type Config struct {
 	DenyLocalHost bool `json:"deny_local_host,omitempty"`
 	// HalfOpenLimit is how many half-open connections a pod may have. Default 8192.
 	HalfOpenLimit uint32 `json:"half_open_limit,omitempty"`
+	// OutsideHalfOpenLimit is how many half-open connections all clients outside the cluster may have together. Default: an eighth of
+	// the flows map, 65536 unless configured. One that is asked of a service takes two entries.
+	OutsideHalfOpenLimit uint32 `json:"outside_half_open_limit,omitempty"`
 	// VNI is the overlay's network identifier. Default 7471.
 	VNI uint32 `json:"vni,omitempty"`
 	// TunnelPort is the overlay's UDP port. Default 8472.
@@ -153,6 +158,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.StateDir, "/var/lib/tendril")
 	setDefault(&c.FlowHistory, 16384)
 	setDefault(&c.HalfOpenLimit, 8192)
+	setDefault(&c.OutsideHalfOpenLimit, max(1, cmp.Or(c.MapSizes["flows"], uint32(bpf.CapFlows))/8))
 	setDefault(&c.VNI, 7471)
 	setDefault(&c.TunnelPort, 8472)
 	setDefault(&c.HostTrialSeconds, 10)

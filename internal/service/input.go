@@ -21,6 +21,7 @@ type Config struct {
 	NodeName   string // for internalTrafficPolicy and externalTrafficPolicy Local
 	Zone       string // for trafficDistribution; empty: zones are not preferred
 	MaglevSize uint32 // slots of a Maglev table, a prime; 0: DefaultMaglevSize
+	DSR        bool   // backends of other nodes answer clients outside themselves, unless a service says otherwise
 }
 
 // Validate says what is wrong with the configuration, and the nearest value that would do.

@@ -347,6 +347,9 @@ func (s *slow) frontend(key serviceKey, service table.Service, port table.Servic
 	var outside []string
 	if at.external {
 		flags |= bpf.FrontendExternal
+		if map[string]bool{"dsr": true, "snat": false, "": s.config.DSR}[service.Forwarding] {
+			flags |= bpf.FrontendDSR
+		}
 		outside = s.slots(key, service, port, f, service.ExternalLocal, listed, active)
 	}
 	if !at.guarded {

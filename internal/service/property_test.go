@@ -33,6 +33,7 @@ func drawService(t *rapid.T) table.Service {
 		InternalLocal:   rapid.Bool().Draw(t, "internalLocal"), ExternalLocal: rapid.Bool().Draw(t, "externalLocal"),
 		PublishNotReady: rapid.Bool().Draw(t, "publishNotReady"),
 		Algorithm:       rapid.SampledFrom([]string{"random", AlgorithmMaglev}).Draw(t, "algorithm"),
+		Forwarding:      rapid.SampledFrom([]string{"", "dsr", "snat"}).Draw(t, "forwarding"),
 		LoadBalancerIPs: pick("loadBalancerIPs", "192.0.2.1", "192.0.2.2", "2001:db8::2"),
 	}
 	for _, text := range rapid.SliceOfN(rapid.SampledFrom([]string{"198.51.100.0/24", "0.0.0.0/0", "2001:db8::/32"}), 0, 2).Draw(t, "ranges") {
@@ -82,8 +83,8 @@ func drawBackends(t *rapid.T) table.Backends {
 // After any history, with flushes anywhere and room or none, the kernel has what the obvious version derives from the rows at the end;
 // nothing is leaked; and a second brain that hears only the end agrees.
 func TestAnyHistoryEndsAsTheReferenceSays(t *testing.T) {
-	config := Config{NodeName: "n1", MaglevSize: 13}
 	rapid.Check(t, func(rt *rapid.T) {
+		config := Config{NodeName: "n1", MaglevSize: 13, DSR: rapid.Bool().Draw(rt, "DSR")}
 		n := newTestNode(t, config)
 		want := newSlow(config)
 		scarce := rapid.Bool().Draw(rt, "scarce")

@@ -266,7 +266,7 @@ func (b *Brain) commit(key serviceKey, r *record, p *plan, next publication) {
 	for _, f := range p.frontends {
 		next.frontends = append(next.frontends, f.key)
 		b.touchFrontend(f.key)
-		b.frontends[f.key] = frontendState{frontendRow(f, r.service, &next), key}
+		b.frontends[f.key] = frontendState{b.frontendRow(f, r.service, &next), key}
 	}
 	slices.SortFunc(next.frontends, FrontendKey.Compare)
 	// A frontend that another service has taken over in the meantime is not ours to remove.
@@ -297,13 +297,16 @@ func without(rows, others []GuardRow) []GuardRow {
 }
 
 // frontendRow is what the kernel should have of a frontend.
-func frontendRow(f frontendPlan, service *table.Service, p *publication) FrontendRow {
+func (b *Brain) frontendRow(f frontendPlan, service *table.Service, p *publication) FrontendRow {
 	row := FrontendRow{
 		FrontendKey: f.key, Inside: p.ranges[f.inside].slots(), Service: p.number, AffinitySeconds: service.AffinitySeconds,
 	}
 	if f.place.external {
 		row.Flags |= bpf.FrontendExternal
 		row.Outside = p.ranges[f.outside].slots()
+	}
+	if f.place.external && (service.Forwarding == ForwardingDSR || b.config.DSR && service.Forwarding == "") {
+		row.Flags |= bpf.FrontendDSR
 	}
 	if f.place.guarded {
 		row.Flags |= bpf.FrontendGuarded

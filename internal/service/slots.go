@@ -11,6 +11,10 @@ import (
 // AlgorithmMaglev is the value of table.Service.Algorithm that asks for a Maglev table; anything else is random.
 const AlgorithmMaglev = "maglev"
 
+// ForwardingDSR is the value of table.Service.Forwarding that has backends of other nodes answer clients outside themselves. Empty leaves it
+// to the node; anything else is through the node that was asked.
+const ForwardingDSR = "dsr"
+
 // slotOrder returns which member of the set stands in each slot. Random: each as often as it weighs in lowest terms, which is
 // once where all weigh the same, in the order of the set: a uniform choice among slots is a fair choice among backends.
 // Maglev: a table of maglevSize slots.

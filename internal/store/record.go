@@ -229,7 +229,7 @@ func serviceRow(key Key, m *storev1.Service) (*table.Service, error) {
 	row := &table.Service{
 		Namespace: key.First, Name: key.Second, AffinitySeconds: m.GetAffinitySeconds(),
 		InternalLocal: m.GetInternalLocal(), ExternalLocal: m.GetExternalLocal(),
-		TrafficDistribution: m.GetTrafficDistribution(), PublishNotReady: m.GetPublishNotReady(), Algorithm: m.GetAlgorithm(),
+		TrafficDistribution: m.GetTrafficDistribution(), PublishNotReady: m.GetPublishNotReady(), Algorithm: m.GetAlgorithm(), Forwarding: m.GetForwarding(),
 		Labels: maps.Clone(m.GetLabels()),
 	}
 	var err error

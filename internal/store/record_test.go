@@ -94,14 +94,14 @@ func TestAServiceRecordKeepsAllItsOptions(t *testing.T) {
 		Ports:           []*storev1.ServicePort{{Name: "http", Protocol: 6, Port: 80, NodePort: 30080}},
 		AffinitySeconds: 10, InternalLocal: true, ExternalLocal: true, ExternalIps: [][]byte{four("198.51.100.1")},
 		LoadBalancerIps: [][]byte{four("198.51.100.2")}, SourceRanges: []string{"203.0.113.0/24"}, HealthCheckNodePort: 30081,
-		TrafficDistribution: "PreferClose", PublishNotReady: true, Algorithm: "maglev", Labels: map[string]string{"tier": "db"},
+		TrafficDistribution: "PreferClose", PublishNotReady: true, Algorithm: "maglev", Forwarding: "dsr", Labels: map[string]string{"tier": "db"},
 	})
 	equal(t, &table.Service{
 		Namespace: "ns", Name: "web", Type: "NodePort", ClusterIPs: parse("10.96.0.1"),
 		Ports:           []table.ServicePort{{Name: "http", Protocol: 6, Port: 80, NodePort: 30080}},
 		AffinitySeconds: 10, InternalLocal: true, ExternalLocal: true, ExternalIPs: parse("198.51.100.1"),
 		LoadBalancerIPs: parse("198.51.100.2"), SourceRanges: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")},
-		HealthCheckNodePort: 30081, TrafficDistribution: "PreferClose", PublishNotReady: true, Algorithm: "maglev", Labels: map[string]string{"tier": "db"},
+		HealthCheckNodePort: 30081, TrafficDistribution: "PreferClose", PublishNotReady: true, Algorithm: "maglev", Forwarding: "dsr", Labels: map[string]string{"tier": "db"},
 	}, got, err)
 }
 

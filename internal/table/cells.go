@@ -142,6 +142,7 @@ func (s *Service) options() string {
 		{fmt.Sprintf("health-port=%d", s.HealthCheckNodePort), s.HealthCheckNodePort > 0},
 		{"distribution=" + s.TrafficDistribution, s.TrafficDistribution != ""},
 		{"algorithm=" + s.Algorithm, s.Algorithm != ""},
+		{"forwarding=" + s.Forwarding, s.Forwarding != ""},
 	}
 	return flagged(flags...)
 }

@@ -131,6 +131,7 @@ type Service struct {
 	TrafficDistribution string
 	PublishNotReady     bool
 	Algorithm           string // random or maglev
+	Forwarding          string // dsr, snat, or empty: as the node has it
 	Labels              map[string]string
 }
 

@@ -110,7 +110,7 @@ func fillStored(t *testing.T, tables *Tables) {
 		Namespace: "default", Name: "web", Type: "NodePort", ClusterIPs: at("10.96.0.1"),
 		Ports: []ServicePort{{"http", 6, 80, 30080}, {"", 17, 53, 0}}, ExternalIPs: at("198.51.100.1"), LoadBalancerIPs: at("198.51.100.2"),
 		SourceRanges: within("203.0.113.0/24"), InternalLocal: true, ExternalLocal: true, PublishNotReady: true, AffinitySeconds: 30,
-		HealthCheckNodePort: 31000, TrafficDistribution: "PreferClose", Algorithm: "maglev", Labels: map[string]string{"tier": "db"},
+		HealthCheckNodePort: 31000, TrafficDistribution: "PreferClose", Algorithm: "maglev", Forwarding: "dsr", Labels: map[string]string{"tier": "db"},
 	})
 	insert(t, tables, tables.Backends, &Backends{Namespace: "default", Service: "web", Slice: "web-1"}, &Backends{
 		Namespace: "default", Service: "web", Slice: "web-2", Ports: []NamedPort{{"http", 8080, 6}},

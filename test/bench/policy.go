@@ -50,7 +50,7 @@ func newKernel(ctx context.Context, sizes map[string]uint32) (*kernel, error) {
 	unmount := func() error { return errors.Join(unix.Unmount(dir, 0), os.Remove(dir)) }
 	d, err := datapath.Open(ctx, datapath.Config{
 		Root: filepath.Join(dir, "node"), Logger: slog.New(slog.DiscardHandler), Sizes: sizes,
-		Node: bpf.NodeConfig{Features: bpf.FeatureIPv4 | bpf.FeatureIPv6 | bpf.FeatureFlowRecords, HalfOpenLimit: 1000, PodMTU: 1500, TunnelMTU: 1450},
+		Node: bpf.NodeConfig{Features: bpf.FeatureIPv4 | bpf.FeatureIPv6 | bpf.FeatureFlowRecords, HalfOpenLimit: 1000, OutsideHalfOpenLimit: 1 << 16, PodMTU: 1500, TunnelMTU: 1450},
 	})
 	if err != nil {
 		return nil, errors.Join(err, unmount())

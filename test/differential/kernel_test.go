@@ -89,7 +89,7 @@ func openKernel(t *testing.T) *kernel {
 		Root: root, Logger: slog.New(slog.DiscardHandler),
 		Node: bpf.NodeConfig{
 			Features: bpf.FeatureIPv4 | bpf.FeatureIPv6 | bpf.FeatureFlowRecords, ClassWords: classWords,
-			HalfOpenLimit: 1 << 30, PodMTU: 1500, TunnelMTU: 1450, EventWakeupBytes: 1,
+			HalfOpenLimit: 1 << 30, OutsideHalfOpenLimit: 1 << 30, PodMTU: 1500, TunnelMTU: 1450, EventWakeupBytes: 1,
 		},
 		Sizes: map[string]uint32{
 			"addresses": 1024, "prefixes": 1024, "peer_class": 1024, "class_bits": 1024, "policy_programs": 64, "policy_cells": 131072,

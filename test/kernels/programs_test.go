@@ -18,8 +18,8 @@ import (
 // everything is a node with every feature: what is off, the verifier does not look at.
 func everything() bpf.NodeConfig {
 	return bpf.NodeConfig{
-		Features:   bpf.FeatureTunnel | bpf.FeatureMasquerade | bpf.FeatureServices | bpf.FeatureFlowRecords | bpf.FeatureIPv4 | bpf.FeatureIPv6 | bpf.FeatureDSR,
-		ClassWords: uint32(bpf.CapSelectors) / 64, NATPortMin: 32768, NATPortMax: 60999, PodMTU: 1500, TunnelMTU: 1450, HalfOpenLimit: 100,
+		Features:   bpf.FeatureTunnel | bpf.FeatureMasquerade | bpf.FeatureServices | bpf.FeatureFlowRecords | bpf.FeatureIPv4 | bpf.FeatureIPv6,
+		ClassWords: uint32(bpf.CapSelectors) / 64, NATPortMin: 32768, NATPortMax: 60999, PodMTU: 1500, TunnelMTU: 1450, HalfOpenLimit: 100, OutsideHalfOpenLimit: 100,
 	}
 }
 

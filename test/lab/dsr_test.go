@@ -1,10 +1,12 @@
 package lab
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"tendril.io/tendril/internal/lab"
 )
@@ -41,6 +43,56 @@ func testDSR(t *testing.T, mode lab.Mode) {
 		c.seen(t, place, at, port, "web-2")
 	}
 	c.testClientPolicy(t, clients, at)
+}
+
+// A service may say which way its backends answer; the others follow the node's lb_mode, which may change under connections.
+func TestAServiceOrItsNodeSaysWhoAnswersClients(t *testing.T) {
+	c := up(t, lab.Config{Nodes: 2, LBMode: "dsr"})
+	web := c.add(t, "node2", "web-2", "web")
+	c.serve(t, "web-2")
+	const silent, own, through = edgePort, edgePort + 1, edgePort + 2
+	for port, s := range map[uint16]served{silent: {Name: "silent", Last: 1}, own: {Name: "own", Way: "dsr", Last: 2}, through: {Name: "through", Way: "snat", Last: 3}} {
+		s.Spec, s.NodePort, s.Pods = "type: NodePort", port, []*lab.Pod{web}
+		c.offer(t, s)
+	}
+	at := c.nodeAddrs(t, "node1")
+	c.whoAsks(t, at, map[uint16]bool{silent: false, own: false, through: true})
+	var ends []func() // of connections that were opened the one way and the other
+	for _, addr := range at {
+		ends = append(ends, c.probe(t, c.Outside(), lab.ProbeHTTP, netip.AddrPortFrom(addr, silent)))
+	}
+	for _, mode := range []string{"snat", "dsr"} {
+		c.LBMode = mode
+		c.restart(t, "node1", func() {})
+		c.whoAsks(t, at, map[uint16]bool{silent: mode == "snat", own: false, through: true})
+		status, err := c.Status(t.Context(), "node1")
+		if err != nil || status.GetLbMode() != mode {
+			t.Errorf("status says %q, %v", status.GetLbMode(), err)
+		}
+		for _, addr := range at {
+			ends = append(ends, c.probe(t, c.Outside(), lab.ProbeHTTP, netip.AddrPortFrom(addr, silent)))
+		}
+	}
+	for _, end := range ends {
+		end()
+	}
+}
+
+// whoAsks waits until the backend sees the node's address at the ports where that is wanted, and the client's at the others.
+func (c *cluster) whoAsks(t *testing.T, at []netip.Addr, node map[uint16]bool) {
+	t.Helper()
+	for port, wanted := range node {
+		for _, addr := range at {
+			what := fmt.Sprintf("%s to be asked under the node's address: %v", netip.AddrPortFrom(addr, port), wanted)
+			eventually(t, what, 5*time.Second, func(ctx context.Context) error {
+				answer, err := c.Outside().Fetch(ctx, addr, port)
+				if err == nil && (answer.Sees == addr) != wanted {
+					err = fmt.Errorf("the backend sees %s", answer.Sees)
+				}
+				return err
+			})
+		}
+	}
 }
 
 // testClientPolicy lets the clients in by their own addresses, and then others instead.

@@ -50,6 +50,7 @@ func testServices(t *testing.T, mode lab.Mode) {
 // served is a service over some pods of the lab.
 type served struct {
 	Name     string
+	Way      string // of answers to clients outside: the annotation
 	Spec     string // what of the spec is not the same for all
 	Status   string
 	NodePort uint16
@@ -61,7 +62,7 @@ type served struct {
 var servedTemplate = template.Must(template.New("").Parse(`
 apiVersion: v1
 kind: Service
-metadata: {name: {{.Name}}, namespace: shop}
+metadata: {name: {{.Name}}, namespace: shop{{if .Way}}, annotations: {service.tendril.io/forwarding: {{.Way}}}{{end}}}
 spec:
   clusterIPs: ["10.96.1.{{.Last}}", "fd96::1:{{.Last}}"]
   clusterIP: 10.96.1.{{.Last}}

@@ -1317,6 +1317,7 @@ type Service struct {
 	Algorithm           string                 `protobuf:"bytes,14,opt,name=algorithm,proto3" json:"algorithm,omitempty"`                                                                     // random (empty) or maglev
 	LoadBalancer        *LoadBalancer          `protobuf:"bytes,15,opt,name=load_balancer,json=loadBalancer,proto3" json:"load_balancer,omitempty"`                                           // absent: it asks for none, or a controller of somebody else's gives them
 	Labels              map[string]string      `protobuf:"bytes,16,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // the object's own, by which policies select services
+	Forwarding          string                 `protobuf:"bytes,17,opt,name=forwarding,proto3" json:"forwarding,omitempty"`                                                                   // dsr, snat, or empty: as the node has it
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -1461,6 +1462,13 @@ func (x *Service) GetLabels() map[string]string {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *Service) GetForwarding() string {
+	if x != nil {
+		return x.Forwarding
+	}
+	return ""
 }
 
 type Backend struct {
@@ -2066,7 +2074,7 @@ const file_store_v1_store_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\rR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x1b\n" +
-	"\tnode_port\x18\x04 \x01(\rR\bnodePort\"\xc0\a\n" +
+	"\tnode_port\x18\x04 \x01(\rR\bnodePort\"\xe0\a\n" +
 	"\aService\x122\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x1e.tendril.store.v1.Service.TypeR\x04type\x12\x1f\n" +
 	"\vcluster_ips\x18\x02 \x03(\fR\n" +
@@ -2085,7 +2093,10 @@ const file_store_v1_store_proto_rawDesc = "" +
 	"\x11publish_not_ready\x18\r \x01(\bR\x0fpublishNotReady\x12\x1c\n" +
 	"\talgorithm\x18\x0e \x01(\tR\talgorithm\x12C\n" +
 	"\rload_balancer\x18\x0f \x01(\v2\x1e.tendril.store.v1.LoadBalancerR\floadBalancer\x12=\n" +
-	"\x06labels\x18\x10 \x03(\v2%.tendril.store.v1.Service.LabelsEntryR\x06labels\x1a;\n" +
+	"\x06labels\x18\x10 \x03(\v2%.tendril.store.v1.Service.LabelsEntryR\x06labels\x12\x1e\n" +
+	"\n" +
+	"forwarding\x18\x11 \x01(\tR\n" +
+	"forwarding\x1a;\n" +
 	"\rSelectorEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
