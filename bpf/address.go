@@ -49,6 +49,12 @@ func GuardOf(service uint32, prefix netip.Prefix) Guard {
 	return Guard{Length: 32 + p.Length, Service: service, Address: p.Address}
 }
 
+// GatewayRouteOf is the key of a destination of egress gateways: the set's 32 bits count to the prefix's length.
+func GatewayRouteOf(set uint32, prefix netip.Prefix) GatewayRoute {
+	p := PrefixOf(prefix)
+	return GatewayRoute{Length: 32 + p.Length, Set: set, Address: p.Address}
+}
+
 // Port is the number of a port that lies in memory in network byte order, as the __be16 fields of the structs do.
 func Port(memory uint16) uint16 { return swap(memory) }
 

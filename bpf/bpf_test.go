@@ -20,7 +20,7 @@ func goTypes() map[string]any {
 		"fragment_key": FragmentKey{}, "fragment": Fragment{}, "frontend_key": FrontendKey{}, "frontend": Frontend{},
 		"backend": Backend{}, "socket_service": SocketService{}, "datagram_key": DatagramKey{},
 		"datagram_service": DatagramService{}, "counter": Counter{}, "assignment_key": AssignmentKey{},
-		"assignment": Assignment{}, "affinity_key": AffinityKey{}, "affinity": Affinity{}, "guard": Guard{}, "backend_client": BackendClient{},
+		"assignment": Assignment{}, "affinity_key": AffinityKey{}, "affinity": Affinity{}, "guard": Guard{}, "gateway_route": GatewayRoute{}, "gateway": Gateway{}, "backend_client": BackendClient{},
 	}
 }
 

@@ -16,6 +16,7 @@
 #include "lib/dsr.h"
 #include "lib/finish.h"
 #include "lib/fragment.h"
+#include "lib/gateway.h"
 #include "lib/host.h"
 #include "lib/icmp.h"
 #include "lib/neighbour.h"
@@ -78,6 +79,8 @@ static __always_inline bool net_in_known(const struct packet *p, const struct fl
 {
 	if (!flow || flow->flags & FLOW_TUNNEL || flow->backend || arrive_moved(p, flow))
 		return false;
+	if (gateway_known(p, flow))
+		return true;
 	return p->flags & PACKET_REPLY ? flow->source_endpoint : flow->destination_endpoint;
 }
 
@@ -100,6 +103,8 @@ static __always_inline int net_in_ip(struct __sk_buff *ctx, struct packet *p)
 		reason = net_in_destination(ctx, p, &key, flow && flow->backend ? flow : NULL, now);
 		if (reason == REASON_TO_STACK && host_judged() && host_owns(ctx, p, false))
 			return net_in_host(ctx, p, &key, flow, now);
+		if (reason == REASON_TO_STACK)
+			reason = gateway_serve(p, flow, gateway_epoch());
 		if (reason == GO_ON)
 			reason = net_in_source(p);
 		if (reason == GO_ON)

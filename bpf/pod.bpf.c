@@ -13,6 +13,7 @@
 #include "lib/deliver.h"
 #include "lib/finish.h"
 #include "lib/fragment.h"
+#include "lib/gateway.h"
 #include "lib/icmp.h"
 #include "lib/neighbour.h"
 #include "lib/packet.h"
@@ -88,6 +89,8 @@ static __always_inline int from_pod_ip(struct __sk_buff *ctx, struct packet *p, 
 	if (p->flags & PACKET_SELF && !flow)
 		return DROP_UNKNOWN_DESTINATION;
 	reason = from_pod_service(ctx, p, &key, &flow, now);
+	if (reason == GO_ON)
+		reason = gateway_follow(p, &flow);
 	if (reason == GO_ON)
 		reason = flow_track(p, &key, flow, now);
 	return reason == GO_ON ? deliver(ctx, p, &key) : reason;

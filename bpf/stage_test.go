@@ -286,6 +286,60 @@ func (s *stage) guard(text string) (string, error) {
 	return "", s.maps["guards"].Put(GuardOf(uint32(number), netip.MustParsePrefix(plain[1])), uint32(1))
 }
 
+// gateway NUMBER address=ADDRESS nodes=LIST: an egress gateway in one family; self is this node.
+func (s *stage) gateway(text string) (string, error) {
+	plain, named := words(text)
+	index, err := strconv.ParseUint(plain[0], 10, 32)
+	if err != nil {
+		return "", err
+	}
+	row := Gateway{}
+	if addr, err := netip.ParseAddr(named["address"]); err == nil {
+		row.Address = AddressOf(addr)
+	}
+	for name := range strings.SplitSeq(named["nodes"], ",") {
+		node, err := strconv.ParseUint(name, 10, 32)
+		if name == "self" {
+			node, err = uint64(GatewaySelf), nil
+		}
+		if err == nil {
+			row.Slots[row.Count] = uint32(node)
+			row.Count++
+		}
+	}
+	return "", s.maps["gateways"].Put(uint32(index), row)
+}
+
+// selected ADDRESS SET: a pod of a set.
+func (s *stage) selected(text string) (string, error) {
+	plain, _ := words(text)
+	set, err := strconv.ParseUint(plain[1], 10, 32)
+	if err != nil {
+		return "", err
+	}
+	return "", s.maps["gateway_pods"].Put(AddressOf(netip.MustParseAddr(plain[0])), uint32(set))
+}
+
+// route SET PREFIX GATEWAY: by which gateway a set's pods reach a prefix.
+func (s *stage) route(text string) (string, error) {
+	plain, _ := words(text)
+	set, err1 := strconv.ParseUint(plain[0], 10, 32)
+	gateway, err2 := strconv.ParseUint(plain[2], 10, 32)
+	if err := errors.Join(err1, err2); err != nil {
+		return "", err
+	}
+	return "", s.maps["gateway_routes"].Put(GatewayRouteOf(uint32(set), netip.MustParsePrefix(plain[1])), uint32(gateway))
+}
+
+// gateways EPOCH: something about gateways has changed.
+func (s *stage) gateways(text string) (string, error) {
+	n, err := strconv.ParseUint(text, 10, 32)
+	if err != nil {
+		return "", err
+	}
+	return "", s.maps["control"].Put(uint32(ControlGatewayEpoch), uint32(n))
+}
+
 // affinities prints which backend each client has.
 func (s *stage) affinities(string) (string, error) {
 	var lines []string
@@ -351,6 +405,9 @@ func flowText(key FlowKey, flow Flow) string {
 	}
 	if !flow.Service.IsZero() {
 		text += fmt.Sprintf(" service=%s", netip.AddrPortFrom(flow.Service.Addr(), Port(flow.ServicePort)))
+	}
+	if flow.Flags&FlowGateway != 0 {
+		text += fmt.Sprintf(" node=%d", flow.Node)
 	}
 	if rest := flow.Flags &^ FlowLowIsSource; rest != 0 {
 		text += " " + rest.String()

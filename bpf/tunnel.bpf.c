@@ -15,6 +15,7 @@
 #include "lib/dsr.h"
 #include "lib/finish.h"
 #include "lib/fragment.h"
+#include "lib/gateway.h"
 #include "lib/host.h"
 #include "lib/icmp.h"
 #include "lib/neighbour.h"
@@ -79,15 +80,20 @@ static __always_inline int tunnel_in_client(struct __sk_buff *ctx, struct packet
 	return p->flags & PACKET_ICMP_ERROR || dsr_read(ctx, p) ? GO_ON : DROP_SPOOFED_SOURCE;
 }
 
-/* tunnel_in_destination finds whom a packet is for: a pod, the node, or whoever is behind its address. */
+/* tunnel_in_destination finds whom a packet is for: a pod, the node, whoever is behind its address, or outside. */
 static __always_inline int tunnel_in_destination(struct __sk_buff *ctx, struct packet *p, const struct flow_key *key,
-						 struct flow *entry, __u64 now)
+						 struct flow *flow, __u64 now)
 {
+	int reason;
+
 	address_find(&p->destination, &p->to);
 	if (p->to.flags & ADDRESS_HOST)
-		return arrive_destination(ctx, p, key, entry, now);
-	if (!(p->to.flags & ADDRESS_LOCAL_POD))
-		return DROP_UNKNOWN_DESTINATION;
+		return arrive_destination(ctx, p, key, flow && flow->backend ? flow : NULL, now);
+	if (!(p->to.flags & ADDRESS_LOCAL_POD)) {
+		reason = gateway_serve(p, flow, gateway_epoch());
+		if (reason != GO_ON)
+			return reason == REASON_TO_STACK ? DROP_UNKNOWN_DESTINATION : reason;
+	}
 	return p->flags & PACKET_ICMP_ERROR ? icmp_follow(ctx, p, false) : GO_ON;
 }
 
@@ -98,6 +104,14 @@ static __always_inline int tunnel_in_host(struct __sk_buff *ctx, struct packet *
 	int reason = host_track(ctx, p, key, flow, now, false);
 
 	return reason == GO_ON ? REASON_TO_STACK : reason;
+}
+
+/* tunnel_in_known tells whether the flow says all about the packet's receiver. */
+static __always_inline bool tunnel_in_known(const struct packet *p, const struct flow *flow)
+{
+	if (!flow || flow->backend || arrive_moved(p, flow))
+		return false;
+	return !(flow->flags & FLOW_GATEWAY) || p->flags & PACKET_REPLY || gateway_known(p, flow);
 }
 
 /* tunnel_in_ip is the journey of an IP packet out of the tunnel. */
@@ -120,8 +134,8 @@ static __always_inline int tunnel_in_ip(struct __sk_buff *ctx, struct packet *p)
 		reason = fragment_follow(ctx, p);
 	if (reason != GO_ON)
 		return reason;
-	if (!flow || flow->backend || arrive_moved(p, flow)) {
-		reason = tunnel_in_destination(ctx, p, &key, flow && flow->backend ? flow : NULL, now);
+	if (!tunnel_in_known(p, flow)) {
+		reason = tunnel_in_destination(ctx, p, &key, flow, now);
 		if (reason == REASON_TO_STACK && host_judged())
 			return tunnel_in_host(ctx, p, &key, now);
 		if (reason == GO_ON)

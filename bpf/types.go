@@ -31,6 +31,9 @@ const (
 	CapBackendClients Capacity = 65536   // pairs of a backend and a namespace with clients of it
 	CapUplinks        Capacity = 64      // outward devices
 	CapAnnouncements  Capacity = 4096    // addresses that the node answers for on its link
+	CapGatewayPods    Capacity = 262144  // addresses of pods that egress gateways select
+	CapGatewayRoutes  Capacity = 65536   // their destinations, one for each distinct set of gateway objects
+	CapGateways       Capacity = 4096    // egress gateway objects, one for each family
 	CapRivals         Capacity = 256     // of those, the ones that somebody else answers for, too
 	CapEventBytes     Capacity = 2097152 // ring buffer
 )
@@ -295,11 +298,31 @@ const (
 	AddressFlagTunnel       AddressFlag = 32  // reached through the overlay device; node is valid
 	AddressFlagUnknown      AddressFlag = 64  // of a pod CIDR, owned by nobody: DROP_UNKNOWN_DESTINATION
 	AddressFlagNodePort     AddressFlag = 128 // of this node, and node ports answer at it
+	AddressFlagGateway      AddressFlag = 256 // of a packet in hand only: outside, and reached through the egress gateway at node
 )
 
 // String names the bits that are set, joined by |.
 func (v AddressFlag) String() string {
-	return joinFlags(uint32(v), []string{"local-pod", "host", "remote-node", "cluster", "no-masquerade", "tunnel", "unknown", "node-port"}, []uint32{1, 2, 4, 8, 16, 32, 64, 128})
+	return joinFlags(uint32(v), []string{"local-pod", "host", "remote-node", "cluster", "no-masquerade", "tunnel", "unknown", "node-port", "gateway"}, []uint32{1, 2, 4, 8, 16, 32, 64, 128, 256})
+}
+
+// ReservedGateway is enum reserved_gateway of the datapath.
+//
+// Nodes with fixed numbers in the slots of an egress gateway.
+type ReservedGateway uint32
+
+// The values of ReservedGateway.
+const (
+	GatewaySelf ReservedGateway = 2147483647 // this node
+)
+
+// String is the name in lower case, or the empty string for a value that has none.
+func (v ReservedGateway) String() string {
+	switch v {
+	case GatewaySelf:
+		return "self"
+	}
+	return ""
 }
 
 // FrontendFlag is enum frontend_flag of the datapath.
@@ -479,6 +502,7 @@ const (
 	DropUnknownNode         Reason = 40 // the tunnel's sender is not a node of the cluster
 	DropICMPUnrelated       Reason = 41 // an ICMP error about no known connection
 	DropSourceRange         Reason = 48 // the client is in none of the service's source ranges
+	DropNoGateway           Reason = 49 // no egress gateway that is alive serves the pod for that destination
 	DropOutsideQuota        Reason = 50 // clients outside the cluster have too many half-open connections
 	ReasonCount             Reason = 64
 )
@@ -550,6 +574,8 @@ func (v Reason) String() string {
 		return "icmp-unrelated"
 	case DropSourceRange:
 		return "source-range"
+	case DropNoGateway:
+		return "no-gateway"
 	case DropOutsideQuota:
 		return "outside-quota"
 	}
@@ -591,6 +617,7 @@ func Reasons() []Reason {
 		DropUnknownNode,
 		DropICMPUnrelated,
 		DropSourceRange,
+		DropNoGateway,
 		DropOutsideQuota,
 	}
 }
@@ -662,6 +689,8 @@ func (v Reason) About() string {
 		return "an ICMP error about no known connection"
 	case DropSourceRange:
 		return "the client is in none of the service's source ranges"
+	case DropNoGateway:
+		return "no egress gateway that is alive serves the pod for that destination"
 	case DropOutsideQuota:
 		return "clients outside the cluster have too many half-open connections"
 	}
@@ -685,6 +714,7 @@ const (
 	UnreachableRate  Bound = 100    // port unreachables a second that a CPU sends in the long run
 	UnreachableBurst Bound = 50     // and at once
 	ExtensionHeaders Bound = 6      // IPv6 extension headers looked behind
+	GatewaySlots     Bound = 64     // shares of an egress gateway's flows, and so the most nodes that serve at a time
 )
 
 // Lifetime is enum lifetime of the datapath.
@@ -753,6 +783,7 @@ type ControlWord uint32
 // The values of ControlWord.
 const (
 	ControlVerdictEpoch ControlWord = 0 // bumped after every publication that can change a verdict
+	ControlGatewayEpoch ControlWord = 1 // bumped after every change of egress gateways; 0: there never were any
 	ControlCount        ControlWord = 8
 )
 
@@ -761,6 +792,8 @@ func (v ControlWord) String() string {
 	switch v {
 	case ControlVerdictEpoch:
 		return "verdict-epoch"
+	case ControlGatewayEpoch:
+		return "gateway-epoch"
 	}
 	return ""
 }
@@ -965,8 +998,9 @@ type Flow struct {
 	DestinationPeer     uint32
 	Backend             uint32   // of a service entry: index into backends; 0: this is no service entry
 	Flags               FlowFlag // enum flow_flag; changed by atomic operations only
-	Node                uint32   // of the end that is not local: index into nodes; 0: not of a node
-	Spare               [12]uint8
+	Node                uint32   // of the end that is not local, or of its egress gateway: index into nodes; 0: not of a node
+	GatewayEpoch        uint32   // control[CONTROL_GATEWAY_EPOCH] as of which its egress gateway, or none, is right
+	Spare               [8]uint8
 }
 
 // FlowFlag is enum flow_flag of the datapath.
@@ -979,11 +1013,12 @@ const (
 	FlowSelf            FlowFlag = 4  // a pod reaches itself through its service
 	FlowTunnel          FlowFlag = 8  // its other end is reached through the overlay device
 	FlowEnded           FlowFlag = 16 // its end was taken care of: nobody else may
+	FlowGateway         FlowFlag = 32 // leaves by an egress gateway: node, or this one
 )
 
 // String names the bits that are set, joined by |.
 func (v FlowFlag) String() string {
-	return joinFlags(uint32(v), []string{"low-is-source", "half-open-counted", "self", "tunnel", "ended"}, []uint32{1, 2, 4, 8, 16})
+	return joinFlags(uint32(v), []string{"low-is-source", "half-open-counted", "self", "tunnel", "ended", "gateway"}, []uint32{1, 2, 4, 8, 16, 32})
 }
 
 // NATKey mirrors struct nat_key of the datapath.
@@ -1006,6 +1041,26 @@ type NATMapping struct {
 	Endpoint uint32 // owner
 	Created  uint64 // ns, CLOCK_MONOTONIC
 	Spare    [16]uint8
+}
+
+// GatewayRoute mirrors struct gateway_route of the datapath.
+//
+// Egress gateways. Pods that the same gateway objects select are a set; a set has destinations, and what is between them
+// (an exception) has number 0. An object has a number for each family. All are written by the agent.
+type GatewayRoute struct {
+	Length  uint32 // bits: 32 for the set, and the prefix's; IPv4 prefixes are 96 bits longer than written
+	Set     uint32 // compared as a whole
+	Address [16]uint8
+}
+
+// Gateway mirrors struct gateway of the datapath.
+//
+// An egress gateway object in one family.
+type Gateway struct {
+	Address  Address    // that pods' packets get if they leave by this node; zero: it does not serve
+	Count    uint32     // slots in use; 0: no gateway is alive
+	Slots    [64]uint32 // GATEWAY_SLOTS: a serving node each, index into nodes, or GATEWAY_SELF
+	Reserved uint32
 }
 
 // FragmentKey mirrors struct fragment_key of the datapath.

@@ -36,7 +36,10 @@ type definition struct {
 }
 
 func TestTheDefinitionsSayWhatTheTypesSay(t *testing.T) {
-	types := map[string]reflect.Type{KindLoadBalancerPool: reflect.TypeFor[LoadBalancerPool]()}
+	types := map[string]reflect.Type{
+		KindLoadBalancerPool: reflect.TypeFor[LoadBalancerPool](),
+		KindEgressGateway:    reflect.TypeFor[EgressGateway](),
+	}
 	for text := range strings.SplitSeq(CRDs, "\n---\n") {
 		var d definition
 		if err := yaml.Unmarshal([]byte(text), &d); err != nil {

@@ -25,3 +25,40 @@ type LoadBalancerPoolSpec struct {
 	// NamespaceSelector selects services by the labels of their namespaces; absent: all.
 	NamespaceSelector *metav1.LabelSelector `json:"namespaceSelector,omitempty"`
 }
+
+// KindEgressGateway is the kind of EgressGateway.
+const KindEgressGateway = "EgressGateway"
+
+// EgressGateway has pods reach destinations outside the cluster through chosen nodes, under a known address. It belongs to no
+// namespace.
+type EgressGateway struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec EgressGatewaySpec `json:"spec"`
+}
+
+// EgressGatewaySpec says who reaches what by which nodes.
+type EgressGatewaySpec struct {
+	// PodSelector selects pods by their labels; absent: all.
+	PodSelector *metav1.LabelSelector `json:"podSelector,omitempty"`
+	// NamespaceSelector selects pods by the labels of their namespaces; absent: all.
+	NamespaceSelector *metav1.LabelSelector `json:"namespaceSelector,omitempty"`
+	// DestinationCIDRs are ranges, or single addresses, of either family. Addresses of the cluster are never meant.
+	DestinationCIDRs []string `json:"destinationCIDRs"`
+	// ExceptCIDRs are parts of them that pods reach as if there were no gateway.
+	ExceptCIDRs []string `json:"exceptCIDRs,omitempty"`
+	// Gateways are the nodes. Those of them that are alive share the flows.
+	Gateways []EgressGatewayNodes `json:"gateways"`
+}
+
+// EgressGatewayNodes is one node by name, or every node that a selector finds.
+type EgressGatewayNodes struct {
+	// Node is a node's name.
+	Node string `json:"node,omitempty"`
+	// NodeSelector selects nodes by their labels.
+	NodeSelector *metav1.LabelSelector `json:"nodeSelector,omitempty"`
+	// Addresses are what outside sees, at most one a family, each on a device of the node; only with Node. Absent: the addresses
+	// of the node's uplink.
+	Addresses []string `json:"addresses,omitempty"`
+}

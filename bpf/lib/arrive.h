@@ -55,7 +55,7 @@ static __always_inline bool arrive_moved(const struct packet *p, const struct fl
 static __always_inline int arrive_known(const struct packet *p, const struct flow *flow)
 {
 	/* a mapping of an address of the node is one that host_leave moved to another port */
-	return flow || p->service_port || p->to.flags & (ADDRESS_LOCAL_POD | ADDRESS_HOST) ? GO_ON : DROP_UNKNOWN_DESTINATION;
+	return flow || p->service_port || p->gateway || p->to.flags & (ADDRESS_LOCAL_POD | ADDRESS_HOST) ? GO_ON : DROP_UNKNOWN_DESTINATION;
 }
 
 /*

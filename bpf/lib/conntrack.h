@@ -396,6 +396,9 @@ static __always_inline void flow_fill(const struct packet *p, const struct flow_
 		flags |= FLOW_LOW_IS_SOURCE;
 	if (p->flags & PACKET_SELF)
 		flags |= FLOW_SELF;
+	if (p->gateway)
+		flags |= FLOW_GATEWAY;
+	flow->gateway_epoch = p->gateway_epoch;
 	flow->flags = flags | flow_other_end(p, flow);
 }
 
@@ -477,7 +480,8 @@ __noinline int flow_recheck(struct packet *p, const struct flow_key *key, struct
 	changed = verdict_differs(&egress, &flow->egress) || verdict_differs(&ingress, &flow->ingress);
 	verdict_replace(&flow->egress, &egress);
 	verdict_replace(&flow->ingress, &ingress);
-	flow_other_end(p, flow);
+	if (!(flow->flags & FLOW_GATEWAY)) /* gateway.h says how it is reached */
+		flow_other_end(p, flow);
 	if (changed)
 		event_flow(key, flow, EVENT_FLOW_VERDICT | (__u32)p->hook << 8);
 	return reason;
@@ -548,7 +552,8 @@ static __always_inline void flow_destination(struct packet *p, const struct flow
 		}
 	} else if (flow->node) {
 		p->to.node = flow->node;
-		p->to.flags = ADDRESS_CLUSTER | (flow->flags & FLOW_TUNNEL ? ADDRESS_TUNNEL : 0);
+		p->to.flags = ADDRESS_CLUSTER | (flow->flags & FLOW_TUNNEL ? ADDRESS_TUNNEL : 0) |
+			      (flow->flags & FLOW_GATEWAY ? ADDRESS_GATEWAY : 0);
 		return;
 	} else if (address_set(&flow->nat_address)) {
 		return; /* masqueraded: outside */

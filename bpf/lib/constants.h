@@ -29,6 +29,9 @@ enum capacity {
 	CAP_BACKEND_CLIENTS = 65536, /* pairs of a backend and a namespace with clients of it */
 	CAP_UPLINKS = 64,           /* outward devices */
 	CAP_ANNOUNCEMENTS = 4096,   /* addresses that the node answers for on its link */
+	CAP_GATEWAY_PODS = 262144,  /* addresses of pods that egress gateways select */
+	CAP_GATEWAY_ROUTES = 65536, /* their destinations, one for each distinct set of gateway objects */
+	CAP_GATEWAYS = 4096,        /* egress gateway objects, one for each family */
 	CAP_RIVALS = 256,           /* of those, the ones that somebody else answers for, too */
 	CAP_EVENT_BYTES = 2097152,  /* ring buffer */
 };
@@ -113,6 +116,12 @@ enum address_flag {
 	ADDRESS_TUNNEL = 32,        /* reached through the overlay device; node is valid */
 	ADDRESS_UNKNOWN = 64,       /* of a pod CIDR, owned by nobody: DROP_UNKNOWN_DESTINATION */
 	ADDRESS_NODE_PORT = 128,    /* of this node, and node ports answer at it */
+	ADDRESS_GATEWAY = 256,      /* of a packet in hand only: outside, and reached through the egress gateway at node */
+};
+
+/* Nodes with fixed numbers in the slots of an egress gateway. */
+enum reserved_gateway {
+	GATEWAY_SELF = 0x7fffffff,  /* this node */
 };
 
 /* Flags of a frontend. */
@@ -192,6 +201,7 @@ enum reason {
 	DROP_UNKNOWN_NODE = 40,     /* the tunnel's sender is not a node of the cluster */
 	DROP_ICMP_UNRELATED = 41,   /* an ICMP error about no known connection */
 	DROP_SOURCE_RANGE = 48,     /* the client is in none of the service's source ranges */
+	DROP_NO_GATEWAY = 49,       /* no egress gateway that is alive serves the pod for that destination */
 	DROP_OUTSIDE_QUOTA = 50,    /* clients outside the cluster have too many half-open connections */
 	REASON_COUNT = 64,
 };
@@ -208,6 +218,7 @@ enum bound {
 	UNREACHABLE_RATE = 100,     /* port unreachables a second that a CPU sends in the long run */
 	UNREACHABLE_BURST = 50,     /* and at once */
 	EXTENSION_HEADERS = 6,      /* IPv6 extension headers looked behind */
+	GATEWAY_SLOTS = 64,         /* shares of an egress gateway's flows, and so the most nodes that serve at a time */
 };
 
 /* Seconds a flow lives after its last packet, by what it has come to. */

@@ -193,8 +193,8 @@ __noinline int deliver_lookup(struct __sk_buff *ctx, struct packet *p, struct bp
 /* deliver_masqueraded tells whether the packet leaves the cluster under the node's address. An answer goes by the name that was asked. */
 static __always_inline bool deliver_masqueraded(const struct packet *p)
 {
-	return feature_on(FEATURE_MASQUERADE) && !(p->to.flags & (ADDRESS_CLUSTER | ADDRESS_NO_MASQUERADE)) &&
-	       !(p->flags & PACKET_REPLY);
+	return p->gateway || (feature_on(FEATURE_MASQUERADE) && !(p->to.flags & (ADDRESS_CLUSTER | ADDRESS_NO_MASQUERADE)) &&
+			      !(p->flags & PACKET_REPLY));
 }
 
 /* deliver_route sends a packet by the kernel's routes. */
@@ -228,7 +228,7 @@ static __always_inline int deliver_away(struct __sk_buff *ctx, struct packet *p,
 		return p->to.node ? DROP_UNKNOWN_NODE : deliver_route(ctx, p, key, &hop);
 	next = p->flags & PACKET_IPV4 ? &node->next_hop4 : &node->next_hop6;
 	if (!address_set(next) || !node->ifindex)
-		return deliver_route(ctx, p, key, &hop);
+		return p->to.flags & ADDRESS_GATEWAY ? DROP_NO_GATEWAY : deliver_route(ctx, p, key, &hop);
 	reason = deliver_prepare(ctx, p, config.pod_mtu);
 	if (reason != GO_ON)
 		return reason;

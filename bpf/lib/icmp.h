@@ -176,6 +176,15 @@ static __always_inline int icmp_to_backend(struct __sk_buff *ctx, struct packet 
 	return rewrite_packet(ctx, p, REWRITE_DESTINATION, &backend, 0);
 }
 
+/* icmp_outside sends a pod's error about what came to it through an egress gateway back by the same. */
+static __always_inline void icmp_outside(struct packet *p, const struct flow *flow)
+{
+	if (!(flow->flags & FLOW_GATEWAY) || !flow->node || p->to.flags & ~ADDRESS_NO_MASQUERADE)
+		return;
+	p->to.node = flow->node;
+	p->to.flags = ADDRESS_CLUSTER | ADDRESS_GATEWAY | (feature_on(FEATURE_TUNNEL) ? ADDRESS_TUNNEL : 0);
+}
+
 /* icmp_follow lets an error pass that is about a known and allowed flow. translated: the node's address may stand for a pod. */
 __noinline int icmp_follow(struct __sk_buff *ctx, struct packet *p, __u32 translated)
 {
@@ -208,6 +217,7 @@ __noinline int icmp_follow(struct __sk_buff *ctx, struct packet *p, __u32 transl
 	reason = icmp_rename(ctx, p, &q, flow);
 	if (reason == GO_ON && !p->to.flags && !p->to.peer)
 		address_find(&p->destination, &p->to);
+	icmp_outside(p, flow);
 	return reason;
 }
 

@@ -95,6 +95,33 @@ struct {
 	__type(value, struct rival);
 } rivals SEC(".maps");
 
+/* address of a pod that some egress gateway selects -> its set; written by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, CAP_GATEWAY_PODS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, union address);
+	__type(value, __u32);
+} gateway_pods SEC(".maps");
+
+/* set and destination -> number of its gateway, 0: none; written by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, CAP_GATEWAY_ROUTES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct gateway_route);
+	__type(value, __u32);
+} gateway_routes SEC(".maps");
+
+/* number -> egress gateway; written by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, CAP_GATEWAYS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct gateway);
+} gateways SEC(".maps");
+
 /* peer -> class; written by the agent through memory. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

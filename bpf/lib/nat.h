@@ -126,20 +126,40 @@ static __always_inline int nat_search_port(struct nat_search *search, struct pac
 	return search->reason;
 }
 
+/* nat_name is the address that a packet leaves under: the egress gateway's, or the uplink's. It returns GO_ON with none if addresses stay. */
+static __always_inline int nat_name(struct packet *p, __u32 ifindex)
+{
+	struct uplink *uplink;
+	struct gateway *gateway;
+	__u32 number = p->gateway;
+
+	if (number) {
+		gateway = bpf_map_lookup_elem(&gateways, &number);
+		if (!gateway || !address_set(&gateway->address))
+			return DROP_NO_GATEWAY;
+		p->alias = gateway->address;
+		return GO_ON;
+	}
+	uplink = bpf_map_lookup_elem(&uplinks, &ifindex);
+	if (!uplink)
+		return GO_ON; /* not an outward device */
+	p->alias = p->flags & PACKET_IPV4 ? uplink->address4 : uplink->address6;
+	return address_set(&p->alias) ? GO_ON : DROP_NO_ROUTE;
+}
+
 /* nat_open makes the mapping for a packet that leaves by an uplink, and notes it in the packet's flow. */
 __noinline int nat_open(struct __sk_buff *ctx, struct packet *p, const struct flow_key *key, __u32 ifindex)
 {
-	struct uplink *uplink = bpf_map_lookup_elem(&uplinks, &ifindex);
 	struct nat_search search = {.ctx = ctx};
 	struct flow_key copy;
 	struct flow *flow;
 	int reason;
 
-	if (!p || !key || !uplink)
-		return GO_ON; /* not an outward device: addresses stay */
-	p->alias = p->flags & PACKET_IPV4 ? uplink->address4 : uplink->address6;
-	if (!address_set(&p->alias))
-		return DROP_NO_ROUTE;
+	if (!p || !key)
+		return GO_ON;
+	reason = nat_name(p, ifindex);
+	if (reason != GO_ON || !address_set(&p->alias))
+		return reason;
 	search.key.remote = p->destination;
 	search.key.node = p->alias;
 	search.key.remote_port = nat_by_id(p) ? 0 : p->destination_port;

@@ -44,6 +44,7 @@ struct node_config {
 /* One word of `control`: written by the agent, read per packet. */
 enum control_word {
 	CONTROL_VERDICT_EPOCH = 0,  /* bumped after every publication that can change a verdict */
+	CONTROL_GATEWAY_EPOCH = 1,  /* bumped after every change of egress gateways; 0: there never were any */
 	CONTROL_COUNT = 8,
 };
 
@@ -231,8 +232,9 @@ struct flow {
 	__u32 destination_peer;
 	__u32 backend;              /* of a service entry: index into backends; 0: this is no service entry */
 	__u32 flags;                /* enum flow_flag; changed by atomic operations only */
-	__u32 node;                 /* of the end that is not local: index into nodes; 0: not of a node */
-	__u8 spare[12];
+	__u32 node;                 /* of the end that is not local, or of its egress gateway: index into nodes; 0: not of a node */
+	__u32 gateway_epoch;        /* control[CONTROL_GATEWAY_EPOCH] as of which its egress gateway, or none, is right */
+	__u8 spare[8];
 };
 
 enum flow_flag {
@@ -241,6 +243,7 @@ enum flow_flag {
 	FLOW_SELF = 4,              /* a pod reaches itself through its service */
 	FLOW_TUNNEL = 8,            /* its other end is reached through the overlay device */
 	FLOW_ENDED = 16,            /* its end was taken care of: nobody else may */
+	FLOW_GATEWAY = 32,          /* leaves by an egress gateway: node, or this one */
 };
 
 /* SNAT, seen from outside: where a packet from remote to the node's address and port really goes. */
@@ -260,6 +263,24 @@ struct nat_mapping {
 	__u32 endpoint;             /* owner */
 	__u64 created;              /* ns, CLOCK_MONOTONIC */
 	__u8 spare[16];
+};
+
+/*
+ * Egress gateways. Pods that the same gateway objects select are a set; a set has destinations, and what is between them
+ * (an exception) has number 0. An object has a number for each family. All are written by the agent.
+ */
+struct gateway_route {
+	__u32 length;               /* bits: 32 for the set, and the prefix's; IPv4 prefixes are 96 bits longer than written */
+	__u32 set;                  /* compared as a whole */
+	__u8 address[16];
+};
+
+/* An egress gateway object in one family. */
+struct gateway {
+	union address address;      /* that pods' packets get if they leave by this node; zero: it does not serve */
+	__u32 count;                /* slots in use; 0: no gateway is alive */
+	__u32 slots[64];            /* GATEWAY_SLOTS: a serving node each, index into nodes, or GATEWAY_SELF */
+	__u32 reserved;
 };
 
 /* Datagram whose first fragment was seen; later ones have no ports of their own. */

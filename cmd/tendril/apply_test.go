@@ -186,7 +186,7 @@ func TestApplyFindsEveryMistakeInEveryFileBeforeItAsksTheStore(t *testing.T) {
 	want := strings.Join([]string{
 		"nothing was changed:",
 		dir + "/b.yml document 1, Namespace: apiVersion: Required value: say which kind of object this is; known are " +
-			"Namespace, Node, Pod, LoadBalancerPool, Service, EndpointSlice, CiliumCIDRGroup, NetworkPolicy, CiliumNetworkPolicy, " +
+			"Namespace, Node, Pod, LoadBalancerPool, EgressGateway, Service, EndpointSlice, CiliumCIDRGroup, NetworkPolicy, CiliumNetworkPolicy, " +
 			"CiliumClusterwideNetworkPolicy, ClusterNetworkPolicy, AdminNetworkPolicy, BaselineAdminNetworkPolicy",
 		"file " + missing + ": no such file or directory",
 		"standard input document 1: not an object; a document starts with apiVersion, kind and metadata",

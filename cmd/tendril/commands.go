@@ -15,6 +15,7 @@ func agentCommands(a *app) []*cobra.Command {
 		newPolicyCommand(a),
 		newEndpointCommand(a),
 		newServiceCommand(a),
+		newEgressCommand(a),
 		newIPAMCommand(a),
 		newBPFCommand(a),
 		newDBCommand(a),

@@ -106,6 +106,32 @@ func newIPAMCommand(a *app) *cobra.Command {
 	}))
 }
 
+// newEgressCommand lists egress gateways.
+func newEgressCommand(a *app) *cobra.Command {
+	return group("egress", "List egress gateways", answer(a, &cobra.Command{
+		Use:     "list",
+		Short:   "List egress gateways: which of the node's pods leave by which nodes, and who of those is alive",
+		Example: `  tendril --node node1 egress list`,
+	}, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListEgressGatewaysResponse, error) {
+		return agent.ListEgressGateways(ctx, &agentv1.ListEgressGatewaysRequest{})
+	}, showEgress))
+}
+
+// showEgress prints a line for each node of each gateway.
+func showEgress(v *view, r *agentv1.ListEgressGatewaysResponse) {
+	v.header("GATEWAY", "PODS", "DESTINATIONS", "EXCEPT", "NODE", "STATE", "ADDRESSES", "PROBLEM")
+	for _, g := range r.GetGateways() {
+		nodes := g.GetNodes()
+		if len(nodes) == 0 {
+			nodes = []*agentv1.EgressGateway_Node{{Problem: "no node is one of its gateways: what it covers is dropped"}}
+		}
+		for _, n := range nodes {
+			v.row(g.GetName(), strings.Join(g.GetPods(), " "), strings.Join(g.GetDestinations(), " "), strings.Join(g.GetExceptions(), " "),
+				n.GetName(), v.stateText(n.GetState()), strings.Join(n.GetAddresses(), " "), v.wrong.Render(n.GetProblem()))
+		}
+	}
+}
+
 // newServiceCommand lists services.
 func newServiceCommand(a *app) *cobra.Command {
 	return group("service", "List services and their backends",

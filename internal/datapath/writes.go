@@ -27,13 +27,14 @@ const (
 	writeNode
 	writeUplink
 	writeAnnouncement
-	writeEntry // an entry slot: a datapath version changes
+	writeGateway // an egress gateway, its pods or routes
+	writeEntry   // an entry slot: a datapath version changes
 	writeKinds
 )
 
 func (w write) String() string {
 	return [writeKinds]string{"assignment", "content", "class", "peer", "address", "prefix", "program", "endpoint", "epoch",
-		"backend", "slots", "frontend", "guard", "namespace", "node", "uplink", "announcement", "entry"}[w]
+		"backend", "slots", "frontend", "guard", "namespace", "node", "uplink", "announcement", "gateway", "entry"}[w]
 }
 
 // writeCounts counts changes by kind. Writes that found the kernel equal already are not changes.

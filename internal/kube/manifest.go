@@ -63,6 +63,7 @@ func kinds() []kind {
 		{"v1", "Node", false, reflect.TypeFor[corev1.Node]()},
 		{"v1", "Pod", true, reflect.TypeFor[corev1.Pod]()},
 		{tendril.APIVersion, tendril.KindLoadBalancerPool, false, reflect.TypeFor[tendril.LoadBalancerPool]()},
+		{tendril.APIVersion, tendril.KindEgressGateway, false, reflect.TypeFor[tendril.EgressGateway]()},
 		{"v1", "Service", true, reflect.TypeFor[corev1.Service]()},
 		{"discovery.k8s.io/v1", "EndpointSlice", true, reflect.TypeFor[discoveryv1.EndpointSlice]()},
 		{cilium.APIVersion, cilium.KindCIDRGroup, false, reflect.TypeFor[cilium.CIDRGroup]()},

@@ -52,8 +52,8 @@ kind: NetworkPolicy
 metadata: {name: x}
 `, `
 x.yaml document 1, Namespace Bad_Name: metadata.name: Invalid value: "Bad_Name": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')
-x.yaml document 2, Namespace x: apiVersion: Required value: say which kind of object this is; known are Namespace, Node, Pod, LoadBalancerPool, Service, EndpointSlice, CiliumCIDRGroup, NetworkPolicy, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy, ClusterNetworkPolicy, AdminNetworkPolicy, BaselineAdminNetworkPolicy
-x.yaml document 3, Secret x: kind: Invalid value: "Secret": not a kind that tendril reads; known are Namespace, Node, Pod, LoadBalancerPool, Service, EndpointSlice, CiliumCIDRGroup, NetworkPolicy, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy, ClusterNetworkPolicy, AdminNetworkPolicy, BaselineAdminNetworkPolicy
+x.yaml document 2, Namespace x: apiVersion: Required value: say which kind of object this is; known are Namespace, Node, Pod, LoadBalancerPool, EgressGateway, Service, EndpointSlice, CiliumCIDRGroup, NetworkPolicy, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy, ClusterNetworkPolicy, AdminNetworkPolicy, BaselineAdminNetworkPolicy
+x.yaml document 3, Secret x: kind: Invalid value: "Secret": not a kind that tendril reads; known are Namespace, Node, Pod, LoadBalancerPool, EgressGateway, Service, EndpointSlice, CiliumCIDRGroup, NetworkPolicy, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy, ClusterNetworkPolicy, AdminNetworkPolicy, BaselineAdminNetworkPolicy
 x.yaml document 4, NetworkPolicy x: apiVersion: Invalid value: "v1": kind NetworkPolicy is read as networking.k8s.io/v1
 `},
 		{"values of the wrong type", `
@@ -523,6 +523,39 @@ x.yaml document 2, EndpointSlice default/b: ports[2].protocol: Unsupported value
 x.yaml document 2, EndpointSlice default/b: endpoints[0].addresses: Required value: give the backend's address
 x.yaml document 2, EndpointSlice default/b: endpoints[1].addresses[0]: Invalid value: "fd00::1": not of addressType IPv4; each slice holds one family
 x.yaml document 2, EndpointSlice default/b: endpoints[2].addresses[0]: Invalid value: "x": not an IP address; write one like 10.1.2.3 or fd00::1
+`},
+		{"egress gateways", `
+apiVersion: tendril.io/v1alpha1
+kind: EgressGateway
+metadata: {name: a}
+spec:
+  podSelector: {matchLabels: {"a b": c}}
+  destinationCIDRs: [203.0.113.0/24, x]
+  exceptCIDRs: [198.51.100.1]
+  gateways:
+  - {}
+  - {node: n1, nodeSelector: {matchLabels: {role: egress}}}
+  - {nodeSelector: {}, addresses: [192.0.2.1]}
+  - {node: n2, addresses: [192.0.2.1, 192.0.2.2, 127.0.0.1, here]}
+---
+apiVersion: tendril.io/v1alpha1
+kind: EgressGateway
+metadata: {name: b, namespace: shop}
+spec: {gateway: []}
+`, `
+x.yaml document 2, EgressGateway shop/b: spec.gateway: Forbidden: unknown field; did you mean "gateways"?
+x.yaml document 2, EgressGateway shop/b: metadata.namespace: Forbidden: a EgressGateway belongs to no namespace; remove the field
+x.yaml document 1, EgressGateway a: spec.podSelector.matchLabels[a b]: Invalid value: "a b": label key "a b": the name may hold letters, digits, '-', '_' and '.', and must begin and end with a letter or digit
+x.yaml document 1, EgressGateway a: spec.destinationCIDRs[1]: Invalid value: "x": not an address range; write one like 10.1.0.0/16 or fd00:1::/32
+x.yaml document 1, EgressGateway a: spec.exceptCIDRs[0]: Invalid value: "198.51.100.1": is in none of destinationCIDRs, so it excepts nothing; remove it or correct it
+x.yaml document 1, EgressGateway a: spec.gateways[0]: Required value: give node or nodeSelector
+x.yaml document 1, EgressGateway a: spec.gateways[1].nodeSelector: Forbidden: node names the node already; remove one of the two
+x.yaml document 1, EgressGateway a: spec.gateways[2].addresses: Forbidden: an address is on one node; name that with node, or leave addresses out to use those of each node's uplink
+x.yaml document 1, EgressGateway a: spec.gateways[2].nodeSelector: Required value: selects every node; give it a label that only gateways have
+x.yaml document 1, EgressGateway a: spec.gateways[3].addresses[1]: Invalid value: "192.0.2.2": a second IPv4 address; give at most one a family
+x.yaml document 1, EgressGateway a: spec.gateways[3].addresses[2]: Invalid value: "127.0.0.1": nobody outside can answer to it; write an address of a device of the node
+x.yaml document 1, EgressGateway a: spec.gateways[3].addresses[2]: Invalid value: "127.0.0.1": a second IPv4 address; give at most one a family
+x.yaml document 1, EgressGateway a: spec.gateways[3].addresses[3]: Invalid value: "here": not an IP address; write one like 10.1.2.3 or fd00::1
 `},
 		{"pools of addresses", `
 apiVersion: tendril.io/v1alpha1

@@ -65,6 +65,9 @@ func (o *Object) records(cluster string) ([]Record, Mistakes) {
 	case *tendril.LoadBalancerPool:
 		value, errs := poolRecord(object)
 		return o.record("pools/"+o.Name, value, errs)
+	case *tendril.EgressGateway:
+		value, errs := egressRecord(object)
+		return o.record("egressgateways/"+o.Name, value, errs)
 	case *corev1.Service:
 		value, errs := serviceRecord(object)
 		return o.record("services/"+o.Namespace+"/"+o.Name, value, errs)

@@ -34,6 +34,8 @@ func KeysOf(kind string) []string {
 		return []string{"pods/", "labels/"}
 	case tendril.KindLoadBalancerPool:
 		return []string{"pools/"}
+	case tendril.KindEgressGateway:
+		return []string{"egressgateways/"}
 	case "Service":
 		return []string{"services/"}
 	case "EndpointSlice":

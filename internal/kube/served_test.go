@@ -21,6 +21,8 @@ func TestEveryKindNamesWhatItsKeysBeginWith(t *testing.T) {
 ---
 {apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}, addressType: IPv4, endpoints: []}
 ---
+{apiVersion: tendril.io/v1alpha1, kind: EgressGateway, metadata: {name: g}, spec: {podSelector: {}, destinationCIDRs: [203.0.113.0/24], gateways: [{node: n1}]}}
+---
 {apiVersion: cilium.io/v2, kind: CiliumCIDRGroup, metadata: {name: g}, spec: {externalCIDRs: [192.0.2.0/24]}}
 ---
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p, namespace: shop}, spec: {podSelector: {}}}

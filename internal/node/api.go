@@ -145,6 +145,11 @@ func serviceMessage(view service.View) *agentv1.Service {
 	return message
 }
 
+// ListEgressGateways implements the API.
+func (s *api) ListEgressGateways(context.Context, *agentv1.ListEgressGatewaysRequest) (*agentv1.ListEgressGatewaysResponse, error) {
+	return &agentv1.ListEgressGatewaysResponse{Gateways: s.a.egress.list()}, nil
+}
+
 // ListPolicies implements the API.
 func (s *api) ListPolicies(context.Context, *agentv1.ListPoliciesRequest) (*agentv1.ListPoliciesResponse, error) {
 	refused := make(map[policy.Key]refusal)

@@ -18,6 +18,7 @@ import (
 	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/cni"
 	"tendril.io/tendril/internal/datapath"
+	"tendril.io/tendril/internal/egress"
 	"tendril.io/tendril/internal/endpoint"
 	"tendril.io/tendril/internal/flow"
 	"tendril.io/tendril/internal/ipam"
@@ -52,6 +53,8 @@ type Agent struct {
 	resetter  *clientResetter
 	announcer *announcer
 	voice     *netlink.Announcer
+	egress    *egressGateways
+	pinger    *netlink.Pinger
 	routes    *reconciler[*table.RouteWanted]
 	endpoints *endpoint.Manager
 	addresses *addressPublisher
@@ -349,7 +352,7 @@ func (a *Agent) buildStore(context.Context) (err error) {
 	return err
 }
 
-func (a *Agent) buildBrains(context.Context) error {
+func (a *Agent) buildBrains(context.Context) (err error) {
 	facts := newFacts(a.tables, a.config, a.numbering.number)
 	engine := policy.New(policy.Config{DenyLocalHost: a.config.DenyLocalHost}, a.datapath.Numbers())
 	rows := &nodeRows{
@@ -361,6 +364,14 @@ func (a *Agent) buildBrains(context.Context) error {
 	}
 	a.policies = newPolicyLoop(a.tables, facts, engine, a.datapath, rows, a.log)
 	a.policies.setSelf(a.selfRow())
+	if a.pinger, err = netlink.OpenPinger(); err != nil {
+		return err
+	}
+	a.egress = &egressGateways{
+		tables: a.tables, self: a.config.Node, kernel: a.datapath, number: a.numbering.number, ping: a.pinger, log: a.log,
+		plan: egress.New(), health: make(map[string]*egressHealth), rows: make(map[uint32]bpf.Gateway),
+	}
+	a.policies.egress = a.egress
 	if err := a.resumeTrial(); err != nil {
 		return err
 	}
@@ -486,6 +497,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	run(func(ctx context.Context) error { return a.services.Run(ctx, a.store.Loaded(), settled.service) })
 	run(a.resetter.Run)
 	run(func(ctx context.Context) error { return a.announcer.Run(ctx, a.store.Loaded()) })
+	run(func(ctx context.Context) error { return a.egress.Run(ctx, a.store.Loaded()) })
 	run(func(ctx context.Context) error { return a.policies.superviseTrials(ctx, a.store.Probe) })
 	run(a.pruner(settled).Run)
 	run(func(ctx context.Context) error { return a.offer(ctx, settled) })
@@ -515,6 +527,9 @@ func (a *Agent) Close() error {
 	}
 	if a.voice != nil {
 		problems = append(problems, a.voice.Close())
+	}
+	if a.pinger != nil {
+		problems = append(problems, a.pinger.Close())
 	}
 	if a.store != nil {
 		problems = append(problems, a.store.Close())

@@ -43,6 +43,8 @@ type policyLoop struct {
 	inForce   atomic.Uint64             // how far the kernel is
 	latest    atomic.Uint64             // wanted, for readers
 
+	egress *egressGateways // told of pods before they may send; nil: there are no egress gateways
+
 	host  hostSide // the node itself, as what is judged
 	trial *trial   // which host policies are in force, and which were rolled back
 
@@ -161,6 +163,10 @@ func (l *policyLoop) start() error {
 	add(watch(t.DB, t.Policies, l.policyChanged))
 	add(watch(t.DB, t.Counters, l.counterChanged)) // after the policies: its word is the last
 	add(watch(t.DB, t.LabelSets, l.labelSetChanged))
+	if l.egress != nil {
+		add(watch(t.DB, t.EgressGateways, l.egress.objectChanged))
+		add(watch(t.DB, t.Namespaces, l.egress.namespaceChanged))
+	}
 	add(watch(t.DB, t.Pods, l.podChanged))
 	add(watch(t.DB, t.IPs, l.addressChanged))
 	add(watch(t.DB, t.Endpoints, l.endpointChanged))
@@ -371,6 +377,11 @@ func (l *policyLoop) step(ctx context.Context, txn statedb.ReadTxn) (settled boo
 			return false, err
 		}
 	}
+	if l.egress != nil { // first: a pod that may send is already sent by its gateway
+		if err := l.egress.publish(); err != nil {
+			return false, err
+		}
+	}
 	if err := l.publisher.Publish(ctx, &l.unpublished.delta); err != nil {
 		return false, err
 	}
@@ -403,7 +414,11 @@ func (l *policyLoop) noteWritten(delta *policy.Delta) {
 // stageAddresses asks for facts again. Of a prefix that nobody speaks of the engine may know nothing either.
 func (l *policyLoop) stageAddresses(txn statedb.ReadTxn) {
 	for prefix := range l.prefixes {
-		if fact, ok := l.facts.address(txn, prefix); ok {
+		fact, ok := l.facts.address(txn, prefix)
+		if l.egress != nil {
+			l.egress.setPod(prefix, fact, ok)
+		}
+		if ok {
 			l.engine.SetAddress(prefix, fact)
 		} else {
 			l.engine.DeleteAddress(prefix)

@@ -97,6 +97,11 @@ func (p *pruner) prune(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if p.policies.egress != nil {
+		if err := p.policies.egress.prune(); err != nil {
+			return fmt.Errorf("prune egress gateways: %w", err)
+		}
+	}
 	released := p.release()
 	// Released numbers become free with the publication that follows.
 	if err := errors.Join(p.kernel.Publish(ctx, &policy.Delta{}), p.kernel.PublishServices(ctx, &service.Delta{})); err != nil {

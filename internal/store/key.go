@@ -15,22 +15,23 @@ type Kind string
 
 // The kinds. Each comment says who writes it.
 const (
-	KindEpoch      Kind = "epoch"      // operator
-	KindSynced     Kind = "synced"     // operator; its node for ips/<node>
-	KindCounter    Kind = "counters"   // operator
-	KindNode       Kind = "nodes"      // its agent
-	KindAlive      Kind = "alive"      // its agent; the only leased key
-	KindPod        Kind = "pods"       // operator
-	KindIP         Kind = "ips"        // its agent
-	KindLabels     Kind = "labels"     // operator
-	KindNamespace  Kind = "namespaces" // operator
-	KindNodeLabels Kind = "nodelabels" // operator
-	KindCIDRGroup  Kind = "cidrgroups" // operator
-	KindPool       Kind = "pools"      // operator
-	KindService    Kind = "services"   // operator
-	KindEndpoints  Kind = "endpoints"  // operator
-	KindPolicy     Kind = "policies"   // operator
-	KindAck        Kind = "acks"       // its agent
+	KindEpoch      Kind = "epoch"          // operator
+	KindSynced     Kind = "synced"         // operator; its node for ips/<node>
+	KindCounter    Kind = "counters"       // operator
+	KindNode       Kind = "nodes"          // its agent
+	KindAlive      Kind = "alive"          // its agent; the only leased key
+	KindPod        Kind = "pods"           // operator
+	KindIP         Kind = "ips"            // its agent
+	KindLabels     Kind = "labels"         // operator
+	KindNamespace  Kind = "namespaces"     // operator
+	KindNodeLabels Kind = "nodelabels"     // operator
+	KindCIDRGroup  Kind = "cidrgroups"     // operator
+	KindPool       Kind = "pools"          // operator
+	KindEgress     Kind = "egressgateways" // operator
+	KindService    Kind = "services"       // operator
+	KindEndpoints  Kind = "endpoints"      // operator
+	KindPolicy     Kind = "policies"       // operator
+	KindAck        Kind = "acks"           // its agent
 )
 
 // errUnknownKind marks keys of kinds that a newer version may have brought; readers pass over them.
@@ -85,6 +86,9 @@ func CIDRGroupKey(name string) Key { return Key{Kind: KindCIDRGroup, First: name
 
 // PoolKey is pools/<name>.
 func PoolKey(name string) Key { return Key{Kind: KindPool, First: name} }
+
+// EgressKey is egressgateways/<name>.
+func EgressKey(name string) Key { return Key{Kind: KindEgress, First: name} }
 
 // ServiceKey is services/<namespace>/<name>.
 func ServiceKey(namespace, name string) Key {
@@ -208,7 +212,7 @@ func shape(kind Kind, parts []string) (count int, known bool) {
 	switch kind {
 	case KindEpoch:
 		return 0, true
-	case KindNode, KindAlive, KindAck, KindLabels, KindNamespace, KindNodeLabels, KindCIDRGroup, KindPool, KindCounter:
+	case KindNode, KindAlive, KindAck, KindLabels, KindNamespace, KindNodeLabels, KindCIDRGroup, KindPool, KindEgress, KindCounter:
 		return 1, true
 	case KindIP, KindService:
 		return 2, true
@@ -264,7 +268,7 @@ func parseHash(text string) (hash [16]byte, err error) {
 // referred to before what refers to it.
 func Filled() []Kind {
 	return []Kind{
-		KindLabels, KindNamespace, KindNodeLabels, KindCIDRGroup, KindPool, KindService, KindEndpoints, KindPolicy, KindPod,
+		KindLabels, KindNamespace, KindNodeLabels, KindCIDRGroup, KindPool, KindEgress, KindService, KindEndpoints, KindPolicy, KindPod,
 	}
 }
 

@@ -22,6 +22,7 @@ func TestAKeyIsItsKindAndNamesWithSlashes(t *testing.T) {
 		"labels/ab000000000000000000000000000001": LabelsKey(hash),
 		"namespaces/default":                      NamespaceKey("default"),
 		"nodelabels/n1":                           NodeLabelsKey("n1"),
+		"egressgateways/partners":                 EgressKey("partners"),
 		"cidrgroups/office":                       CIDRGroupKey("office"),
 		"services/default/web":                    ServiceKey("default", "web"),
 		"endpoints/default/web/web-x1":            EndpointsKey("default", "web", "web-x1"),

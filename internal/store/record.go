@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	storev1 "tendril.io/tendril/api/store/v1"
+	"tendril.io/tendril/internal/label"
 	"tendril.io/tendril/internal/table"
 )
 
@@ -37,6 +38,8 @@ func newMessage(kind Kind) proto.Message {
 		return &storev1.CIDRGroup{}
 	case KindPool:
 		return &storev1.LoadBalancerPool{}
+	case KindEgress:
+		return &storev1.EgressGateway{}
 	case KindService:
 		return &storev1.Service{}
 	case KindEndpoints:
@@ -89,6 +92,8 @@ func checkRow(key Key, record proto.Message) (err error) {
 		_, err = cidrGroupRow(key, m)
 	case *storev1.LoadBalancerPool:
 		_, err = poolOf(key, m)
+	case *storev1.EgressGateway:
+		_, err = egressRow(key, m)
 	case *storev1.Service:
 		_, err = serviceRow(key, m)
 	case *storev1.Endpoints:
@@ -190,6 +195,34 @@ func cidrGroupRow(key Key, m *storev1.CIDRGroup) (*table.CIDRGroup, error) {
 	var err error
 	row.Prefixes, err = prefixes("prefixes", m.GetPrefixes())
 	return row, err
+}
+
+func egressRow(key Key, m *storev1.EgressGateway) (*table.EgressGateway, error) {
+	row := &table.EgressGateway{Name: key.First}
+	var err error
+	if row.Pods, err = selector("pod_selector", label.ScopePod, m.GetPodSelector()); err != nil {
+		return nil, err
+	}
+	if row.Namespaces, err = selector("namespace_selector", label.ScopeNamespace, m.GetNamespaceSelector()); err != nil {
+		return nil, err
+	}
+	if row.Destinations, err = prefixes("destinations", m.GetDestinations()); err != nil {
+		return nil, err
+	}
+	if row.Exceptions, err = prefixes("exceptions", m.GetExceptions()); err != nil {
+		return nil, err
+	}
+	for _, n := range m.GetNodes() {
+		nodes := table.EgressNodes{Node: n.GetNode()}
+		if nodes.Selector, err = selector("nodes.node_selector", label.ScopeNode, n.GetNodeSelector()); err != nil {
+			return nil, err
+		}
+		if nodes.Addrs, err = addrs("nodes.addresses", n.GetAddresses()); err != nil {
+			return nil, err
+		}
+		row.Nodes = append(row.Nodes, nodes)
+	}
+	return row, nil
 }
 
 func serviceRow(key Key, m *storev1.Service) (*table.Service, error) {

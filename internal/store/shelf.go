@@ -113,6 +113,11 @@ func shelves(t *table.Tables) map[Kind]shelf {
 			func(k Key, _ string) statedb.Query[*table.CIDRGroup] { return table.CIDRGroupByName(k.First) },
 			func(g *table.CIDRGroup) Key { return CIDRGroupKey(g.Name) },
 		},
+		KindEgress: &rows[table.EgressGateway, *storev1.EgressGateway]{
+			t.EgressGateways, &storev1.EgressGateway{}, egressRow,
+			func(k Key, _ string) statedb.Query[*table.EgressGateway] { return table.EgressGatewayByName(k.First) },
+			func(g *table.EgressGateway) Key { return EgressKey(g.Name) },
+		},
 		KindService: &rows[table.Service, *storev1.Service]{
 			t.Services, &storev1.Service{}, serviceRow,
 			func(k Key, _ string) statedb.Query[*table.Service] { return table.ServiceByName(k.First, k.Second) },

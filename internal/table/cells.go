@@ -95,6 +95,30 @@ func (*CIDRGroup) TableHeader() []string { return []string{"Name", "Prefixes", "
 func (g *CIDRGroup) TableRow() []string { return []string{g.Name, list(g.Prefixes), labels(g.Labels)} }
 
 // TableHeader names the columns.
+func (*EgressGateway) TableHeader() []string {
+	return []string{"Name", "Pods", "Namespaces", "Destinations", "Exceptions", "Nodes"}
+}
+
+// TableRow prints the row.
+func (g *EgressGateway) TableRow() []string {
+	return []string{
+		g.Name, some(g.Pods.String()), some(g.Namespaces.String()), list(g.Destinations), list(g.Exceptions), list(g.Nodes),
+	}
+}
+
+// String is the name or the selector, and the addresses behind an equals sign.
+func (n EgressNodes) String() string {
+	text := n.Node
+	if text == "" {
+		text = n.Selector.String()
+	}
+	for i, addr := range n.Addrs {
+		text += []string{"=", "+"}[min(i, 1)] + addr.String()
+	}
+	return text
+}
+
+// TableHeader names the columns.
 func (*Service) TableHeader() []string {
 	return []string{"Namespace", "Name", "Type", "ClusterIPs", "Ports", "External", "Sources", "Options", "Labels"}
 }

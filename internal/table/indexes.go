@@ -66,6 +66,11 @@ func AliveByNode(node string) statedb.Query[*Alive] { return aliveByNode().Query
 // CIDRGroupByName finds a group of ranges.
 func CIDRGroupByName(name string) statedb.Query[*CIDRGroup] { return cidrGroupByName().Query(name) }
 
+// EgressGatewayByName finds an egress gateway.
+func EgressGatewayByName(name string) statedb.Query[*EgressGateway] {
+	return egressGatewayByName().Query(name)
+}
+
 // ServiceByName finds a service.
 func ServiceByName(namespace, name string) statedb.Query[*Service] {
 	return serviceByName().Query(joined(namespace, name))
@@ -181,6 +186,10 @@ func aliveByNode() statedb.Index[*Alive, string] {
 
 func cidrGroupByName() statedb.Index[*CIDRGroup, string] {
 	return text("name", true, func(g *CIDRGroup) string { return g.Name })
+}
+
+func egressGatewayByName() statedb.Index[*EgressGateway, string] {
+	return text("name", true, func(g *EgressGateway) string { return g.Name })
 }
 
 func serviceByName() statedb.Index[*Service, string] {

@@ -10,6 +10,8 @@ package table
 import (
 	"net/netip"
 	"time"
+
+	"tendril.io/tendril/internal/label"
 )
 
 // Node is a node of the cluster, from nodes/<node>.
@@ -93,6 +95,23 @@ type CIDRGroup struct {
 	Name     string
 	Prefixes []netip.Prefix
 	Labels   map[string]string
+}
+
+// EgressGateway says which pods leave the cluster by which nodes, from egressgateways/<name>.
+type EgressGateway struct {
+	Name         string
+	Pods         label.Selector // of the pods' labels
+	Namespaces   label.Selector // of their namespaces' labels
+	Destinations []netip.Prefix // outside the cluster
+	Exceptions   []netip.Prefix // parts of them that are reached as ever
+	Nodes        []EgressNodes
+}
+
+// EgressNodes is a node of an egress gateway by name, or those that a selector finds.
+type EgressNodes struct {
+	Node     string         // empty: Selector counts
+	Selector label.Selector // of the nodes' labels
+	Addrs    []netip.Addr   // that outside sees, at most one a family; none: those of the node's uplink
 }
 
 // Service is a service's frontends and options, from services/<namespace>/<name>.

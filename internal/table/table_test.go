@@ -102,6 +102,10 @@ func fillStored(t *testing.T, tables *Tables) {
 	insert(t, tables, tables.Alive, &Alive{Node: "n1", BootID: "b0", Started: 1700000000}, &Alive{Node: "n2"})
 	insert(t, tables, tables.CIDRGroups, &CIDRGroup{Name: "bare"},
 		&CIDRGroup{Name: "office", Prefixes: within("203.0.113.0/24", "2001:db8::/32"), Labels: map[string]string{"team": "red"}})
+	insert(t, tables, tables.EgressGateways, &EgressGateway{Name: "bare"}, &EgressGateway{
+		Name: "partners", Destinations: within("203.0.113.0/24"), Exceptions: within("203.0.113.7/32"),
+		Nodes: []EgressNodes{{Node: "n1", Addrs: at("192.0.2.1", "2001:db8::1")}, {}},
+	})
 	insert(t, tables, tables.Services, &Service{Namespace: "default", Name: "bare"}, &Service{
 		Namespace: "default", Name: "web", Type: "NodePort", ClusterIPs: at("10.96.0.1"),
 		Ports: []ServicePort{{"http", 6, 80, 30080}, {"", 17, 53, 0}}, ExternalIPs: at("198.51.100.1"), LoadBalancerIPs: at("198.51.100.2"),

@@ -14,18 +14,19 @@ type Tables struct {
 	DB *statedb.DB
 
 	// From the store.
-	Nodes      statedb.RWTable[*Node]
-	Pods       statedb.RWTable[*Pod]
-	IPs        statedb.RWTable[*IP]
-	LabelSets  statedb.RWTable[*LabelSet]
-	Namespaces statedb.RWTable[*Namespace]
-	NodeLabels statedb.RWTable[*NodeLabels]
-	Alive      statedb.RWTable[*Alive]
-	CIDRGroups statedb.RWTable[*CIDRGroup]
-	Services   statedb.RWTable[*Service]
-	Backends   statedb.RWTable[*Backends]
-	Policies   statedb.RWTable[*Policy]
-	Counters   statedb.RWTable[*Counter]
+	Nodes          statedb.RWTable[*Node]
+	Pods           statedb.RWTable[*Pod]
+	IPs            statedb.RWTable[*IP]
+	LabelSets      statedb.RWTable[*LabelSet]
+	Namespaces     statedb.RWTable[*Namespace]
+	NodeLabels     statedb.RWTable[*NodeLabels]
+	Alive          statedb.RWTable[*Alive]
+	CIDRGroups     statedb.RWTable[*CIDRGroup]
+	EgressGateways statedb.RWTable[*EgressGateway]
+	Services       statedb.RWTable[*Service]
+	Backends       statedb.RWTable[*Backends]
+	Policies       statedb.RWTable[*Policy]
+	Counters       statedb.RWTable[*Counter]
 
 	// From the CNI plugin and the kernel.
 	Endpoints statedb.RWTable[*Endpoint]
@@ -69,7 +70,7 @@ func (t *Tables) Run(ctx context.Context) error {
 // Stored returns the tables that the store fills, for one transaction over all of them.
 func (t *Tables) Stored() []statedb.TableMeta {
 	return []statedb.TableMeta{
-		t.Nodes, t.Pods, t.IPs, t.LabelSets, t.Namespaces, t.NodeLabels, t.Alive, t.CIDRGroups, t.Services, t.Backends, t.Policies,
+		t.Nodes, t.Pods, t.IPs, t.LabelSets, t.Namespaces, t.NodeLabels, t.Alive, t.CIDRGroups, t.EgressGateways, t.Services, t.Backends, t.Policies,
 		t.Counters,
 	}
 }
@@ -146,6 +147,7 @@ func addStored(t *Tables) error {
 		add(t, &t.NodeLabels, "nodelabels", "labels of nodes", nodeLabelsByNode()),
 		add(t, &t.Alive, "alive", "nodes whose agents are alive", aliveByNode()),
 		add(t, &t.CIDRGroups, "cidrgroups", "address ranges that policies name", cidrGroupByName()),
+		add(t, &t.EgressGateways, "egressgateways", "by which nodes pods leave the cluster", egressGatewayByName()),
 		add(t, &t.Services, "services", "services as declared", serviceByName()),
 		add(t, &t.Backends, "backends", "backends of services, one row a slice", backendsByKey()),
 		add(t, &t.Policies, "policies", "policies as written", policyByKey()),

@@ -3763,6 +3763,162 @@ func (x *ListServicesResponse) GetServices() []*Service {
 	return nil
 }
 
+type ListEgressGatewaysRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEgressGatewaysRequest) Reset() {
+	*x = ListEgressGatewaysRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEgressGatewaysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEgressGatewaysRequest) ProtoMessage() {}
+
+func (x *ListEgressGatewaysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEgressGatewaysRequest.ProtoReflect.Descriptor instead.
+func (*ListEgressGatewaysRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{52}
+}
+
+type EgressGateway struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Pods          []string               `protobuf:"bytes,2,rep,name=pods,proto3" json:"pods,omitempty"` // namespace/name of the node's pods that it selects
+	Destinations  []string               `protobuf:"bytes,3,rep,name=destinations,proto3" json:"destinations,omitempty"`
+	Exceptions    []string               `protobuf:"bytes,4,rep,name=exceptions,proto3" json:"exceptions,omitempty"`
+	Nodes         []*EgressGateway_Node  `protobuf:"bytes,5,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EgressGateway) Reset() {
+	*x = EgressGateway{}
+	mi := &file_agent_v1_agent_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EgressGateway) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EgressGateway) ProtoMessage() {}
+
+func (x *EgressGateway) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EgressGateway.ProtoReflect.Descriptor instead.
+func (*EgressGateway) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *EgressGateway) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EgressGateway) GetPods() []string {
+	if x != nil {
+		return x.Pods
+	}
+	return nil
+}
+
+func (x *EgressGateway) GetDestinations() []string {
+	if x != nil {
+		return x.Destinations
+	}
+	return nil
+}
+
+func (x *EgressGateway) GetExceptions() []string {
+	if x != nil {
+		return x.Exceptions
+	}
+	return nil
+}
+
+func (x *EgressGateway) GetNodes() []*EgressGateway_Node {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+type ListEgressGatewaysResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Gateways      []*EgressGateway       `protobuf:"bytes,1,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEgressGatewaysResponse) Reset() {
+	*x = ListEgressGatewaysResponse{}
+	mi := &file_agent_v1_agent_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEgressGatewaysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEgressGatewaysResponse) ProtoMessage() {}
+
+func (x *ListEgressGatewaysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEgressGatewaysResponse.ProtoReflect.Descriptor instead.
+func (*ListEgressGatewaysResponse) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *ListEgressGatewaysResponse) GetGateways() []*EgressGateway {
+	if x != nil {
+		return x.Gateways
+	}
+	return nil
+}
+
 type ListPoliciesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3771,7 +3927,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[52]
+	mi := &file_agent_v1_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3783,7 +3939,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[52]
+	mi := &file_agent_v1_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3796,7 +3952,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{52}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{55}
 }
 
 type Policy struct {
@@ -3821,7 +3977,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_agent_v1_agent_proto_msgTypes[53]
+	mi := &file_agent_v1_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3833,7 +3989,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[53]
+	mi := &file_agent_v1_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3846,7 +4002,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{53}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Policy) GetKind() string {
@@ -3949,7 +4105,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[54]
+	mi := &file_agent_v1_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3961,7 +4117,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[54]
+	mi := &file_agent_v1_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3974,7 +4130,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{54}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*Policy {
@@ -3992,7 +4148,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[55]
+	mi := &file_agent_v1_agent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4004,7 +4160,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[55]
+	mi := &file_agent_v1_agent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4017,7 +4173,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{55}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{58}
 }
 
 type ReloadResponse struct {
@@ -4030,7 +4186,7 @@ type ReloadResponse struct {
 
 func (x *ReloadResponse) Reset() {
 	*x = ReloadResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[56]
+	mi := &file_agent_v1_agent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4042,7 +4198,7 @@ func (x *ReloadResponse) String() string {
 func (*ReloadResponse) ProtoMessage() {}
 
 func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[56]
+	mi := &file_agent_v1_agent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4055,7 +4211,7 @@ func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadResponse.ProtoReflect.Descriptor instead.
 func (*ReloadResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{56}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ReloadResponse) GetDatapathVersion() uint32 {
@@ -4080,7 +4236,7 @@ type CountersRequest struct {
 
 func (x *CountersRequest) Reset() {
 	*x = CountersRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[57]
+	mi := &file_agent_v1_agent_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4092,7 +4248,7 @@ func (x *CountersRequest) String() string {
 func (*CountersRequest) ProtoMessage() {}
 
 func (x *CountersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[57]
+	mi := &file_agent_v1_agent_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4105,7 +4261,7 @@ func (x *CountersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersRequest.ProtoReflect.Descriptor instead.
 func (*CountersRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{57}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{60}
 }
 
 type CountersResponse struct {
@@ -4118,7 +4274,7 @@ type CountersResponse struct {
 
 func (x *CountersResponse) Reset() {
 	*x = CountersResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[58]
+	mi := &file_agent_v1_agent_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4130,7 +4286,7 @@ func (x *CountersResponse) String() string {
 func (*CountersResponse) ProtoMessage() {}
 
 func (x *CountersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[58]
+	mi := &file_agent_v1_agent_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4143,7 +4299,7 @@ func (x *CountersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersResponse.ProtoReflect.Descriptor instead.
 func (*CountersResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{58}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *CountersResponse) GetCounters() []*CountersResponse_Counter {
@@ -4172,7 +4328,7 @@ type ListTablesResponse_Table struct {
 
 func (x *ListTablesResponse_Table) Reset() {
 	*x = ListTablesResponse_Table{}
-	mi := &file_agent_v1_agent_proto_msgTypes[59]
+	mi := &file_agent_v1_agent_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4184,7 +4340,7 @@ func (x *ListTablesResponse_Table) String() string {
 func (*ListTablesResponse_Table) ProtoMessage() {}
 
 func (x *ListTablesResponse_Table) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[59]
+	mi := &file_agent_v1_agent_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4237,7 +4393,7 @@ type ShowTableResponse_Row struct {
 
 func (x *ShowTableResponse_Row) Reset() {
 	*x = ShowTableResponse_Row{}
-	mi := &file_agent_v1_agent_proto_msgTypes[60]
+	mi := &file_agent_v1_agent_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4249,7 +4405,7 @@ func (x *ShowTableResponse_Row) String() string {
 func (*ShowTableResponse_Row) ProtoMessage() {}
 
 func (x *ShowTableResponse_Row) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[60]
+	mi := &file_agent_v1_agent_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4284,7 +4440,7 @@ type ListTemplatesResponse_Instance struct {
 
 func (x *ListTemplatesResponse_Instance) Reset() {
 	*x = ListTemplatesResponse_Instance{}
-	mi := &file_agent_v1_agent_proto_msgTypes[61]
+	mi := &file_agent_v1_agent_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4296,7 +4452,7 @@ func (x *ListTemplatesResponse_Instance) String() string {
 func (*ListTemplatesResponse_Instance) ProtoMessage() {}
 
 func (x *ListTemplatesResponse_Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[61]
+	mi := &file_agent_v1_agent_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4354,7 +4510,7 @@ type ListTemplatesResponse_Template struct {
 
 func (x *ListTemplatesResponse_Template) Reset() {
 	*x = ListTemplatesResponse_Template{}
-	mi := &file_agent_v1_agent_proto_msgTypes[62]
+	mi := &file_agent_v1_agent_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4366,7 +4522,7 @@ func (x *ListTemplatesResponse_Template) String() string {
 func (*ListTemplatesResponse_Template) ProtoMessage() {}
 
 func (x *ListTemplatesResponse_Template) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[62]
+	mi := &file_agent_v1_agent_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4436,7 +4592,7 @@ type ListAddressesResponse_Address struct {
 
 func (x *ListAddressesResponse_Address) Reset() {
 	*x = ListAddressesResponse_Address{}
-	mi := &file_agent_v1_agent_proto_msgTypes[63]
+	mi := &file_agent_v1_agent_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4448,7 +4604,7 @@ func (x *ListAddressesResponse_Address) String() string {
 func (*ListAddressesResponse_Address) ProtoMessage() {}
 
 func (x *ListAddressesResponse_Address) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[63]
+	mi := &file_agent_v1_agent_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4508,7 +4664,7 @@ type Service_Backend struct {
 
 func (x *Service_Backend) Reset() {
 	*x = Service_Backend{}
-	mi := &file_agent_v1_agent_proto_msgTypes[64]
+	mi := &file_agent_v1_agent_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4520,7 +4676,7 @@ func (x *Service_Backend) String() string {
 func (*Service_Backend) ProtoMessage() {}
 
 func (x *Service_Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[64]
+	mi := &file_agent_v1_agent_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4585,6 +4741,74 @@ func (x *Service_Backend) GetWeight() uint32 {
 	return 0
 }
 
+type EgressGateway_Node struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Addresses     []string               `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"` // that outside sees; none: it does not serve
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`         // self, alive, dead; leased and gone if no pod of the node that was asked needs it, so that nobody probes
+	Problem       string                 `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EgressGateway_Node) Reset() {
+	*x = EgressGateway_Node{}
+	mi := &file_agent_v1_agent_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EgressGateway_Node) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EgressGateway_Node) ProtoMessage() {}
+
+func (x *EgressGateway_Node) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EgressGateway_Node.ProtoReflect.Descriptor instead.
+func (*EgressGateway_Node) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{53, 0}
+}
+
+func (x *EgressGateway_Node) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EgressGateway_Node) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *EgressGateway_Node) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *EgressGateway_Node) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
 type CountersResponse_Counter struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -4599,7 +4823,7 @@ type CountersResponse_Counter struct {
 
 func (x *CountersResponse_Counter) Reset() {
 	*x = CountersResponse_Counter{}
-	mi := &file_agent_v1_agent_proto_msgTypes[66]
+	mi := &file_agent_v1_agent_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4611,7 +4835,7 @@ func (x *CountersResponse_Counter) String() string {
 func (*CountersResponse_Counter) ProtoMessage() {}
 
 func (x *CountersResponse_Counter) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[66]
+	mi := &file_agent_v1_agent_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4624,7 +4848,7 @@ func (x *CountersResponse_Counter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersResponse_Counter.ProtoReflect.Descriptor instead.
 func (*CountersResponse_Counter) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{58, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{61, 0}
 }
 
 func (x *CountersResponse_Counter) GetReason() string {
@@ -5004,7 +5228,23 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x04zone\x18\x06 \x01(\tR\x04zone\x12\x16\n" +
 	"\x06weight\x18\a \x01(\rR\x06weightJ\x04\b\x05\x10\x06\"M\n" +
 	"\x14ListServicesResponse\x125\n" +
-	"\bservices\x18\x01 \x03(\v2\x19.tendril.agent.v1.ServiceR\bservices\"\x15\n" +
+	"\bservices\x18\x01 \x03(\v2\x19.tendril.agent.v1.ServiceR\bservices\"\x1b\n" +
+	"\x19ListEgressGatewaysRequest\"\xa1\x02\n" +
+	"\rEgressGateway\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04pods\x18\x02 \x03(\tR\x04pods\x12\"\n" +
+	"\fdestinations\x18\x03 \x03(\tR\fdestinations\x12\x1e\n" +
+	"\n" +
+	"exceptions\x18\x04 \x03(\tR\n" +
+	"exceptions\x12:\n" +
+	"\x05nodes\x18\x05 \x03(\v2$.tendril.agent.v1.EgressGateway.NodeR\x05nodes\x1ah\n" +
+	"\x04Node\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
+	"\taddresses\x18\x02 \x03(\tR\taddresses\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x18\n" +
+	"\aproblem\x18\x04 \x01(\tR\aproblem\"Y\n" +
+	"\x1aListEgressGatewaysResponse\x12;\n" +
+	"\bgateways\x18\x01 \x03(\v2\x1f.tendril.agent.v1.EgressGatewayR\bgateways\"\x15\n" +
 	"\x13ListPoliciesRequest\"\xa9\x03\n" +
 	"\x06Policy\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
@@ -5044,7 +5284,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x05about\x18\x06 \x01(\tR\x05about\x1a:\n" +
 	"\fTalliesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x012\xab\r\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x012\x9c\x0e\n" +
 	"\x05Agent\x12K\n" +
 	"\x06Status\x12\x1f.tendril.agent.v1.StatusRequest\x1a .tendril.agent.v1.StatusResponse\x12E\n" +
 	"\aObserve\x12 .tendril.agent.v1.ObserveRequest\x1a\x16.tendril.agent.v1.Flow0\x01\x12W\n" +
@@ -5063,7 +5303,8 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x0fFlushAffinities\x12(.tendril.agent.v1.FlushAffinitiesRequest\x1a).tendril.agent.v1.FlushAffinitiesResponse\x12`\n" +
 	"\rListAddresses\x12&.tendril.agent.v1.ListAddressesRequest\x1a'.tendril.agent.v1.ListAddressesResponse\x12`\n" +
 	"\rListEndpoints\x12&.tendril.agent.v1.ListEndpointsRequest\x1a'.tendril.agent.v1.ListEndpointsResponse\x12]\n" +
-	"\fListServices\x12%.tendril.agent.v1.ListServicesRequest\x1a&.tendril.agent.v1.ListServicesResponse\x12]\n" +
+	"\fListServices\x12%.tendril.agent.v1.ListServicesRequest\x1a&.tendril.agent.v1.ListServicesResponse\x12o\n" +
+	"\x12ListEgressGateways\x12+.tendril.agent.v1.ListEgressGatewaysRequest\x1a,.tendril.agent.v1.ListEgressGatewaysResponse\x12]\n" +
 	"\fListPolicies\x12%.tendril.agent.v1.ListPoliciesRequest\x1a&.tendril.agent.v1.ListPoliciesResponse\x12K\n" +
 	"\x06Reload\x12\x1f.tendril.agent.v1.ReloadRequest\x1a .tendril.agent.v1.ReloadResponse\x12Q\n" +
 	"\bCounters\x12!.tendril.agent.v1.CountersRequest\x1a\".tendril.agent.v1.CountersResponseB)Z'tendril.io/tendril/api/agent/v1;agentv1b\x06proto3"
@@ -5080,7 +5321,7 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_agent_v1_agent_proto_rawDescData
 }
 
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 72)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(*StatusRequest)(nil),                  // 0: tendril.agent.v1.StatusRequest
 	(*StatusResponse)(nil),                 // 1: tendril.agent.v1.StatusResponse
@@ -5134,22 +5375,26 @@ var file_agent_v1_agent_proto_goTypes = []any{
 	(*ListServicesRequest)(nil),            // 49: tendril.agent.v1.ListServicesRequest
 	(*Service)(nil),                        // 50: tendril.agent.v1.Service
 	(*ListServicesResponse)(nil),           // 51: tendril.agent.v1.ListServicesResponse
-	(*ListPoliciesRequest)(nil),            // 52: tendril.agent.v1.ListPoliciesRequest
-	(*Policy)(nil),                         // 53: tendril.agent.v1.Policy
-	(*ListPoliciesResponse)(nil),           // 54: tendril.agent.v1.ListPoliciesResponse
-	(*ReloadRequest)(nil),                  // 55: tendril.agent.v1.ReloadRequest
-	(*ReloadResponse)(nil),                 // 56: tendril.agent.v1.ReloadResponse
-	(*CountersRequest)(nil),                // 57: tendril.agent.v1.CountersRequest
-	(*CountersResponse)(nil),               // 58: tendril.agent.v1.CountersResponse
-	(*ListTablesResponse_Table)(nil),       // 59: tendril.agent.v1.ListTablesResponse.Table
-	(*ShowTableResponse_Row)(nil),          // 60: tendril.agent.v1.ShowTableResponse.Row
-	(*ListTemplatesResponse_Instance)(nil), // 61: tendril.agent.v1.ListTemplatesResponse.Instance
-	(*ListTemplatesResponse_Template)(nil), // 62: tendril.agent.v1.ListTemplatesResponse.Template
-	(*ListAddressesResponse_Address)(nil),  // 63: tendril.agent.v1.ListAddressesResponse.Address
-	(*Service_Backend)(nil),                // 64: tendril.agent.v1.Service.Backend
-	nil,                                    // 65: tendril.agent.v1.Policy.NodesEntry
-	(*CountersResponse_Counter)(nil),       // 66: tendril.agent.v1.CountersResponse.Counter
-	nil,                                    // 67: tendril.agent.v1.CountersResponse.TalliesEntry
+	(*ListEgressGatewaysRequest)(nil),      // 52: tendril.agent.v1.ListEgressGatewaysRequest
+	(*EgressGateway)(nil),                  // 53: tendril.agent.v1.EgressGateway
+	(*ListEgressGatewaysResponse)(nil),     // 54: tendril.agent.v1.ListEgressGatewaysResponse
+	(*ListPoliciesRequest)(nil),            // 55: tendril.agent.v1.ListPoliciesRequest
+	(*Policy)(nil),                         // 56: tendril.agent.v1.Policy
+	(*ListPoliciesResponse)(nil),           // 57: tendril.agent.v1.ListPoliciesResponse
+	(*ReloadRequest)(nil),                  // 58: tendril.agent.v1.ReloadRequest
+	(*ReloadResponse)(nil),                 // 59: tendril.agent.v1.ReloadResponse
+	(*CountersRequest)(nil),                // 60: tendril.agent.v1.CountersRequest
+	(*CountersResponse)(nil),               // 61: tendril.agent.v1.CountersResponse
+	(*ListTablesResponse_Table)(nil),       // 62: tendril.agent.v1.ListTablesResponse.Table
+	(*ShowTableResponse_Row)(nil),          // 63: tendril.agent.v1.ShowTableResponse.Row
+	(*ListTemplatesResponse_Instance)(nil), // 64: tendril.agent.v1.ListTemplatesResponse.Instance
+	(*ListTemplatesResponse_Template)(nil), // 65: tendril.agent.v1.ListTemplatesResponse.Template
+	(*ListAddressesResponse_Address)(nil),  // 66: tendril.agent.v1.ListAddressesResponse.Address
+	(*Service_Backend)(nil),                // 67: tendril.agent.v1.Service.Backend
+	(*EgressGateway_Node)(nil),             // 68: tendril.agent.v1.EgressGateway.Node
+	nil,                                    // 69: tendril.agent.v1.Policy.NodesEntry
+	(*CountersResponse_Counter)(nil),       // 70: tendril.agent.v1.CountersResponse.Counter
+	nil,                                    // 71: tendril.agent.v1.CountersResponse.TalliesEntry
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	3,  // 0: tendril.agent.v1.StatusResponse.maps:type_name -> tendril.agent.v1.MapUse
@@ -5162,8 +5407,8 @@ var file_agent_v1_agent_proto_depIdxs = []int32{
 	7,  // 7: tendril.agent.v1.Flow.ingress:type_name -> tendril.agent.v1.Judgement
 	7,  // 8: tendril.agent.v1.Flow.staged_egress:type_name -> tendril.agent.v1.Judgement
 	7,  // 9: tendril.agent.v1.Flow.staged_ingress:type_name -> tendril.agent.v1.Judgement
-	59, // 10: tendril.agent.v1.ListTablesResponse.tables:type_name -> tendril.agent.v1.ListTablesResponse.Table
-	60, // 11: tendril.agent.v1.ShowTableResponse.rows:type_name -> tendril.agent.v1.ShowTableResponse.Row
+	62, // 10: tendril.agent.v1.ListTablesResponse.tables:type_name -> tendril.agent.v1.ListTablesResponse.Table
+	63, // 11: tendril.agent.v1.ShowTableResponse.rows:type_name -> tendril.agent.v1.ShowTableResponse.Row
 	7,  // 12: tendril.agent.v1.Proof.verdict:type_name -> tendril.agent.v1.Judgement
 	15, // 13: tendril.agent.v1.Proof.steps:type_name -> tendril.agent.v1.Step
 	7,  // 14: tendril.agent.v1.Proof.staged:type_name -> tendril.agent.v1.Judgement
@@ -5183,63 +5428,67 @@ var file_agent_v1_agent_proto_depIdxs = []int32{
 	21, // 28: tendril.agent.v1.SimulateResponse.flows:type_name -> tendril.agent.v1.SimulatedFlow
 	23, // 29: tendril.agent.v1.SimulateResponse.crowds:type_name -> tendril.agent.v1.Crowd
 	25, // 30: tendril.agent.v1.SimulateResponse.pairs:type_name -> tendril.agent.v1.SimulatedPair
-	62, // 31: tendril.agent.v1.ListTemplatesResponse.templates:type_name -> tendril.agent.v1.ListTemplatesResponse.Template
+	65, // 31: tendril.agent.v1.ListTemplatesResponse.templates:type_name -> tendril.agent.v1.ListTemplatesResponse.Template
 	30, // 32: tendril.agent.v1.ListMappingsResponse.mappings:type_name -> tendril.agent.v1.Mapping
 	8,  // 33: tendril.agent.v1.FlowEntry.flow:type_name -> tendril.agent.v1.Flow
 	35, // 34: tendril.agent.v1.ListFlowsResponse.flows:type_name -> tendril.agent.v1.FlowEntry
 	38, // 35: tendril.agent.v1.ListFrontendsResponse.frontends:type_name -> tendril.agent.v1.Frontend
-	63, // 36: tendril.agent.v1.ListAddressesResponse.addresses:type_name -> tendril.agent.v1.ListAddressesResponse.Address
+	66, // 36: tendril.agent.v1.ListAddressesResponse.addresses:type_name -> tendril.agent.v1.ListAddressesResponse.Address
 	47, // 37: tendril.agent.v1.ListEndpointsResponse.endpoints:type_name -> tendril.agent.v1.Endpoint
-	64, // 38: tendril.agent.v1.Service.backends:type_name -> tendril.agent.v1.Service.Backend
+	67, // 38: tendril.agent.v1.Service.backends:type_name -> tendril.agent.v1.Service.Backend
 	50, // 39: tendril.agent.v1.ListServicesResponse.services:type_name -> tendril.agent.v1.Service
-	65, // 40: tendril.agent.v1.Policy.nodes:type_name -> tendril.agent.v1.Policy.NodesEntry
-	53, // 41: tendril.agent.v1.ListPoliciesResponse.policies:type_name -> tendril.agent.v1.Policy
-	66, // 42: tendril.agent.v1.CountersResponse.counters:type_name -> tendril.agent.v1.CountersResponse.Counter
-	67, // 43: tendril.agent.v1.CountersResponse.tallies:type_name -> tendril.agent.v1.CountersResponse.TalliesEntry
-	61, // 44: tendril.agent.v1.ListTemplatesResponse.Template.instances:type_name -> tendril.agent.v1.ListTemplatesResponse.Instance
-	0,  // 45: tendril.agent.v1.Agent.Status:input_type -> tendril.agent.v1.StatusRequest
-	9,  // 46: tendril.agent.v1.Agent.Observe:input_type -> tendril.agent.v1.ObserveRequest
-	10, // 47: tendril.agent.v1.Agent.ListTables:input_type -> tendril.agent.v1.ListTablesRequest
-	12, // 48: tendril.agent.v1.Agent.ShowTable:input_type -> tendril.agent.v1.ShowTableRequest
-	14, // 49: tendril.agent.v1.Agent.Explain:input_type -> tendril.agent.v1.ExplainRequest
-	19, // 50: tendril.agent.v1.Agent.Simulate:input_type -> tendril.agent.v1.SimulateRequest
-	27, // 51: tendril.agent.v1.Agent.ListTemplates:input_type -> tendril.agent.v1.ListTemplatesRequest
-	29, // 52: tendril.agent.v1.Agent.ListMappings:input_type -> tendril.agent.v1.ListMappingsRequest
-	32, // 53: tendril.agent.v1.Agent.FlushMappings:input_type -> tendril.agent.v1.FlushMappingsRequest
-	34, // 54: tendril.agent.v1.Agent.ListFlows:input_type -> tendril.agent.v1.ListFlowsRequest
-	42, // 55: tendril.agent.v1.Agent.FlushFlows:input_type -> tendril.agent.v1.FlushFlowsRequest
-	37, // 56: tendril.agent.v1.Agent.ListFrontends:input_type -> tendril.agent.v1.ListFrontendsRequest
-	40, // 57: tendril.agent.v1.Agent.FlushAffinities:input_type -> tendril.agent.v1.FlushAffinitiesRequest
-	44, // 58: tendril.agent.v1.Agent.ListAddresses:input_type -> tendril.agent.v1.ListAddressesRequest
-	46, // 59: tendril.agent.v1.Agent.ListEndpoints:input_type -> tendril.agent.v1.ListEndpointsRequest
-	49, // 60: tendril.agent.v1.Agent.ListServices:input_type -> tendril.agent.v1.ListServicesRequest
-	52, // 61: tendril.agent.v1.Agent.ListPolicies:input_type -> tendril.agent.v1.ListPoliciesRequest
-	55, // 62: tendril.agent.v1.Agent.Reload:input_type -> tendril.agent.v1.ReloadRequest
-	57, // 63: tendril.agent.v1.Agent.Counters:input_type -> tendril.agent.v1.CountersRequest
-	1,  // 64: tendril.agent.v1.Agent.Status:output_type -> tendril.agent.v1.StatusResponse
-	8,  // 65: tendril.agent.v1.Agent.Observe:output_type -> tendril.agent.v1.Flow
-	11, // 66: tendril.agent.v1.Agent.ListTables:output_type -> tendril.agent.v1.ListTablesResponse
-	13, // 67: tendril.agent.v1.Agent.ShowTable:output_type -> tendril.agent.v1.ShowTableResponse
-	17, // 68: tendril.agent.v1.Agent.Explain:output_type -> tendril.agent.v1.ExplainResponse
-	26, // 69: tendril.agent.v1.Agent.Simulate:output_type -> tendril.agent.v1.SimulateResponse
-	28, // 70: tendril.agent.v1.Agent.ListTemplates:output_type -> tendril.agent.v1.ListTemplatesResponse
-	31, // 71: tendril.agent.v1.Agent.ListMappings:output_type -> tendril.agent.v1.ListMappingsResponse
-	33, // 72: tendril.agent.v1.Agent.FlushMappings:output_type -> tendril.agent.v1.FlushMappingsResponse
-	36, // 73: tendril.agent.v1.Agent.ListFlows:output_type -> tendril.agent.v1.ListFlowsResponse
-	43, // 74: tendril.agent.v1.Agent.FlushFlows:output_type -> tendril.agent.v1.FlushFlowsResponse
-	39, // 75: tendril.agent.v1.Agent.ListFrontends:output_type -> tendril.agent.v1.ListFrontendsResponse
-	41, // 76: tendril.agent.v1.Agent.FlushAffinities:output_type -> tendril.agent.v1.FlushAffinitiesResponse
-	45, // 77: tendril.agent.v1.Agent.ListAddresses:output_type -> tendril.agent.v1.ListAddressesResponse
-	48, // 78: tendril.agent.v1.Agent.ListEndpoints:output_type -> tendril.agent.v1.ListEndpointsResponse
-	51, // 79: tendril.agent.v1.Agent.ListServices:output_type -> tendril.agent.v1.ListServicesResponse
-	54, // 80: tendril.agent.v1.Agent.ListPolicies:output_type -> tendril.agent.v1.ListPoliciesResponse
-	56, // 81: tendril.agent.v1.Agent.Reload:output_type -> tendril.agent.v1.ReloadResponse
-	58, // 82: tendril.agent.v1.Agent.Counters:output_type -> tendril.agent.v1.CountersResponse
-	64, // [64:83] is the sub-list for method output_type
-	45, // [45:64] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	68, // 40: tendril.agent.v1.EgressGateway.nodes:type_name -> tendril.agent.v1.EgressGateway.Node
+	53, // 41: tendril.agent.v1.ListEgressGatewaysResponse.gateways:type_name -> tendril.agent.v1.EgressGateway
+	69, // 42: tendril.agent.v1.Policy.nodes:type_name -> tendril.agent.v1.Policy.NodesEntry
+	56, // 43: tendril.agent.v1.ListPoliciesResponse.policies:type_name -> tendril.agent.v1.Policy
+	70, // 44: tendril.agent.v1.CountersResponse.counters:type_name -> tendril.agent.v1.CountersResponse.Counter
+	71, // 45: tendril.agent.v1.CountersResponse.tallies:type_name -> tendril.agent.v1.CountersResponse.TalliesEntry
+	64, // 46: tendril.agent.v1.ListTemplatesResponse.Template.instances:type_name -> tendril.agent.v1.ListTemplatesResponse.Instance
+	0,  // 47: tendril.agent.v1.Agent.Status:input_type -> tendril.agent.v1.StatusRequest
+	9,  // 48: tendril.agent.v1.Agent.Observe:input_type -> tendril.agent.v1.ObserveRequest
+	10, // 49: tendril.agent.v1.Agent.ListTables:input_type -> tendril.agent.v1.ListTablesRequest
+	12, // 50: tendril.agent.v1.Agent.ShowTable:input_type -> tendril.agent.v1.ShowTableRequest
+	14, // 51: tendril.agent.v1.Agent.Explain:input_type -> tendril.agent.v1.ExplainRequest
+	19, // 52: tendril.agent.v1.Agent.Simulate:input_type -> tendril.agent.v1.SimulateRequest
+	27, // 53: tendril.agent.v1.Agent.ListTemplates:input_type -> tendril.agent.v1.ListTemplatesRequest
+	29, // 54: tendril.agent.v1.Agent.ListMappings:input_type -> tendril.agent.v1.ListMappingsRequest
+	32, // 55: tendril.agent.v1.Agent.FlushMappings:input_type -> tendril.agent.v1.FlushMappingsRequest
+	34, // 56: tendril.agent.v1.Agent.ListFlows:input_type -> tendril.agent.v1.ListFlowsRequest
+	42, // 57: tendril.agent.v1.Agent.FlushFlows:input_type -> tendril.agent.v1.FlushFlowsRequest
+	37, // 58: tendril.agent.v1.Agent.ListFrontends:input_type -> tendril.agent.v1.ListFrontendsRequest
+	40, // 59: tendril.agent.v1.Agent.FlushAffinities:input_type -> tendril.agent.v1.FlushAffinitiesRequest
+	44, // 60: tendril.agent.v1.Agent.ListAddresses:input_type -> tendril.agent.v1.ListAddressesRequest
+	46, // 61: tendril.agent.v1.Agent.ListEndpoints:input_type -> tendril.agent.v1.ListEndpointsRequest
+	49, // 62: tendril.agent.v1.Agent.ListServices:input_type -> tendril.agent.v1.ListServicesRequest
+	52, // 63: tendril.agent.v1.Agent.ListEgressGateways:input_type -> tendril.agent.v1.ListEgressGatewaysRequest
+	55, // 64: tendril.agent.v1.Agent.ListPolicies:input_type -> tendril.agent.v1.ListPoliciesRequest
+	58, // 65: tendril.agent.v1.Agent.Reload:input_type -> tendril.agent.v1.ReloadRequest
+	60, // 66: tendril.agent.v1.Agent.Counters:input_type -> tendril.agent.v1.CountersRequest
+	1,  // 67: tendril.agent.v1.Agent.Status:output_type -> tendril.agent.v1.StatusResponse
+	8,  // 68: tendril.agent.v1.Agent.Observe:output_type -> tendril.agent.v1.Flow
+	11, // 69: tendril.agent.v1.Agent.ListTables:output_type -> tendril.agent.v1.ListTablesResponse
+	13, // 70: tendril.agent.v1.Agent.ShowTable:output_type -> tendril.agent.v1.ShowTableResponse
+	17, // 71: tendril.agent.v1.Agent.Explain:output_type -> tendril.agent.v1.ExplainResponse
+	26, // 72: tendril.agent.v1.Agent.Simulate:output_type -> tendril.agent.v1.SimulateResponse
+	28, // 73: tendril.agent.v1.Agent.ListTemplates:output_type -> tendril.agent.v1.ListTemplatesResponse
+	31, // 74: tendril.agent.v1.Agent.ListMappings:output_type -> tendril.agent.v1.ListMappingsResponse
+	33, // 75: tendril.agent.v1.Agent.FlushMappings:output_type -> tendril.agent.v1.FlushMappingsResponse
+	36, // 76: tendril.agent.v1.Agent.ListFlows:output_type -> tendril.agent.v1.ListFlowsResponse
+	43, // 77: tendril.agent.v1.Agent.FlushFlows:output_type -> tendril.agent.v1.FlushFlowsResponse
+	39, // 78: tendril.agent.v1.Agent.ListFrontends:output_type -> tendril.agent.v1.ListFrontendsResponse
+	41, // 79: tendril.agent.v1.Agent.FlushAffinities:output_type -> tendril.agent.v1.FlushAffinitiesResponse
+	45, // 80: tendril.agent.v1.Agent.ListAddresses:output_type -> tendril.agent.v1.ListAddressesResponse
+	48, // 81: tendril.agent.v1.Agent.ListEndpoints:output_type -> tendril.agent.v1.ListEndpointsResponse
+	51, // 82: tendril.agent.v1.Agent.ListServices:output_type -> tendril.agent.v1.ListServicesResponse
+	54, // 83: tendril.agent.v1.Agent.ListEgressGateways:output_type -> tendril.agent.v1.ListEgressGatewaysResponse
+	57, // 84: tendril.agent.v1.Agent.ListPolicies:output_type -> tendril.agent.v1.ListPoliciesResponse
+	59, // 85: tendril.agent.v1.Agent.Reload:output_type -> tendril.agent.v1.ReloadResponse
+	61, // 86: tendril.agent.v1.Agent.Counters:output_type -> tendril.agent.v1.CountersResponse
+	67, // [67:87] is the sub-list for method output_type
+	47, // [47:67] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -5253,7 +5502,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   68,
+			NumMessages:   72,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,25 +21,26 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Agent_Status_FullMethodName          = "/tendril.agent.v1.Agent/Status"
-	Agent_Observe_FullMethodName         = "/tendril.agent.v1.Agent/Observe"
-	Agent_ListTables_FullMethodName      = "/tendril.agent.v1.Agent/ListTables"
-	Agent_ShowTable_FullMethodName       = "/tendril.agent.v1.Agent/ShowTable"
-	Agent_Explain_FullMethodName         = "/tendril.agent.v1.Agent/Explain"
-	Agent_Simulate_FullMethodName        = "/tendril.agent.v1.Agent/Simulate"
-	Agent_ListTemplates_FullMethodName   = "/tendril.agent.v1.Agent/ListTemplates"
-	Agent_ListMappings_FullMethodName    = "/tendril.agent.v1.Agent/ListMappings"
-	Agent_FlushMappings_FullMethodName   = "/tendril.agent.v1.Agent/FlushMappings"
-	Agent_ListFlows_FullMethodName       = "/tendril.agent.v1.Agent/ListFlows"
-	Agent_FlushFlows_FullMethodName      = "/tendril.agent.v1.Agent/FlushFlows"
-	Agent_ListFrontends_FullMethodName   = "/tendril.agent.v1.Agent/ListFrontends"
-	Agent_FlushAffinities_FullMethodName = "/tendril.agent.v1.Agent/FlushAffinities"
-	Agent_ListAddresses_FullMethodName   = "/tendril.agent.v1.Agent/ListAddresses"
-	Agent_ListEndpoints_FullMethodName   = "/tendril.agent.v1.Agent/ListEndpoints"
-	Agent_ListServices_FullMethodName    = "/tendril.agent.v1.Agent/ListServices"
-	Agent_ListPolicies_FullMethodName    = "/tendril.agent.v1.Agent/ListPolicies"
-	Agent_Reload_FullMethodName          = "/tendril.agent.v1.Agent/Reload"
-	Agent_Counters_FullMethodName        = "/tendril.agent.v1.Agent/Counters"
+	Agent_Status_FullMethodName             = "/tendril.agent.v1.Agent/Status"
+	Agent_Observe_FullMethodName            = "/tendril.agent.v1.Agent/Observe"
+	Agent_ListTables_FullMethodName         = "/tendril.agent.v1.Agent/ListTables"
+	Agent_ShowTable_FullMethodName          = "/tendril.agent.v1.Agent/ShowTable"
+	Agent_Explain_FullMethodName            = "/tendril.agent.v1.Agent/Explain"
+	Agent_Simulate_FullMethodName           = "/tendril.agent.v1.Agent/Simulate"
+	Agent_ListTemplates_FullMethodName      = "/tendril.agent.v1.Agent/ListTemplates"
+	Agent_ListMappings_FullMethodName       = "/tendril.agent.v1.Agent/ListMappings"
+	Agent_FlushMappings_FullMethodName      = "/tendril.agent.v1.Agent/FlushMappings"
+	Agent_ListFlows_FullMethodName          = "/tendril.agent.v1.Agent/ListFlows"
+	Agent_FlushFlows_FullMethodName         = "/tendril.agent.v1.Agent/FlushFlows"
+	Agent_ListFrontends_FullMethodName      = "/tendril.agent.v1.Agent/ListFrontends"
+	Agent_FlushAffinities_FullMethodName    = "/tendril.agent.v1.Agent/FlushAffinities"
+	Agent_ListAddresses_FullMethodName      = "/tendril.agent.v1.Agent/ListAddresses"
+	Agent_ListEndpoints_FullMethodName      = "/tendril.agent.v1.Agent/ListEndpoints"
+	Agent_ListServices_FullMethodName       = "/tendril.agent.v1.Agent/ListServices"
+	Agent_ListEgressGateways_FullMethodName = "/tendril.agent.v1.Agent/ListEgressGateways"
+	Agent_ListPolicies_FullMethodName       = "/tendril.agent.v1.Agent/ListPolicies"
+	Agent_Reload_FullMethodName             = "/tendril.agent.v1.Agent/Reload"
+	Agent_Counters_FullMethodName           = "/tendril.agent.v1.Agent/Counters"
 )
 
 // AgentClient is the client API for Agent service.
@@ -74,6 +75,8 @@ type AgentClient interface {
 	// ListEndpoints lists the node's pods; ListServices its services.
 	ListEndpoints(ctx context.Context, in *ListEndpointsRequest, opts ...grpc.CallOption) (*ListEndpointsResponse, error)
 	ListServices(ctx context.Context, in *ListServicesRequest, opts ...grpc.CallOption) (*ListServicesResponse, error)
+	// ListEgressGateways lists egress gateways as this node sees them.
+	ListEgressGateways(ctx context.Context, in *ListEgressGatewaysRequest, opts ...grpc.CallOption) (*ListEgressGatewaysResponse, error)
 	// ListPolicies lists the policies in force or refused.
 	ListPolicies(ctx context.Context, in *ListPoliciesRequest, opts ...grpc.CallOption) (*ListPoliciesResponse, error)
 	// Reload builds a new datapath version beside the old one and swaps them.
@@ -259,6 +262,16 @@ func (c *agentClient) ListServices(ctx context.Context, in *ListServicesRequest,
 	return out, nil
 }
 
+func (c *agentClient) ListEgressGateways(ctx context.Context, in *ListEgressGatewaysRequest, opts ...grpc.CallOption) (*ListEgressGatewaysResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListEgressGatewaysResponse)
+	err := c.cc.Invoke(ctx, Agent_ListEgressGateways_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *agentClient) ListPolicies(ctx context.Context, in *ListPoliciesRequest, opts ...grpc.CallOption) (*ListPoliciesResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListPoliciesResponse)
@@ -321,6 +334,8 @@ type AgentServer interface {
 	// ListEndpoints lists the node's pods; ListServices its services.
 	ListEndpoints(context.Context, *ListEndpointsRequest) (*ListEndpointsResponse, error)
 	ListServices(context.Context, *ListServicesRequest) (*ListServicesResponse, error)
+	// ListEgressGateways lists egress gateways as this node sees them.
+	ListEgressGateways(context.Context, *ListEgressGatewaysRequest) (*ListEgressGatewaysResponse, error)
 	// ListPolicies lists the policies in force or refused.
 	ListPolicies(context.Context, *ListPoliciesRequest) (*ListPoliciesResponse, error)
 	// Reload builds a new datapath version beside the old one and swaps them.
@@ -384,6 +399,9 @@ func (UnimplementedAgentServer) ListEndpoints(context.Context, *ListEndpointsReq
 }
 func (UnimplementedAgentServer) ListServices(context.Context, *ListServicesRequest) (*ListServicesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListServices not implemented")
+}
+func (UnimplementedAgentServer) ListEgressGateways(context.Context, *ListEgressGatewaysRequest) (*ListEgressGatewaysResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListEgressGateways not implemented")
 }
 func (UnimplementedAgentServer) ListPolicies(context.Context, *ListPoliciesRequest) (*ListPoliciesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListPolicies not implemented")
@@ -696,6 +714,24 @@ func _Agent_ListServices_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Agent_ListEgressGateways_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListEgressGatewaysRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).ListEgressGateways(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_ListEgressGateways_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).ListEgressGateways(ctx, req.(*ListEgressGatewaysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Agent_ListPolicies_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListPoliciesRequest)
 	if err := dec(in); err != nil {
@@ -816,6 +852,10 @@ var Agent_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListServices",
 			Handler:    _Agent_ListServices_Handler,
+		},
+		{
+			MethodName: "ListEgressGateways",
+			Handler:    _Agent_ListEgressGateways_Handler,
 		},
 		{
 			MethodName: "ListPolicies",

@@ -73,7 +73,7 @@ func (x Service_Type) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Service_Type.Descriptor instead.
 func (Service_Type) EnumDescriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{17, 0}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{19, 0}
 }
 
 // Key: epoch. The random id of this filling of the store.
@@ -900,6 +900,144 @@ func (x *LoadBalancerPool) GetNamespaceSelector() []*Requirement {
 	return nil
 }
 
+// Key: egressgateways/<name>. An EgressGateway: which pods leave the cluster by which nodes.
+type EgressGateway struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	PodSelector       []*Requirement         `protobuf:"bytes,1,rep,name=pod_selector,json=podSelector,proto3" json:"pod_selector,omitempty"`                   // all hold for a pod's labels; none: every pod
+	NamespaceSelector []*Requirement         `protobuf:"bytes,2,rep,name=namespace_selector,json=namespaceSelector,proto3" json:"namespace_selector,omitempty"` // the same for its namespace's labels
+	Destinations      []string               `protobuf:"bytes,3,rep,name=destinations,proto3" json:"destinations,omitempty"`                                    // canonical
+	Exceptions        []string               `protobuf:"bytes,4,rep,name=exceptions,proto3" json:"exceptions,omitempty"`                                        // canonical
+	Nodes             []*EgressNodes         `protobuf:"bytes,5,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *EgressGateway) Reset() {
+	*x = EgressGateway{}
+	mi := &file_store_v1_store_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EgressGateway) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EgressGateway) ProtoMessage() {}
+
+func (x *EgressGateway) ProtoReflect() protoreflect.Message {
+	mi := &file_store_v1_store_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EgressGateway.ProtoReflect.Descriptor instead.
+func (*EgressGateway) Descriptor() ([]byte, []int) {
+	return file_store_v1_store_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *EgressGateway) GetPodSelector() []*Requirement {
+	if x != nil {
+		return x.PodSelector
+	}
+	return nil
+}
+
+func (x *EgressGateway) GetNamespaceSelector() []*Requirement {
+	if x != nil {
+		return x.NamespaceSelector
+	}
+	return nil
+}
+
+func (x *EgressGateway) GetDestinations() []string {
+	if x != nil {
+		return x.Destinations
+	}
+	return nil
+}
+
+func (x *EgressGateway) GetExceptions() []string {
+	if x != nil {
+		return x.Exceptions
+	}
+	return nil
+}
+
+func (x *EgressGateway) GetNodes() []*EgressNodes {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+// One node by name, or those that a selector finds.
+type EgressNodes struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`                                     // empty: node_selector counts
+	NodeSelector  []*Requirement         `protobuf:"bytes,2,rep,name=node_selector,json=nodeSelector,proto3" json:"node_selector,omitempty"` // all hold for a node's labels
+	Addresses     [][]byte               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`                           // that outside sees, at most one a family; none: those of the node's uplink
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EgressNodes) Reset() {
+	*x = EgressNodes{}
+	mi := &file_store_v1_store_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EgressNodes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EgressNodes) ProtoMessage() {}
+
+func (x *EgressNodes) ProtoReflect() protoreflect.Message {
+	mi := &file_store_v1_store_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EgressNodes.ProtoReflect.Descriptor instead.
+func (*EgressNodes) Descriptor() ([]byte, []int) {
+	return file_store_v1_store_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *EgressNodes) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *EgressNodes) GetNodeSelector() []*Requirement {
+	if x != nil {
+		return x.NodeSelector
+	}
+	return nil
+}
+
+func (x *EgressNodes) GetAddresses() [][]byte {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
 // An address that a pool gave to a service. It belongs to nobody else until it is given back.
 type Grant struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -911,7 +1049,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_store_v1_store_proto_msgTypes[13]
+	mi := &file_store_v1_store_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -923,7 +1061,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[13]
+	mi := &file_store_v1_store_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -936,7 +1074,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{13}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Grant) GetAddress() []byte {
@@ -964,7 +1102,7 @@ type Shortfall struct {
 
 func (x *Shortfall) Reset() {
 	*x = Shortfall{}
-	mi := &file_store_v1_store_proto_msgTypes[14]
+	mi := &file_store_v1_store_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -976,7 +1114,7 @@ func (x *Shortfall) String() string {
 func (*Shortfall) ProtoMessage() {}
 
 func (x *Shortfall) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[14]
+	mi := &file_store_v1_store_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -989,7 +1127,7 @@ func (x *Shortfall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shortfall.ProtoReflect.Descriptor instead.
 func (*Shortfall) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{14}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Shortfall) GetMessage() string {
@@ -1022,7 +1160,7 @@ type LoadBalancer struct {
 
 func (x *LoadBalancer) Reset() {
 	*x = LoadBalancer{}
-	mi := &file_store_v1_store_proto_msgTypes[15]
+	mi := &file_store_v1_store_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1034,7 +1172,7 @@ func (x *LoadBalancer) String() string {
 func (*LoadBalancer) ProtoMessage() {}
 
 func (x *LoadBalancer) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[15]
+	mi := &file_store_v1_store_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1047,7 +1185,7 @@ func (x *LoadBalancer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadBalancer.ProtoReflect.Descriptor instead.
 func (*LoadBalancer) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{15}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LoadBalancer) GetFamilies() []uint32 {
@@ -1104,7 +1242,7 @@ type ServicePort struct {
 
 func (x *ServicePort) Reset() {
 	*x = ServicePort{}
-	mi := &file_store_v1_store_proto_msgTypes[16]
+	mi := &file_store_v1_store_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1116,7 +1254,7 @@ func (x *ServicePort) String() string {
 func (*ServicePort) ProtoMessage() {}
 
 func (x *ServicePort) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[16]
+	mi := &file_store_v1_store_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1129,7 +1267,7 @@ func (x *ServicePort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePort.ProtoReflect.Descriptor instead.
 func (*ServicePort) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{16}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ServicePort) GetName() string {
@@ -1186,7 +1324,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_store_v1_store_proto_msgTypes[17]
+	mi := &file_store_v1_store_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1198,7 +1336,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[17]
+	mi := &file_store_v1_store_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1211,7 +1349,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{17}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Service) GetType() Service_Type {
@@ -1348,7 +1486,7 @@ type Backend struct {
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_store_v1_store_proto_msgTypes[18]
+	mi := &file_store_v1_store_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1360,7 +1498,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[18]
+	mi := &file_store_v1_store_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1373,7 +1511,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{18}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Backend) GetAddresses() [][]byte {
@@ -1436,7 +1574,7 @@ type EndpointPort struct {
 
 func (x *EndpointPort) Reset() {
 	*x = EndpointPort{}
-	mi := &file_store_v1_store_proto_msgTypes[19]
+	mi := &file_store_v1_store_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1448,7 +1586,7 @@ func (x *EndpointPort) String() string {
 func (*EndpointPort) ProtoMessage() {}
 
 func (x *EndpointPort) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[19]
+	mi := &file_store_v1_store_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1461,7 +1599,7 @@ func (x *EndpointPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointPort.ProtoReflect.Descriptor instead.
 func (*EndpointPort) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{19}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *EndpointPort) GetName() string {
@@ -1497,7 +1635,7 @@ type Endpoints struct {
 
 func (x *Endpoints) Reset() {
 	*x = Endpoints{}
-	mi := &file_store_v1_store_proto_msgTypes[20]
+	mi := &file_store_v1_store_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1509,7 +1647,7 @@ func (x *Endpoints) String() string {
 func (*Endpoints) ProtoMessage() {}
 
 func (x *Endpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[20]
+	mi := &file_store_v1_store_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1522,7 +1660,7 @@ func (x *Endpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoints.ProtoReflect.Descriptor instead.
 func (*Endpoints) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{20}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Endpoints) GetPorts() []*EndpointPort {
@@ -1558,7 +1696,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_store_v1_store_proto_msgTypes[21]
+	mi := &file_store_v1_store_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +1708,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[21]
+	mi := &file_store_v1_store_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +1721,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{21}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Policy) GetObject() []byte {
@@ -1618,7 +1756,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_store_v1_store_proto_msgTypes[22]
+	mi := &file_store_v1_store_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1630,7 +1768,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[22]
+	mi := &file_store_v1_store_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1643,7 +1781,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{22}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Ack) GetPolicyRevision() uint64 {
@@ -1671,7 +1809,7 @@ type Write struct {
 
 func (x *Write) Reset() {
 	*x = Write{}
-	mi := &file_store_v1_store_proto_msgTypes[23]
+	mi := &file_store_v1_store_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1683,7 +1821,7 @@ func (x *Write) String() string {
 func (*Write) ProtoMessage() {}
 
 func (x *Write) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[23]
+	mi := &file_store_v1_store_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1696,7 +1834,7 @@ func (x *Write) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Write.ProtoReflect.Descriptor instead.
 func (*Write) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{23}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Write) GetKey() string {
@@ -1730,7 +1868,7 @@ type PutRequest struct {
 
 func (x *PutRequest) Reset() {
 	*x = PutRequest{}
-	mi := &file_store_v1_store_proto_msgTypes[24]
+	mi := &file_store_v1_store_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1742,7 +1880,7 @@ func (x *PutRequest) String() string {
 func (*PutRequest) ProtoMessage() {}
 
 func (x *PutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[24]
+	mi := &file_store_v1_store_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1755,7 +1893,7 @@ func (x *PutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRequest.ProtoReflect.Descriptor instead.
 func (*PutRequest) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{24}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PutRequest) GetNode() string {
@@ -1782,7 +1920,7 @@ type PutResponse struct {
 
 func (x *PutResponse) Reset() {
 	*x = PutResponse{}
-	mi := &file_store_v1_store_proto_msgTypes[25]
+	mi := &file_store_v1_store_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1794,7 +1932,7 @@ func (x *PutResponse) String() string {
 func (*PutResponse) ProtoMessage() {}
 
 func (x *PutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[25]
+	mi := &file_store_v1_store_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1807,7 +1945,7 @@ func (x *PutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutResponse.ProtoReflect.Descriptor instead.
 func (*PutResponse) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{25}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PutResponse) GetRevision() int64 {
@@ -1901,7 +2039,19 @@ const file_store_v1_store_proto_rawDesc = "" +
 	"\x10LoadBalancerPool\x12\x1a\n" +
 	"\bprefixes\x18\x01 \x03(\tR\bprefixes\x12H\n" +
 	"\x10service_selector\x18\x02 \x03(\v2\x1d.tendril.store.v1.RequirementR\x0fserviceSelector\x12L\n" +
-	"\x12namespace_selector\x18\x03 \x03(\v2\x1d.tendril.store.v1.RequirementR\x11namespaceSelector\"5\n" +
+	"\x12namespace_selector\x18\x03 \x03(\v2\x1d.tendril.store.v1.RequirementR\x11namespaceSelector\"\x98\x02\n" +
+	"\rEgressGateway\x12@\n" +
+	"\fpod_selector\x18\x01 \x03(\v2\x1d.tendril.store.v1.RequirementR\vpodSelector\x12L\n" +
+	"\x12namespace_selector\x18\x02 \x03(\v2\x1d.tendril.store.v1.RequirementR\x11namespaceSelector\x12\"\n" +
+	"\fdestinations\x18\x03 \x03(\tR\fdestinations\x12\x1e\n" +
+	"\n" +
+	"exceptions\x18\x04 \x03(\tR\n" +
+	"exceptions\x123\n" +
+	"\x05nodes\x18\x05 \x03(\v2\x1d.tendril.store.v1.EgressNodesR\x05nodes\"\x83\x01\n" +
+	"\vEgressNodes\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12B\n" +
+	"\rnode_selector\x18\x02 \x03(\v2\x1d.tendril.store.v1.RequirementR\fnodeSelector\x12\x1c\n" +
+	"\taddresses\x18\x03 \x03(\fR\taddresses\"5\n" +
 	"\x05Grant\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04pool\x18\x02 \x01(\tR\x04pool\"=\n" +
@@ -2009,7 +2159,7 @@ func file_store_v1_store_proto_rawDescGZIP() []byte {
 }
 
 var file_store_v1_store_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_store_v1_store_proto_goTypes = []any{
 	(Service_Type)(0),        // 0: tendril.store.v1.Service.Type
 	(*Epoch)(nil),            // 1: tendril.store.v1.Epoch
@@ -2025,53 +2175,59 @@ var file_store_v1_store_proto_goTypes = []any{
 	(*CIDRGroup)(nil),        // 11: tendril.store.v1.CIDRGroup
 	(*Requirement)(nil),      // 12: tendril.store.v1.Requirement
 	(*LoadBalancerPool)(nil), // 13: tendril.store.v1.LoadBalancerPool
-	(*Grant)(nil),            // 14: tendril.store.v1.Grant
-	(*Shortfall)(nil),        // 15: tendril.store.v1.Shortfall
-	(*LoadBalancer)(nil),     // 16: tendril.store.v1.LoadBalancer
-	(*ServicePort)(nil),      // 17: tendril.store.v1.ServicePort
-	(*Service)(nil),          // 18: tendril.store.v1.Service
-	(*Backend)(nil),          // 19: tendril.store.v1.Backend
-	(*EndpointPort)(nil),     // 20: tendril.store.v1.EndpointPort
-	(*Endpoints)(nil),        // 21: tendril.store.v1.Endpoints
-	(*Policy)(nil),           // 22: tendril.store.v1.Policy
-	(*Ack)(nil),              // 23: tendril.store.v1.Ack
-	(*Write)(nil),            // 24: tendril.store.v1.Write
-	(*PutRequest)(nil),       // 25: tendril.store.v1.PutRequest
-	(*PutResponse)(nil),      // 26: tendril.store.v1.PutResponse
-	nil,                      // 27: tendril.store.v1.LabelSet.LabelsEntry
-	nil,                      // 28: tendril.store.v1.Namespace.LabelsEntry
-	nil,                      // 29: tendril.store.v1.NodeLabels.LabelsEntry
-	nil,                      // 30: tendril.store.v1.CIDRGroup.LabelsEntry
-	nil,                      // 31: tendril.store.v1.LoadBalancer.LabelsEntry
-	nil,                      // 32: tendril.store.v1.Service.SelectorEntry
-	nil,                      // 33: tendril.store.v1.Service.LabelsEntry
+	(*EgressGateway)(nil),    // 14: tendril.store.v1.EgressGateway
+	(*EgressNodes)(nil),      // 15: tendril.store.v1.EgressNodes
+	(*Grant)(nil),            // 16: tendril.store.v1.Grant
+	(*Shortfall)(nil),        // 17: tendril.store.v1.Shortfall
+	(*LoadBalancer)(nil),     // 18: tendril.store.v1.LoadBalancer
+	(*ServicePort)(nil),      // 19: tendril.store.v1.ServicePort
+	(*Service)(nil),          // 20: tendril.store.v1.Service
+	(*Backend)(nil),          // 21: tendril.store.v1.Backend
+	(*EndpointPort)(nil),     // 22: tendril.store.v1.EndpointPort
+	(*Endpoints)(nil),        // 23: tendril.store.v1.Endpoints
+	(*Policy)(nil),           // 24: tendril.store.v1.Policy
+	(*Ack)(nil),              // 25: tendril.store.v1.Ack
+	(*Write)(nil),            // 26: tendril.store.v1.Write
+	(*PutRequest)(nil),       // 27: tendril.store.v1.PutRequest
+	(*PutResponse)(nil),      // 28: tendril.store.v1.PutResponse
+	nil,                      // 29: tendril.store.v1.LabelSet.LabelsEntry
+	nil,                      // 30: tendril.store.v1.Namespace.LabelsEntry
+	nil,                      // 31: tendril.store.v1.NodeLabels.LabelsEntry
+	nil,                      // 32: tendril.store.v1.CIDRGroup.LabelsEntry
+	nil,                      // 33: tendril.store.v1.LoadBalancer.LabelsEntry
+	nil,                      // 34: tendril.store.v1.Service.SelectorEntry
+	nil,                      // 35: tendril.store.v1.Service.LabelsEntry
 }
 var file_store_v1_store_proto_depIdxs = []int32{
 	5,  // 0: tendril.store.v1.Pod.named_ports:type_name -> tendril.store.v1.NamedPort
-	27, // 1: tendril.store.v1.LabelSet.labels:type_name -> tendril.store.v1.LabelSet.LabelsEntry
-	28, // 2: tendril.store.v1.Namespace.labels:type_name -> tendril.store.v1.Namespace.LabelsEntry
-	29, // 3: tendril.store.v1.NodeLabels.labels:type_name -> tendril.store.v1.NodeLabels.LabelsEntry
-	30, // 4: tendril.store.v1.CIDRGroup.labels:type_name -> tendril.store.v1.CIDRGroup.LabelsEntry
+	29, // 1: tendril.store.v1.LabelSet.labels:type_name -> tendril.store.v1.LabelSet.LabelsEntry
+	30, // 2: tendril.store.v1.Namespace.labels:type_name -> tendril.store.v1.Namespace.LabelsEntry
+	31, // 3: tendril.store.v1.NodeLabels.labels:type_name -> tendril.store.v1.NodeLabels.LabelsEntry
+	32, // 4: tendril.store.v1.CIDRGroup.labels:type_name -> tendril.store.v1.CIDRGroup.LabelsEntry
 	12, // 5: tendril.store.v1.LoadBalancerPool.service_selector:type_name -> tendril.store.v1.Requirement
 	12, // 6: tendril.store.v1.LoadBalancerPool.namespace_selector:type_name -> tendril.store.v1.Requirement
-	31, // 7: tendril.store.v1.LoadBalancer.labels:type_name -> tendril.store.v1.LoadBalancer.LabelsEntry
-	14, // 8: tendril.store.v1.LoadBalancer.grants:type_name -> tendril.store.v1.Grant
-	15, // 9: tendril.store.v1.LoadBalancer.shortfalls:type_name -> tendril.store.v1.Shortfall
-	0,  // 10: tendril.store.v1.Service.type:type_name -> tendril.store.v1.Service.Type
-	17, // 11: tendril.store.v1.Service.ports:type_name -> tendril.store.v1.ServicePort
-	32, // 12: tendril.store.v1.Service.selector:type_name -> tendril.store.v1.Service.SelectorEntry
-	16, // 13: tendril.store.v1.Service.load_balancer:type_name -> tendril.store.v1.LoadBalancer
-	33, // 14: tendril.store.v1.Service.labels:type_name -> tendril.store.v1.Service.LabelsEntry
-	20, // 15: tendril.store.v1.Endpoints.ports:type_name -> tendril.store.v1.EndpointPort
-	19, // 16: tendril.store.v1.Endpoints.backends:type_name -> tendril.store.v1.Backend
-	24, // 17: tendril.store.v1.PutRequest.writes:type_name -> tendril.store.v1.Write
-	25, // 18: tendril.store.v1.Publish.Put:input_type -> tendril.store.v1.PutRequest
-	26, // 19: tendril.store.v1.Publish.Put:output_type -> tendril.store.v1.PutResponse
-	19, // [19:20] is the sub-list for method output_type
-	18, // [18:19] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	12, // 7: tendril.store.v1.EgressGateway.pod_selector:type_name -> tendril.store.v1.Requirement
+	12, // 8: tendril.store.v1.EgressGateway.namespace_selector:type_name -> tendril.store.v1.Requirement
+	15, // 9: tendril.store.v1.EgressGateway.nodes:type_name -> tendril.store.v1.EgressNodes
+	12, // 10: tendril.store.v1.EgressNodes.node_selector:type_name -> tendril.store.v1.Requirement
+	33, // 11: tendril.store.v1.LoadBalancer.labels:type_name -> tendril.store.v1.LoadBalancer.LabelsEntry
+	16, // 12: tendril.store.v1.LoadBalancer.grants:type_name -> tendril.store.v1.Grant
+	17, // 13: tendril.store.v1.LoadBalancer.shortfalls:type_name -> tendril.store.v1.Shortfall
+	0,  // 14: tendril.store.v1.Service.type:type_name -> tendril.store.v1.Service.Type
+	19, // 15: tendril.store.v1.Service.ports:type_name -> tendril.store.v1.ServicePort
+	34, // 16: tendril.store.v1.Service.selector:type_name -> tendril.store.v1.Service.SelectorEntry
+	18, // 17: tendril.store.v1.Service.load_balancer:type_name -> tendril.store.v1.LoadBalancer
+	35, // 18: tendril.store.v1.Service.labels:type_name -> tendril.store.v1.Service.LabelsEntry
+	22, // 19: tendril.store.v1.Endpoints.ports:type_name -> tendril.store.v1.EndpointPort
+	21, // 20: tendril.store.v1.Endpoints.backends:type_name -> tendril.store.v1.Backend
+	26, // 21: tendril.store.v1.PutRequest.writes:type_name -> tendril.store.v1.Write
+	27, // 22: tendril.store.v1.Publish.Put:input_type -> tendril.store.v1.PutRequest
+	28, // 23: tendril.store.v1.Publish.Put:output_type -> tendril.store.v1.PutResponse
+	23, // [23:24] is the sub-list for method output_type
+	22, // [22:23] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_store_v1_store_proto_init() }
@@ -2085,7 +2241,7 @@ func file_store_v1_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_store_v1_store_proto_rawDesc), len(file_store_v1_store_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   33,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
