@@ -51,11 +51,12 @@ const (
 	FeatureFlowRecords Feature = 8 // events for connections, not only for drops
 	FeatureIPv4        Feature = 16
 	FeatureIPv6        Feature = 32
+	FeatureSockDiag    Feature = 64 // sockets are named to the agent even where the kernel has bpf_sock_destroy: for tests
 )
 
 // String names the bits that are set, joined by |.
 func (v Feature) String() string {
-	return joinFlags(uint32(v), []string{"tunnel", "masquerade", "services", "flow-records", "ipv4", "ipv6"}, []uint32{1, 2, 4, 8, 16, 32})
+	return joinFlags(uint32(v), []string{"tunnel", "masquerade", "services", "flow-records", "ipv4", "ipv6", "sock-diag"}, []uint32{1, 2, 4, 8, 16, 32, 64})
 }
 
 // Entry is enum entry of the datapath.
@@ -1189,6 +1190,18 @@ type BackendClient struct {
 	Reserved  uint32
 }
 
+// DueSocket mirrors struct due_socket of the datapath.
+//
+// A socket whose backend is gone, for the agent to end: what the kernel finds it by, and the cookie that says it is the one.
+type DueSocket struct {
+	Local      Address
+	Remote     Address
+	Cookie     uint64
+	LocalPort  uint16 // network byte order
+	RemotePort uint16 // network byte order
+	Device     uint32 // that the socket is bound to; 0: none
+}
+
 // DatagramKey mirrors struct datagram_key of the datapath.
 //
 // The same for datagrams of unconnected sockets, which talk to many.
@@ -1230,7 +1243,7 @@ const (
 	TallyJudged           Tally = 6  // policy programs evaluated
 	TallySocketTranslated Tally = 7  // connect() and sendmsg() calls sent to a backend
 	TallyNATPortSearches  Tally = 8  // extra ports tried because the wanted one was taken
-	TallyClientsReset     Tally = 9  // sockets ended because their backend is gone
+	TallyClientsReset     Tally = 9  // sockets ended, or named to the agent to end, because their backend is gone
 	TallyUnreachableSent  Tally = 10 // clients of UDP services without backend that were told so
 	TallyUnreachableHeld  Tally = 11 // and that were not, because too many were at once
 	TallyCount            Tally = 16

@@ -44,6 +44,7 @@ enum feature {
 	FEATURE_FLOW_RECORDS = 8,   /* events for connections, not only for drops */
 	FEATURE_IPV4 = 16,
 	FEATURE_IPV6 = 32,
+	FEATURE_SOCK_DIAG = 64,     /* sockets are named to the agent even where the kernel has bpf_sock_destroy: for tests */
 };
 
 /* Indexes of the prog array `entries`: the only program references shared between datapath versions. */

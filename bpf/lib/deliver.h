@@ -17,9 +17,6 @@
 #include "packet.h"
 #include "rewrite.h"
 
-#define FAMILY_IPV4 2 /* AF_INET and AF_INET6 of <sys/socket.h>, which is not for the kernel's side */
-#define FAMILY_IPV6 10
-
 /* deliver_rename gives the source the name that the receiver knows it by, where it has one. */
 static __always_inline int deliver_rename(struct __sk_buff *ctx, struct packet *p)
 {

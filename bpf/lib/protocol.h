@@ -57,3 +57,6 @@ enum arp_operation {
 	ARP_REQUEST = 1,
 	ARP_REPLY = 2,
 };
+
+#define FAMILY_IPV4 2 /* AF_INET and AF_INET6 of <sys/socket.h>, which is not for the kernel's side */
+#define FAMILY_IPV6 10

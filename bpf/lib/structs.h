@@ -374,6 +374,16 @@ struct backend_client {
 	__u32 reserved;
 };
 
+/* A socket whose backend is gone, for the agent to end: what the kernel finds it by, and the cookie that says it is the one. */
+struct due_socket {
+	union address local;
+	union address remote;
+	__u64 cookie;
+	__be16 local_port;
+	__be16 remote_port;
+	__u32 device;               /* that the socket is bound to; 0: none */
+};
+
 /* The same for datagrams of unconnected sockets, which talk to many. */
 struct datagram_key {
 	__u64 cookie;               /* of the socket */
@@ -405,7 +415,7 @@ enum tally {
 	TALLY_JUDGED = 6,           /* policy programs evaluated */
 	TALLY_SOCKET_TRANSLATED = 7,/* connect() and sendmsg() calls sent to a backend */
 	TALLY_NAT_PORT_SEARCHES = 8,/* extra ports tried because the wanted one was taken */
-	TALLY_CLIENTS_RESET = 9,    /* sockets ended because their backend is gone */
+	TALLY_CLIENTS_RESET = 9,    /* sockets ended, or named to the agent to end, because their backend is gone */
 	TALLY_UNREACHABLE_SENT = 10,/* clients of UDP services without backend that were told so */
 	TALLY_UNREACHABLE_HELD = 11,/* and that were not, because too many were at once */
 	TALLY_COUNT = 16,

@@ -41,7 +41,7 @@ func probes() []featureProbe {
 		{"helper-redirect-peer", true, "delivery to pods", helperProbe(ebpf.SchedCLS, asm.FnRedirectPeer)},
 		{"helper-redirect-neigh", true, "delivery to next hops", helperProbe(ebpf.SchedCLS, asm.FnRedirectNeigh)},
 		{"helper-netns-cookie", true, "telling the host from its pods", helperProbe(ebpf.CGroupSockAddr, asm.FnGetNetnsCookie)},
-		{"kfunc-sock-destroy", false, "without it clients at the socket keep waiting for a backend that is gone", trySocketDestroy},
+		{"kfunc-sock-destroy", false, "without it sock_diag (sock-diag-destroy) ends clients at the socket whose backend is gone", trySocketDestroy},
 		{"tcx", false, "without it uplinks are attached with clsact", tryTCX},
 		{"netkit", false, "without it pods have veth pairs", tryNetkit},
 		{"membarrier", false, "without it grace periods are waited for with a map update", tryMembarrier},

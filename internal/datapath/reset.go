@@ -1,12 +1,15 @@
 package datapath
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/service"
@@ -42,33 +45,62 @@ func (d *Datapath) TakeClients(backends []uint32, namespaces []uint64) (map[uint
 	return found, nil
 }
 
-// ResetClients ends the sockets whose backend is gone in the calling thread's network namespace, and only those.
-func (d *Datapath) ResetClients() error {
+// DueSocket is a socket that has to end, since its backend is gone. The cookie (SO_COOKIE) says that it is no later one with the
+// same ends.
+type DueSocket struct {
+	Protocol      uint8 // IPPROTO_TCP or IPPROTO_UDP
+	Local, Remote netip.AddrPort
+	Device        uint32 // that it is bound to; 0: none
+	Cookie        uint64
+}
+
+// ResetClients ends the sockets whose backend is gone in the calling thread's network namespace, and only those. What the
+// kernel's programs cannot end (before 6.5) it returns.
+func (d *Datapath) ResetClients() ([]DueSocket, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.current == nil {
-		return errors.New("reset clients: the programs are not in force yet: try again in some seconds")
+		return nil, errors.New("reset clients: the programs are not in force yet: try again in some seconds")
 	}
-	for _, name := range []string{"reset_tcp", "reset_udp"} {
-		if err := iterate(d.current.programs[name]); err != nil {
-			return fmt.Errorf("reset clients: %s: %w", name, err)
-		}
+	tcp, err := WalkSockets(d.current.programs["reset_tcp"], unix.IPPROTO_TCP)
+	if err != nil {
+		return nil, fmt.Errorf("reset clients: reset_tcp: %w", err)
 	}
-	return nil
+	udp, err := WalkSockets(d.current.programs["reset_udp"], unix.IPPROTO_UDP)
+	if err != nil {
+		return tcp, fmt.Errorf("reset clients: reset_udp: %w", err)
+	}
+	return append(tcp, udp...), nil
 }
 
-// iterate runs an iterator to its end.
-func iterate(program *ebpf.Program) error {
+// WalkSockets runs an iterator of reset.bpf.c to its end, over a protocol's sockets of the calling thread's network namespace, and
+// returns those that it names.
+func WalkSockets(program *ebpf.Program, protocol uint8) ([]DueSocket, error) {
 	attached, err := link.AttachIter(link.IterOptions{Program: program})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer attached.Close()
 	walk, err := attached.Open()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer walk.Close()
-	_, err = io.Copy(io.Discard, walk)
-	return err
+	text, err := io.ReadAll(walk)
+	if err != nil {
+		return nil, err
+	}
+	named := make([]bpf.DueSocket, len(text)/binary.Size(bpf.DueSocket{}))
+	if _, err := binary.Decode(text, binary.NativeEndian, named); err != nil {
+		return nil, err
+	}
+	due := make([]DueSocket, len(named))
+	for i, n := range named {
+		due[i] = DueSocket{
+			Protocol: protocol, Device: n.Device, Cookie: n.Cookie,
+			Local:  netip.AddrPortFrom(n.Local.Addr(), bpf.Port(n.LocalPort)),
+			Remote: netip.AddrPortFrom(n.Remote.Addr(), bpf.Port(n.RemotePort)),
+		}
+	}
+	return due, nil
 }

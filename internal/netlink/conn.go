@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// conn is an rtnetlink socket that sends batches: many messages in one system call, and all their answers read after
+// conn is a netlink socket that sends batches: many messages in one system call, and all their answers read after
 // it. The kernel runs the messages of a batch one after the other before the call returns.
 type conn struct {
 	fd       int
@@ -21,7 +21,7 @@ type conn struct {
 // message is one request. What names it in errors.
 type message struct {
 	what  string
-	kind  uint16 // RTM_*
+	kind  uint16 // RTM_*, or SOCK_DESTROY of sock_diag
 	flags uint16 // besides NLM_F_REQUEST and NLM_F_ACK
 	body  []byte
 	// absent and present are outcomes that are as good as success.
@@ -31,9 +31,9 @@ type message struct {
 // answerTime bounds the wait for an answer, which is there when send returns unless the kernel is out of memory.
 const answerTime = 10 * time.Second
 
-// dial opens a socket in the thread's network namespace.
-func dial() (*conn, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+// dial opens a socket of a netlink family (NETLINK_*) in the thread's network namespace.
+func dial(family int) (*conn, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, family)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}

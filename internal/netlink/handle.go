@@ -91,7 +91,7 @@ func (h *Handle) conn() (*conn, error) {
 	}
 	var made *conn
 	err := enter(h.namespace, func() (err error) {
-		made, err = dial()
+		made, err = dial(unix.NETLINK_ROUTE)
 		return err
 	})
 	return made, err

@@ -61,7 +61,7 @@ func (p *Pair) configure(peer uint32) error {
 		if err := p.setSysctls(); err != nil {
 			return err
 		}
-		c, err := dial()
+		c, err := dial(unix.NETLINK_ROUTE)
 		if err != nil {
 			return err
 		}

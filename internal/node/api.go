@@ -14,7 +14,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	agentv1 "tendril.io/tendril/api/agent/v1"
-	"tendril.io/tendril/internal/datapath"
 	"tendril.io/tendril/internal/flow"
 	"tendril.io/tendril/internal/policy"
 	"tendril.io/tendril/internal/service"
@@ -69,7 +68,7 @@ func (s *api) Status(context.Context, *agentv1.StatusRequest) (*agentv1.StatusRe
 	for _, use := range uses {
 		reply.Maps = append(reply.Maps, &agentv1.MapUse{Name: use.Name, Entries: use.Entries, Capacity: use.Capacity, Bytes: use.Bytes})
 	}
-	for _, feature := range datapath.Features() {
+	for _, feature := range features() {
 		reply.Features = append(reply.Features, &agentv1.Feature{Name: feature.Name, Available: feature.Available, Detail: feature.Detail})
 	}
 	return reply, nil

@@ -380,7 +380,7 @@ func (a *Agent) buildBrains(context.Context) (err error) {
 		return err
 	}
 	a.resetter = &clientResetter{
-		tables: a.tables, kernel: a.datapath, within: netlink.Within, host: a.datapath.NetnsCookie(), log: a.log,
+		tables: a.tables, kernel: a.datapath, within: netlink.Within, end: netlink.EndSockets, host: a.datapath.NetnsCookie(), log: a.log,
 		woken: make(chan struct{}, 1),
 	}
 	a.services = &serviceLoop{

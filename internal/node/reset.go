@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"tendril.io/tendril/internal/datapath"
+	"tendril.io/tendril/internal/netlink"
 	"tendril.io/tendril/internal/table"
 )
 
@@ -18,7 +20,8 @@ type clientResetter struct {
 	tables *table.Tables
 	kernel clientKernel
 	within func(netns *os.File, do func() error) error
-	host   uint64 // cookie of the node's own namespace
+	end    func([]netlink.Socket) error // in the thread's network namespace
+	host   uint64                       // cookie of the node's own namespace
 	log    *slog.Logger
 
 	mu    sync.Mutex
@@ -30,7 +33,8 @@ type clientResetter struct {
 // clientKernel is what ends sockets.
 type clientKernel interface {
 	TakeClients(backends []uint32, namespaces []uint64) (map[uint64]bool, error)
-	ResetClients() error
+	// ResetClients ends the sockets of the thread's network namespace whose backend is gone, and returns those that it cannot.
+	ResetClients() ([]datapath.DueSocket, error)
 }
 
 // A socket that is connecting while its backend goes is seen by the second look.
@@ -110,7 +114,7 @@ func (r *clientResetter) reset(paths map[uint64]string) error {
 	var errs []error
 	for _, path := range paths {
 		if path == "" {
-			errs = append(errs, r.kernel.ResetClients())
+			errs = append(errs, r.resetHere())
 			continue
 		}
 		errs = append(errs, r.resetPod(path))
@@ -128,5 +132,27 @@ func (r *clientResetter) resetPod(path string) error {
 		return fmt.Errorf("network namespace %s: %w", path, err)
 	}
 	defer netns.Close()
-	return r.within(netns, r.kernel.ResetClients)
+	return r.within(netns, r.resetHere)
+}
+
+// resetHere does so in the thread's network namespace. Sockets that the programs only name, before kernel 6.5, sock_diag ends.
+func (r *clientResetter) resetHere() error {
+	due, err := r.kernel.ResetClients()
+	sockets := make([]netlink.Socket, len(due))
+	for i := range due {
+		sockets[i] = netlink.Socket(due[i])
+	}
+	return errors.Join(err, r.end(sockets))
+}
+
+// features are what the kernel has, of what the node can use.
+func features() []datapath.Feature {
+	diag := datapath.Feature{
+		Name: "sock-diag-destroy", Available: true,
+		Detail: "without it, and without kfunc-sock-destroy, clients at the socket keep waiting for a backend that is gone",
+	}
+	if err := netlink.TryEndSockets(); err != nil {
+		diag.Available, diag.Detail = false, fmt.Sprintf("%s: %v", diag.Detail, err)
+	}
+	return append(datapath.Features(), diag)
 }

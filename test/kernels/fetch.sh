@@ -1,5 +1,5 @@
 #!/bin/bash
-# fetch.sh DIR: brings Debian's kernels to DIR/<version>/vmlinux, once: 6.1 (bookworm's own, the oldest that is supported)
+# fetch.sh DIR: brings Debian's kernels to DIR/<version>/vmlinux, and some of their modules to DIR/<version>/modules, once: 6.1 (bookworm's own, the oldest that is supported)
 # and 6.12 (bookworm-backports). The machine's own package sources and lists stay as they are.
 set -euo pipefail
 out=$1
@@ -62,9 +62,17 @@ unpack() {
 	rm "$2/vmlinuz"
 }
 
+# modules DEB DIR: those that tests need, as the kernel takes them.
+modules() {
+	mkdir -p "$2"
+	dpkg-deb --fsys-tarfile "$1" | tar -x -C "$2" --transform 's,.*/,,' --wildcards \
+		'*/inet_diag.ko*' '*/tcp_diag.ko*' '*/udp_diag.ko*'
+	find "$2" -name '*.xz' -exec xz -d {} +
+}
+
 # kernel VERSION SUITE: fetches the suite's newest kernel, unless it is there already.
 kernel() {
-	[ ! -e "$out/$1/vmlinux" ] || return 0
+	[ ! -e "$out/$1/modules" ] || return 0
 	echo "kernel $1: fetching from $2"
 	private_apt "$2"
 	work=$(mktemp -d)
@@ -75,6 +83,8 @@ kernel() {
 		apt-get download -qq "$image"
 	)
 	unpack "$work"/linux-image-*.deb "$out/$1"
+	modules "$work"/linux-image-*.deb "$work/modules"
+	mv "$work/modules" "$out/$1/modules"
 	rm -rf "$work" "$apt"
 }
 

@@ -15,7 +15,7 @@ import (
 // supported lists the kernels on which everything must load, oldest first; the machine's own comes on top.
 func supported() []string { return []string{"6.1", "6.12"} }
 
-// TestOn boots each supported kernel and runs TestEveryProgramLoads in it. The kernels are where TENDRIL_KERNELS says;
+// TestOn boots each supported kernel and runs the tests of this package in it that say something about kernels. The kernels are where TENDRIL_KERNELS says;
 // `make test` fetches them.
 func TestOn(t *testing.T) {
 	dir := os.Getenv("TENDRIL_KERNELS")
@@ -28,15 +28,18 @@ func TestOn(t *testing.T) {
 		t.Run(version, func(t *testing.T) {
 			output, err := boot(t, vm.Config{
 				Kernel:    filepath.Join(dir, version, "vmlinux"),
+				Modules:   vm.Diag(filepath.Join(dir, version, "modules")),
 				Init:      init,
 				Program:   program,
-				Arguments: []string{"-test.run=^TestEveryProgramLoads$", "-test.v"},
+				Arguments: []string{"-test.run=^(" + strings.Join(inside(), "|") + ")$", "-test.v"},
 			})
 			if err != nil {
 				t.Fatalf("%v\n%s", err, output)
 			}
-			if !strings.Contains(output, "--- PASS: TestEveryProgramLoads") {
-				t.Fatalf("the guest ran no test:\n%s", output)
+			for _, name := range inside() {
+				if !strings.Contains(output, "--- PASS: "+name+" ") {
+					t.Fatalf("the guest did not run %s:\n%s", name, output)
+				}
 			}
 			if !strings.Contains(output, "kernel "+version+".") {
 				t.Fatalf("the guest ran another kernel:\n%s", output)
@@ -44,6 +47,9 @@ func TestOn(t *testing.T) {
 		})
 	}
 }
+
+// inside lists the tests that run in guests.
+func inside() []string { return []string{"TestEveryProgramLoads", "TestClientsOfAGoneBackendEnd"} }
 
 // TestAGuestThatFailsIsSeen makes sure that TestOn can fail: a program's status comes through, and so does a guest that
 // never gets as far.

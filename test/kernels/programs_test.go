@@ -1,7 +1,7 @@
 // Package kernels holds the tests of the datapath on other kernels than the machine's.
 //
-// TestEveryProgramLoads runs on any kernel: `make test` runs it here, and TestOn boots each kernel that fetch.sh brought and
-// runs it there.
+// TestEveryProgramLoads and TestClientsOfAGoneBackendEnd run on any kernel: `make test` runs them here, and TestOn boots each kernel that
+// fetch.sh brought and runs them there.
 package kernels
 
 import (

@@ -1,4 +1,4 @@
-// Command init is the first process of a guest kernel: it mounts what a BPF program's user needs, runs one command, says
+// Command init is the first process of a guest kernel: it mounts what a BPF program's user needs, loads modules, runs one command, says
 // on the console how that ended, and switches the machine off.
 //
 // Its command is the file /program with the arguments in /arguments, one a line. It never returns to the kernel.
@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -25,6 +26,10 @@ func main() {
 // run mounts, executes and gives the exit status; 125 says that the guest itself is at fault.
 func run() int {
 	if err := mountAll(); err != nil {
+		fmt.Println("guest:", err)
+		return 125
+	}
+	if err := errors.Join(loadModules(), raiseLoopback()); err != nil {
 		fmt.Println("guest:", err)
 		return 125
 	}
@@ -47,6 +52,42 @@ func run() int {
 	}
 	fmt.Println("guest:", err)
 	return 125
+}
+
+// loadModules loads the files in /modules in the order of their names.
+func loadModules() error {
+	files, err := filepath.Glob("/modules/*")
+	if err != nil {
+		return err
+	}
+	for _, path := range files {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if err := unix.InitModule(content, ""); err != nil {
+			return fmt.Errorf("load %s: %w", path, err)
+		}
+	}
+	return nil
+}
+
+// raiseLoopback sets the loopback device up.
+func raiseLoopback() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	request, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	request.SetUint16(unix.IFF_UP)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, request); err != nil {
+		return fmt.Errorf("set up lo: %w", err)
+	}
+	return nil
 }
 
 // mountAll makes the file systems that programs expect.

@@ -22,13 +22,13 @@ func main() {
 		fmt.Fprintln(os.Stderr, "run: name a package, and arguments of its test program after it")
 		os.Exit(2)
 	}
-	if err := run(filepath.Join(*kernels, *kernel, "vmlinux"), *memory, flag.Arg(0), flag.Args()[1:]); err != nil {
+	if err := run(filepath.Join(*kernels, *kernel), *memory, flag.Arg(0), flag.Args()[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "run:", err)
 		os.Exit(1)
 	}
 }
 
-func run(kernel string, memory int, pkg string, arguments []string) error {
+func run(folder string, memory int, pkg string, arguments []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	dir, err := os.MkdirTemp("", "tendril-vm-")
@@ -48,7 +48,10 @@ func run(kernel string, memory int, pkg string, arguments []string) error {
 	if len(arguments) == 0 {
 		arguments = []string{"-test.v"}
 	}
-	output, err := vm.Run(ctx, vm.Config{Kernel: kernel, Init: init, Program: program, Arguments: arguments, MemoryMiB: memory})
+	output, err := vm.Run(ctx, vm.Config{
+		Kernel: filepath.Join(folder, "vmlinux"), Modules: vm.Diag(filepath.Join(folder, "modules")),
+		Init: init, Program: program, Arguments: arguments, MemoryMiB: memory,
+	})
 	fmt.Print(output)
 	return err
 }

@@ -1,7 +1,7 @@
 // Package vm boots a Linux kernel in qemu with nothing but one program in it, and tells how the program ended.
 //
 // The guest's whole file system is an archive in memory: an init process and a static program, such as a compiled Go
-// test. There is no disk, no network and no shared folder, so nothing of the machine can be harmed and nothing stays.
+// test, with modules of the kernel if it needs some. There is no disk, no network and no shared folder, so nothing of the machine can be harmed and nothing stays.
 // The processor is emulated, even where the machine could lend its own: a kernel then boots in seconds anywhere, inside another
 // virtual machine, too. Good for whether something works, never for how fast.
 package vm
@@ -26,9 +26,19 @@ var status = regexp.MustCompile(`(?m)^tendril-guest-status:(\d+)\r?$`)
 type Config struct {
 	Kernel    string   // vmlinux, an ELF file
 	Init      string   // the compiled guest init
+	Modules   []string // of the kernel, to load first, in order
 	Program   string   // static program to run
 	Arguments []string // of the program; no blanks inside
 	MemoryMiB int      // 0: 1024
+}
+
+// Diag lists the modules of sock_diag, in a kernel's folder of modules.
+func Diag(folder string) []string {
+	var paths []string
+	for _, name := range []string{"inet_diag", "tcp_diag", "udp_diag"} {
+		paths = append(paths, filepath.Join(folder, name+".ko"))
+	}
+	return paths
 }
 
 // Run boots the guest and returns the program's output. The error says if the guest died or the program failed.
@@ -94,6 +104,14 @@ func pack(config Config) ([]byte, error) {
 			return nil, err
 		}
 		a.add(name, modeFile, content)
+	}
+	a.add("modules", modeDir, nil)
+	for i, path := range config.Modules {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		a.add(fmt.Sprintf("modules/%02d-%s", i, filepath.Base(path)), modeFile, content)
 	}
 	a.add("arguments", modeFile, []byte(strings.Join(config.Arguments, "\n")))
 	return a.close(), nil
