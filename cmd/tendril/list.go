@@ -138,18 +138,15 @@ func newServiceCommand(a *app) *cobra.Command {
 		newServiceListCommand(a), newServiceGetCommand(a), newServiceBackendsCommand(a))
 }
 
-// listServices is the question of all service commands.
-func listServices(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListServicesResponse, error) {
-	return agent.ListServices(ctx, &agentv1.ListServicesRequest{})
-}
-
 // newServiceListCommand lists frontends, since a service may have one a family and port.
 func newServiceListCommand(a *app) *cobra.Command {
 	return answer(a, &cobra.Command{
 		Use:     "list",
 		Short:   "List services by frontend",
 		Example: `  tendril service list`,
-	}, listServices, showServices)
+	}, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListServicesResponse, error) {
+		return agent.ListServices(ctx, &agentv1.ListServicesRequest{})
+	}, showServices)
 }
 
 // showServices prints a line for each frontend.
@@ -160,18 +157,14 @@ func showServices(v *view, r *agentv1.ListServicesResponse) {
 	}
 }
 
-// oneService asks for the frontends of one service.
+// oneService asks for the frontends of one service, or of all if no name is given.
 func oneService(ctx context.Context, agent agentv1.AgentClient, name string) (*agentv1.ListServicesResponse, error) {
-	all, err := listServices(ctx, agent)
+	found, err := agent.ListServices(ctx, &agentv1.ListServicesRequest{Name: name})
 	if err != nil || name == "" {
-		return all, err
+		return found, err
 	}
-	found := &agentv1.ListServicesResponse{}
-	for _, s := range all.GetServices() {
-		if s.GetName() == name {
-			found.Services = append(found.Services, s)
-		}
-	}
+	// An agent from before there was a name to ask for answers with all.
+	found.Services = slices.DeleteFunc(found.GetServices(), func(s *agentv1.Service) bool { return s.GetName() != name })
 	if len(found.Services) == 0 {
 		return nil, fmt.Errorf("service %s: the agent has none of that name: see `tendril service list`", name)
 	}

@@ -105,10 +105,10 @@ func (s *api) ListAddresses(context.Context, *agentv1.ListAddressesRequest) (*ag
 }
 
 // ListServices implements the API.
-func (s *api) ListServices(context.Context, *agentv1.ListServicesRequest) (*agentv1.ListServicesResponse, error) {
+func (s *api) ListServices(_ context.Context, request *agentv1.ListServicesRequest) (*agentv1.ListServicesResponse, error) {
 	reply := &agentv1.ListServicesResponse{}
 	s.a.services.Read(func(brain *service.Brain) {
-		for _, view := range brain.Views() {
+		for _, view := range brain.Views(request.GetName()) {
 			message := serviceMessage(view)
 			s.addAnnouncer(message, view)
 			reply.Services = append(reply.Services, message)

@@ -48,7 +48,7 @@ func ofPolicy[Row policy.Row](list func(*policy.Engine) []Row) func(*Agent) ([]s
 
 func showFrontends(a *Agent) (header []string, rows [][]string) {
 	a.services.Read(func(brain *service.Brain) {
-		for _, view := range brain.Views() {
+		for _, view := range brain.Views("") {
 			var backends []string
 			for _, backend := range view.Backends {
 				if backend.Chosen() {

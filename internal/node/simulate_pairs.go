@@ -139,7 +139,7 @@ func (s *api) nodeResidents(txn statedb.ReadTxn, join func(name string, addr net
 func (s *api) serving() map[netip.Addr][]policy.NamedPort {
 	found := map[netip.Addr][]policy.NamedPort{}
 	s.a.services.Read(func(brain *service.Brain) {
-		for _, view := range brain.Views() {
+		for _, view := range brain.Views("") {
 			for _, backend := range view.Backends {
 				if !backend.Chosen() {
 					continue

@@ -85,6 +85,22 @@ func BenchmarkOneChange(b *testing.B) {
 	}
 }
 
+// BenchmarkViews lists 20k services, and shows one of them.
+func BenchmarkViews(b *testing.B) {
+	ss, bs := cluster(20_000)
+	brain := load(b, ss, bs)
+	b.Run("all", func(b *testing.B) {
+		for b.Loop() {
+			brain.Views("")
+		}
+	})
+	b.Run("one", func(b *testing.B) {
+		for b.Loop() {
+			brain.Views("default/svc-10000")
+		}
+	})
+}
+
 // BenchmarkMaglev fills one table.
 func BenchmarkMaglev(b *testing.B) {
 	set := setOf(10)

@@ -145,7 +145,7 @@ func TestAnyHistoryEndsAsTheReferenceSays(t *testing.T) {
 // viewsAgree compares the backends that views call chosen with the kernel's slots, as sets.
 func viewsAgree(rt *rapid.T, n *testNode) {
 	set := func(names []string) []string { return slices.Compact(slices.Sorted(slices.Values(names))) }
-	for _, view := range n.Views() {
+	for _, view := range n.Views("") {
 		if !view.Frontend.IsValid() {
 			continue
 		}

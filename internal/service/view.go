@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/ipproto"
@@ -34,8 +35,17 @@ type BackendView struct {
 // Chosen says whether some client is led to it.
 func (b BackendView) Chosen() bool { return b.Inside == Chosen || b.Outside == Chosen }
 
-// Views lists the services that were put in, sorted by name and frontend.
-func (b *Brain) Views() []View {
+// Views lists the services that were put in, sorted by name and frontend; name, as in shop/web, picks one: "" is for all.
+func (b *Brain) Views(name string) []View {
+	var views []View
+	if name != "" {
+		key := serviceKey{}
+		key.namespace, key.name, _ = strings.Cut(name, "/")
+		if r := b.services[key]; r != nil && r.service != nil {
+			views = b.appendViews(views, key, r)
+		}
+		return views
+	}
 	keys := make([]serviceKey, 0, len(b.services))
 	for key, r := range b.services {
 		if r.service != nil {
@@ -43,7 +53,6 @@ func (b *Brain) Views() []View {
 		}
 	}
 	slices.SortFunc(keys, serviceKey.compare)
-	var views []View
 	for _, key := range keys {
 		views = b.appendViews(views, key, b.services[key])
 	}

@@ -18,7 +18,7 @@ func TestViewsShowWhatTheKernelHas(t *testing.T) {
 	n.SetBackends(behind("web", on("n1", "", ready("10.0.0.1")), ready("10.0.0.2")))
 	n.flush()
 	var got []string
-	for _, v := range n.Views() {
+	for _, v := range n.Views("") {
 		line := v.Namespace + "/" + v.Name + " " + v.Frontend.String()
 		for _, b := range v.Backends {
 			line += " " + b.Addr.String() + "=" + b.State.String() + "@" + b.Node
@@ -33,6 +33,16 @@ func TestViewsShowWhatTheKernelHas(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("views (-want +got):\n%s", diff)
 	}
+	for name, want := range map[string]int{"default/web": 2, "default/bare": 1, "web": 0, "shop/web": 0} {
+		for _, v := range n.Views(name) {
+			if v.Namespace+"/"+v.Name != name {
+				t.Errorf("the views of %s have %s/%s", name, v.Namespace, v.Name)
+			}
+		}
+		if got := len(n.Views(name)); got != want {
+			t.Errorf("%s has %d views, want %d", name, got, want)
+		}
+	}
 	if ns, name, ok := n.FrontendService(tcp("10.96.0.1:80")); !ok || ns != "default" || name != "web" {
 		t.Errorf("10.96.0.1:80 belongs to %s/%s (%v), want default/web", ns, name, ok)
 	}
@@ -44,7 +54,7 @@ func TestViewsShowWhatTheKernelHas(t *testing.T) {
 // describe prints the backends behind a frontend, a line each.
 func (n *testNode) describe(frontend FrontendKey) []string {
 	var lines []string
-	for _, v := range n.Views() {
+	for _, v := range n.Views("") {
 		if (FrontendKey{v.Frontend.Addr(), v.Frontend.Port(), v.Proto}) != frontend {
 			continue
 		}
@@ -125,7 +135,7 @@ func TestTwoPortsHaveBackendsOfTheirOwn(t *testing.T) {
 	n.SetNode("n1", 1, "z1")
 	n.flush()
 	var got []string
-	for _, v := range n.Views() {
+	for _, v := range n.Views("") {
 		for _, b := range v.Backends {
 			got = append(got, fmt.Sprint(v.Port, " ", v.Frontend, " ", b.Addr, " ", b.Node, " ", b.Zone, " ", b.Weight))
 		}

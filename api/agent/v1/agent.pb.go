@@ -3585,6 +3585,7 @@ func (x *ListEndpointsResponse) GetEndpoints() []*Endpoint {
 
 type ListServicesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // namespace/name; empty: all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3617,6 +3618,13 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
 	return file_agent_v1_agent_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *ListServicesRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
 }
 
 type Service struct {
@@ -5208,8 +5216,9 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x11ingress_isolators\x18\x0f \x03(\tR\x10ingressIsolators\x12)\n" +
 	"\x10egress_isolators\x18\x10 \x03(\tR\x0fegressIsolators\"Q\n" +
 	"\x15ListEndpointsResponse\x128\n" +
-	"\tendpoints\x18\x01 \x03(\v2\x1a.tendril.agent.v1.EndpointR\tendpoints\"\x15\n" +
-	"\x13ListServicesRequest\"\xa8\x03\n" +
+	"\tendpoints\x18\x01 \x03(\v2\x1a.tendril.agent.v1.EndpointR\tendpoints\")\n" +
+	"\x13ListServicesRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xa8\x03\n" +
 	"\aService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bfrontend\x18\x02 \x01(\tR\bfrontend\x12\x1a\n" +
