@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	agentv1 "tendril.io/tendril/api/agent/v1"
 	"tendril.io/tendril/internal/lab"
 )
 
@@ -53,25 +52,6 @@ func (c *cluster) sees(t *testing.T, pod string, wanted ...string) {
 			return err
 		})
 	}
-}
-
-// dropped counts packets that a node dropped for want of a gateway.
-func (c *cluster) dropped(t *testing.T, node string) (packets uint64) {
-	t.Helper()
-	client, err := c.Agent(node)
-	if err != nil {
-		t.Fatal(err)
-	}
-	counters, err := client.Counters(t.Context(), &agentv1.CountersRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, counter := range counters.GetCounters() {
-		if counter.GetReason() == "no-gateway" {
-			packets += counter.GetPackets()
-		}
-	}
-	return packets
 }
 
 func TestPodsLeaveByTheirEgressGatewayWithNativeRouting(t *testing.T) {
@@ -222,7 +202,7 @@ func (c *cluster) failsOver(t *testing.T) {
 // closed: with no gateway alive nothing leaves, which is counted; with one back it does.
 func (c *cluster) closed(t *testing.T) {
 	t.Helper()
-	before := c.dropped(t, "node1")
+	before := c.dropped(t, "node1", "no-gateway")
 	if err := c.Cut("node3"); err != nil {
 		t.Fatal(err)
 	}
@@ -232,7 +212,7 @@ func (c *cluster) closed(t *testing.T) {
 		if sees, err := c.knownAs(ctx, "client", lab.OutsideAddrs()[0]); err == nil {
 			t.Fatalf("outside sees %s", sees)
 		}
-		if c.dropped(t, "node1") == before {
+		if c.dropped(t, "node1", "no-gateway") == before {
 			return errors.New("none is counted")
 		}
 		return nil

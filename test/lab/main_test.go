@@ -32,6 +32,9 @@ func runTests(m *testing.M) int {
 	if name := os.Getenv(witnessVariable); name != "" {
 		return runWitness(name)
 	}
+	if target := os.Getenv(floodVariable); target != "" {
+		return runFlood(target)
+	}
 	if os.Geteuid() != 0 {
 		return m.Run() // every test says why it is skipped
 	}

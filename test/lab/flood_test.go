@@ -1,0 +1,198 @@
+package lab
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	agentv1 "tendril.io/tendril/api/agent/v1"
+	"tendril.io/tendril/internal/lab"
+)
+
+// floodVariable makes the test binary send SYNs under forged addresses to the address and port that it holds, until it is killed.
+const floodVariable = "TENDRIL_TEST_FLOOD"
+
+// A flood comes in bursts, as many SYNs a second as it takes to fill the quota at once, and not so many that the machine has no time
+// for who is to be served meanwhile.
+const (
+	floodBurst = 100
+	floodPause = 10 * time.Millisecond
+)
+
+// runFlood is the process that sends.
+func runFlood(target string) int {
+	if err := flood(target); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	return 1
+}
+
+func flood(text string) error {
+	target, err := netip.ParseAddrPort(text)
+	if err != nil {
+		return err
+	}
+	domain, forged, to := unix.AF_INET6, netip.MustParsePrefix("2001:db8:f100::/48"), unix.Sockaddr(&unix.SockaddrInet6{Addr: target.Addr().As16()})
+	if target.Addr().Is4() {
+		domain, forged, to = unix.AF_INET, netip.MustParsePrefix("198.18.0.0/15"), &unix.SockaddrInet4{Addr: target.Addr().As4()}
+	}
+	fd, err := unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW) // the headers come with the packets
+	if err != nil {
+		return err
+	}
+	for {
+		for range floodBurst {
+			from := netip.AddrPortFrom(someAddr(forged), uint16(1024+rand.IntN(60000)))
+			if err := unix.Sendto(fd, synOf(from, target), 0, to); err != nil && err != unix.ENOBUFS {
+				return err
+			}
+		}
+		time.Sleep(floodPause)
+	}
+}
+
+// someAddr is any address of a prefix.
+func someAddr(prefix netip.Prefix) netip.Addr {
+	bytes := prefix.Addr().AsSlice()
+	for i := prefix.Bits() / 8; i < len(bytes); i++ {
+		mask := byte(0xff)
+		if i == prefix.Bits()/8 {
+			mask >>= prefix.Bits() % 8
+		}
+		bytes[i] |= byte(rand.Uint32()) & mask
+	}
+	addr, _ := netip.AddrFromSlice(bytes)
+	return addr
+}
+
+// synOf is the first packet of a connection (RFC 9293, 3.1), in an IPv4 or IPv6 packet.
+func synOf(from, to netip.AddrPort) []byte {
+	const size, syn, window = 20, 2, 64240
+	tcp := binary.BigEndian.AppendUint16(nil, from.Port())
+	tcp = binary.BigEndian.AppendUint16(tcp, to.Port())
+	tcp = binary.BigEndian.AppendUint32(tcp, rand.Uint32())
+	tcp = append(tcp, 0, 0, 0, 0, size/4<<4, syn)
+	tcp = binary.BigEndian.AppendUint16(tcp, window)
+	tcp = append(tcp, 0, 0, 0, 0)
+	pseudo := append(from.Addr().AsSlice(), to.Addr().AsSlice()...)
+	pseudo = append(pseudo, 0, unix.IPPROTO_TCP, 0, size)
+	binary.BigEndian.PutUint16(tcp[16:], onesComplement(append(pseudo, tcp...)))
+	var packet []byte
+	if from.Addr().Is4() {
+		packet = []byte{0x45, 0, 0, 20 + size, 0, 0, 0, 0, 64, unix.IPPROTO_TCP, 0, 0} // the kernel fills the checksum
+	} else {
+		packet = []byte{0x60, 0, 0, 0, 0, size, unix.IPPROTO_TCP, 64}
+	}
+	packet = append(packet, from.Addr().AsSlice()...)
+	packet = append(packet, to.Addr().AsSlice()...)
+	return append(packet, tcp...)
+}
+
+// onesComplement is the checksum of RFC 1071 over an even number of bytes.
+func onesComplement(data []byte) uint16 {
+	var sum uint32
+	for i := 0; i < len(data); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(data[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum)
+}
+
+// A flood of SYNs under forged addresses at a node port takes the quota of clients outside and no more: who has a connection keeps it,
+// and pods and nodes open new ones, to the service that is flooded, too.
+func TestAFloodAtANodePortDisturbsNoConnection(t *testing.T) {
+	const flows, quota = 32768, 32768 / 8
+	c := up(t, lab.Config{Nodes: 2, MapSizes: map[string]uint32{"flows": flows}})
+	s := served{Name: "echo", Spec: "type: NodePort", NodePort: edgePort, Last: 1}
+	for name, node := range map[string]string{"echo-1": "node1", "echo-2": "node2"} {
+		pod := c.add(t, node, name, "echo")
+		if _, err := c.StartEcho(t.Context(), pod.Place, 80); err != nil {
+			t.Fatal(err)
+		}
+		s.Pods = append(s.Pods, pod)
+	}
+	near, far := c.add(t, "node1", "client", "client"), c.add(t, "node2", "far", "client")
+	c.offer(t, s)
+	var ends []func()
+	for i, cluster := range []string{"10.96.1.1", "fd96::1:1"} {
+		inside, outside := netip.AddrPortFrom(netip.MustParseAddr(cluster), 80), netip.AddrPortFrom(c.nodeAddrs(t, "node1")[i], edgePort)
+		ends = append(ends, c.probe(t, c.Outside(), lab.ProbeTCP, outside), c.probe(t, near.Place, lab.ProbeTCP, inside))
+		for _, place := range append(c.hosts(t), near.Place, far.Place, c.stray("client")) {
+			ends = append(ends, c.probe(t, place, lab.ProbeConnect, inside))
+		}
+	}
+	for _, addr := range c.nodeAddrs(t, "node1") {
+		c.startFlood(t, netip.AddrPortFrom(addr, edgePort))
+	}
+	time.Sleep(5 * time.Second)
+	for _, end := range ends {
+		end()
+	}
+	got := c.dropped(t, "node1", "outside-quota")
+	t.Logf("%d packets dropped as outside-quota, %d flows of %d", got, c.flowsOf(t, "node1"), flows)
+	if got < quota {
+		t.Errorf("%d packets dropped as outside-quota, want at least %d: the flood did not fill it", got, quota)
+	}
+	for _, node := range c.NodeNames() { // a flow and a service entry for each place in the quota, and what the probes have
+		if used := c.flowsOf(t, node); used > flows/2 {
+			t.Errorf("%s has %d flows of %d", node, used, flows)
+		}
+		if got := c.dropped(t, node, "flow-table-full"); got != 0 {
+			t.Errorf("%s dropped %d packets as flow-table-full", node, got)
+		}
+	}
+}
+
+func (c *cluster) startFlood(t *testing.T, target netip.AddrPort) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Start(c.Outside(), "", "env", floodVariable+"="+target.String(), self); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// dropped counts a node's packets of a reason.
+func (c *cluster) dropped(t *testing.T, node, reason string) (packets uint64) {
+	t.Helper()
+	agent, err := c.Agent(node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := agent.Counters(t.Context(), &agentv1.CountersRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, counter := range list.GetCounters() {
+		if counter.GetReason() == reason {
+			packets += counter.GetPackets()
+		}
+	}
+	return packets
+}
+
+// flowsOf counts a node's entries of flows.
+func (c *cluster) flowsOf(t *testing.T, node string) uint64 {
+	t.Helper()
+	status, err := c.Status(t.Context(), node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, use := range status.GetMaps() {
+		if use.GetName() == "flows" {
+			return use.GetEntries()
+		}
+	}
+	t.Fatalf("%s does not say how many flows it has", node)
+	return 0
+}
