@@ -40,6 +40,7 @@ type options struct {
 	grace      time.Duration
 	podPools   []string
 	embedded   server.Config
+	files      store.Files
 }
 
 func command() *cobra.Command {
@@ -65,11 +66,15 @@ With --store-dir it is the store as well: an embedded etcd and the Publish servi
 	flags.StringSliceVar(&o.store, "store", nil, "addresses of an etcd outside, host:port")
 	flags.StringVar(&o.embedded.Dir, "store-dir", "", "folder of the embedded store's data")
 	flags.StringVar(&o.embedded.ClientAddr, "listen", "127.0.0.1:2379", "where the embedded store listens")
+	flags.StringVar(&o.files.CA, "store-ca", "", "file with the authorities that vouch for nodes (embedded store) or for the etcd outside; PEM, like the next two")
+	flags.StringVar(&o.files.Cert, "store-cert", "", "certificate to show; the embedded store's must be of the address at which agents ask. Without it there is no TLS")
+	flags.StringVar(&o.files.Key, "store-key", "", "key of the certificate")
 	flags.StringVar(&o.embedded.PublishAddr, "publish", "127.0.0.1:2380", "where the Publish service listens")
 	flags.DurationVar(&o.grace, "node-grace", 0, "how long a node that Kubernetes does not have and that gives no sign of life stays in the store (default 10m)")
 	flags.StringArrayVar(&o.podPools, "pod-pool", nil, "NAME=PREFIX:BITS[,PREFIX:BITS]: gives each node without pod CIDRs a prefix of so many bits; nodes with the annotation\n"+operator.AnnotationPodPool+" from the pool that it names, all others from the one named "+operator.DefaultPodPool)
 	c.MarkFlagsOneRequired("store", "store-dir")
 	c.MarkFlagsMutuallyExclusive("store", "store-dir")
+	c.MarkFlagsRequiredTogether("store-ca", "store-cert", "store-key")
 	return c
 }
 
@@ -102,16 +107,20 @@ func (o *options) run(ctx context.Context) error {
 		pools = append(pools, pool)
 	}
 	group, ctx := errgroup.WithContext(ctx)
+	toStore := o.files
 	if o.embedded.Dir != "" {
 		o.embedded.Logger = log
+		if o.files != (store.Files{}) {
+			o.embedded.TLS = o.files
+		}
 		running, err := server.Serve(ctx, o.embedded)
 		if err != nil {
 			return err
 		}
-		o.store = []string{running.ClientAddr()}
+		o.store, toStore = []string{running.AdminEndpoint()}, store.Files{}
 		group.Go(running.Wait)
 	}
-	writer, err := store.NewWriter(store.WriterConfig{Endpoints: o.store, Cluster: o.embedded.Cluster, Logger: log})
+	writer, err := store.NewWriter(store.WriterConfig{Endpoints: o.store, Cluster: o.embedded.Cluster, TLS: toStore, Logger: log})
 	if err != nil {
 		return err
 	}

@@ -38,6 +38,7 @@ type manifestFlags struct {
 	dryRun         bool
 	ignoreNotFound bool
 	store          string
+	tls            store.Files
 	cluster        string
 	timeout        time.Duration
 }
@@ -97,7 +98,11 @@ func (f *manifestFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringArrayVarP(&f.files, "filename", "f", nil, "file, folder of .yaml, .yml and .json files, or - for standard input; may be repeated")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "check everything and say what would change, but write nothing")
-	flags.StringVar(&f.store, "store", "", "address of the store, host:port (default: the store of the lab named by --lab)")
+	flags.StringVar(&f.store, "store", "", "address of the store, host:port, or unix:// and the store.sock of an operator's folder (default: the store of the lab named by --lab)")
+	flags.StringVar(&f.tls.CA, "store-ca", "", "file with the authorities that vouch for the store; PEM, like the next two")
+	flags.StringVar(&f.tls.Cert, "store-cert", "", "certificate to show to the store")
+	flags.StringVar(&f.tls.Key, "store-key", "", "key of the certificate")
+	cmd.MarkFlagsRequiredTogether("store-ca", "store-cert", "store-key")
 	flags.StringVar(&f.cluster, "cluster", lab.Cluster, "name of the cluster in the store")
 	flags.DurationVar(&f.timeout, "timeout", 10*time.Second, "how long to wait for the store")
 	_ = cmd.MarkFlagRequired("filename") // fails only for a flag that is not there
@@ -147,7 +152,7 @@ func (f *manifestFlags) open() (*store.Writer, string, error) {
 			return nil, "", err
 		}
 	}
-	writer, err := store.NewWriter(store.WriterConfig{Endpoints: []string{address}, Cluster: f.cluster})
+	writer, err := store.NewWriter(store.WriterConfig{Endpoints: []string{address}, Cluster: f.cluster, TLS: f.tls})
 	if err != nil {
 		return nil, "", fmt.Errorf("store %s: %w", address, err)
 	}

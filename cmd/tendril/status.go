@@ -101,6 +101,9 @@ func showStatus(v *view, s *agentv1.StatusResponse, now time.Time) error {
 	started := time.Unix(0, s.GetStartedUnixNano())
 	v.row("agent", fmt.Sprintf("version %s, up %s", s.GetVersion(), ago(now.Sub(started))))
 	v.row("store", storeText(s))
+	if until := s.GetCertificateUntilUnix(); until != 0 {
+		v.row("certificate", certificateText(time.Unix(until, 0), now))
+	}
 	v.row("policy", fmt.Sprintf("revision %d of %d in force, verdict epoch %d", s.GetPolicyRevision(), s.GetPolicyRevisionWanted(), s.GetVerdictEpoch()))
 	v.row("datapath", fmt.Sprintf("version %d, %s routing, MTU %d", s.GetDatapathVersion(), s.GetMode(), s.GetMtu()))
 	v.row("cluster", fmt.Sprintf("%d nodes, %d pods here", s.GetNodes(), s.GetEndpoints()))
@@ -137,6 +140,14 @@ func storeText(s *agentv1.StatusResponse) string {
 		return "not connected, last answer " + age + " ago; what was in force stays in force"
 	}
 	return fmt.Sprintf("connected, answered %s ago, revision %d, epoch %s", age, s.GetStoreRevision(), s.GetStoreEpoch())
+}
+
+// certificateText says how long the node may still speak to the store.
+func certificateText(until, now time.Time) string {
+	if !now.Before(until) {
+		return "expired at " + until.UTC().Format(time.RFC3339)
+	}
+	return fmt.Sprintf("until %s, for %s", until.UTC().Format(time.RFC3339), ago(until.Sub(now)))
 }
 
 // servicesText says which way clients outside are answered, and whether XDP takes part.

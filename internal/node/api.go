@@ -54,6 +54,9 @@ func (s *api) Status(context.Context, *agentv1.StatusRequest) (*agentv1.StatusRe
 		Mtu: a.mtus.Route, Problems: s.problems(kept.Problems), LbMode: string(a.config.LBMode),
 		Xdp: &agentv1.XDP{Wanted: string(a.config.XDP), Mode: string(a.xdp.mode), Reason: a.xdp.reason},
 	}
+	if !kept.CertificateUntil.IsZero() {
+		reply.CertificateUntilUnix = kept.CertificateUntil.Unix()
+	}
 	row := a.selfRow()
 	for _, addr := range row.Addresses {
 		reply.Addresses = append(reply.Addresses, addr.String())

@@ -347,6 +347,7 @@ func (a *Agent) buildStore(context.Context) (err error) {
 		Endpoints: a.config.Store, PublishAddr: a.config.Publish, Cluster: a.config.Cluster, Node: a.config.Node,
 		SnapshotPath: filepath.Join(a.config.StateDir, snapshotFile),
 		JournalPath:  filepath.Join(a.config.StateDir, "publish.journal"),
+		TLS:          a.config.storeFiles(),
 		Logger:       a.log,
 	})
 	return err

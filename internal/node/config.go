@@ -15,6 +15,7 @@ import (
 
 	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/service"
+	"tendril.io/tendril/internal/store"
 )
 
 // Mode says how pods of other nodes are reached.
@@ -57,6 +58,11 @@ type Config struct {
 	Store []string `json:"store"`
 	// Publish is the address of the Publish service, host:port. Required.
 	Publish string `json:"publish"`
+	// StoreCA, StoreCert and StoreKey are PEM files: authorities that vouch for store and Publish service, this node's certificate, which
+	// has its name, and the key. They are read anew at every connection. All three or none; none: no TLS.
+	StoreCA   string `json:"store_ca,omitempty"`
+	StoreCert string `json:"store_cert,omitempty"`
+	StoreKey  string `json:"store_key,omitempty"`
 	// PodCIDRs are the prefixes that pods of this node get addresses from, at most one a family. Default: what the operator has
 	// written for this node, which the agent waits for.
 	PodCIDRs []netip.Prefix `json:"pod_cidrs,omitempty"`
@@ -187,6 +193,9 @@ func (c Config) Validate() error {
 	if c.Publish == "" {
 		bad("publish", "required: host:port of the Publish service")
 	}
+	if err := c.storeFiles().Validate(); err != nil {
+		bad("store_ca, store_cert, store_key", "%v", err)
+	}
 	if c.Mode != ModeNative && c.Mode != ModeVXLAN {
 		bad("mode", "%q is neither native nor vxlan", c.Mode)
 	}
@@ -239,6 +248,11 @@ func (c Config) Validate() error {
 	}
 	problems = append(problems, c.validatePodCIDRs()...)
 	return errors.Join(problems...)
+}
+
+// storeFiles is who this node is to the store.
+func (c Config) storeFiles() store.Files {
+	return store.Files{CA: c.StoreCA, Cert: c.StoreCert, Key: c.StoreKey}
 }
 
 // What a node may ask for in seconds: etcd grants no less than one and a half election timeouts, and nobody waits for more than an hour.

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,7 +12,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 
@@ -70,15 +68,18 @@ func Dial(config Config) (*Client, error) {
 }
 
 // dialEtcd makes etcd's client; it connects on first use. A connection that goes silent is noticed within seconds.
-func dialEtcd(endpoints []string, tls *tls.Config, logger *slog.Logger) (*clientv3.Client, error) {
+func dialEtcd(endpoints []string, tls Files, logger *slog.Logger) (*clientv3.Client, error) {
+	options := []grpc.DialOption{reconnect()}
+	if tls != (Files{}) {
+		options = append(options, grpc.WithTransportCredentials(NewCredentials(tls)))
+	}
 	client, err := clientv3.New(clientv3.Config{
 		Endpoints:            endpoints,
-		TLS:                  tls,
 		DialKeepAliveTime:    10 * time.Second,
 		DialKeepAliveTimeout: 5 * time.Second,
 		Logger:               EtcdLogger(logger),
 		MaxUnaryRetries:      1, // retries are ours: see Backoff
-		DialOptions:          []grpc.DialOption{reconnect()},
+		DialOptions:          options,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("dial store %v: %w", endpoints, err)
@@ -94,10 +95,10 @@ func reconnect() grpc.DialOption {
 	})
 }
 
-func dialPublish(addr string, tls *tls.Config) (*grpc.ClientConn, error) {
+func dialPublish(addr string, tls Files) (*grpc.ClientConn, error) {
 	creds := insecure.NewCredentials()
-	if tls != nil {
-		creds = credentials.NewTLS(tls)
+	if tls != (Files{}) {
+		creds = NewCredentials(tls)
 	}
 	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(creds), reconnect(),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}))
@@ -174,7 +175,22 @@ func (c *Client) Status() Status {
 	pending, problems := c.publisher.describe()
 	status.Counters.Pending = uint64(pending)
 	status.Problems = append(status.Problems, problems...)
+	if c.config.TLS != (Files{}) {
+		c.describeCertificate(&status)
+	}
 	return status
+}
+
+// describeCertificate says until when the node's certificate is good, and why if it is not.
+func (c *Client) describeCertificate(s *Status) {
+	var err error
+	s.CertificateUntil, err = c.config.TLS.check(c.config.Node, time.Now())
+	if err != nil {
+		s.Problems = append(s.Problems, Problem{
+			Object: "certificate", Message: err.Error(),
+			Remedy: "put a certificate of this node and its key there, of the authority that the store believes; the files are read anew at every connection",
+		})
+	}
 }
 
 // describe fills in what the feed knows.

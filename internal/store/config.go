@@ -1,7 +1,6 @@
 package store
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,9 +20,9 @@ type Config struct {
 	// JournalPath is the file with this node's own keys until they are published.
 	JournalPath string
 
-	RateLimit float64     // requests a second to the store, 0: 20
-	Nodes     func() int  // nodes of the cluster, for intervals; nil: counted from the nodes table
-	TLS       *tls.Config // nil: plaintext, for the lab
+	RateLimit float64    // requests a second to the store, 0: 20
+	Nodes     func() int // nodes of the cluster, for intervals; nil: counted from the nodes table
+	TLS       Files      // this node's certificate and whom it believes; zero: plaintext, for the lab
 	Logger    *slog.Logger
 	// Observe is told of every request: its name, how long it took and how it ended. May be nil.
 	Observe func(operation string, took time.Duration, err error)
@@ -46,6 +45,9 @@ func (c Config) Validate() error {
 	if c.RateLimit < 0 {
 		return fmt.Errorf("store config: rate limit %v is negative", c.RateLimit)
 	}
+	if err := c.TLS.Validate(); err != nil {
+		return fmt.Errorf("store config: %w", err)
+	}
 	return checkCluster(c.Cluster)
 }
 
@@ -60,7 +62,7 @@ func checkCluster(cluster string) error {
 type WriterConfig struct {
 	Endpoints []string
 	Cluster   string
-	TLS       *tls.Config
+	TLS       Files // zero: plaintext
 	Logger    *slog.Logger
 }
 
@@ -74,8 +76,10 @@ type Status struct {
 	ClusterID uint64
 	Loaded    bool // tables hold at least the last known records
 	Synced    bool // tables are complete for the epoch
-	Counters  Counters
-	Problems  []Problem // sorted by object
+	// CertificateUntil is when this node's certificate expires; zero: there is none.
+	CertificateUntil time.Time
+	Counters         Counters
+	Problems         []Problem // sorted by object
 }
 
 // Counters count what the client did since its start.

@@ -63,6 +63,9 @@ func NewWriter(config WriterConfig) (*Writer, error) {
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
+	if err := config.TLS.Validate(); err != nil {
+		return nil, fmt.Errorf("store writer: %w", err)
+	}
 	client, err := dialEtcd(config.Endpoints, config.TLS, config.Logger)
 	if err != nil {
 		return nil, err

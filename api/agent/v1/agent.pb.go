@@ -82,7 +82,8 @@ type StatusResponse struct {
 	VerdictEpoch         uint64                 `protobuf:"varint,19,opt,name=verdict_epoch,json=verdictEpoch,proto3" json:"verdict_epoch,omitempty"`
 	Features             []*Feature             `protobuf:"bytes,20,rep,name=features,proto3" json:"features,omitempty"`
 	Xdp                  *XDP                   `protobuf:"bytes,21,opt,name=xdp,proto3" json:"xdp,omitempty"`
-	LbMode               string                 `protobuf:"bytes,22,opt,name=lb_mode,json=lbMode,proto3" json:"lb_mode,omitempty"` // snat or dsr, for services that do not say
+	CertificateUntilUnix int64                  `protobuf:"varint,23,opt,name=certificate_until_unix,json=certificateUntilUnix,proto3" json:"certificate_until_unix,omitempty"` // when this node's certificate for the store expires; 0: it has none
+	LbMode               string                 `protobuf:"bytes,22,opt,name=lb_mode,json=lbMode,proto3" json:"lb_mode,omitempty"`                                              // snat or dsr, for services that do not say
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -262,6 +263,13 @@ func (x *StatusResponse) GetXdp() *XDP {
 		return x.Xdp
 	}
 	return nil
+}
+
+func (x *StatusResponse) GetCertificateUntilUnix() int64 {
+	if x != nil {
+		return x.CertificateUntilUnix
+	}
+	return 0
 }
 
 func (x *StatusResponse) GetLbMode() string {
@@ -4906,7 +4914,7 @@ var File_agent_v1_agent_proto protoreflect.FileDescriptor
 const file_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"\x14agent/v1/agent.proto\x12\x10tendril.agent.v1\"\x0f\n" +
-	"\rStatusRequest\"\x9f\x06\n" +
+	"\rStatusRequest\"\xd5\x06\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12*\n" +
@@ -4931,7 +4939,8 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x03mtu\x18\x12 \x01(\rR\x03mtu\x12#\n" +
 	"\rverdict_epoch\x18\x13 \x01(\x04R\fverdictEpoch\x125\n" +
 	"\bfeatures\x18\x14 \x03(\v2\x19.tendril.agent.v1.FeatureR\bfeatures\x12'\n" +
-	"\x03xdp\x18\x15 \x01(\v2\x15.tendril.agent.v1.XDPR\x03xdp\x12\x17\n" +
+	"\x03xdp\x18\x15 \x01(\v2\x15.tendril.agent.v1.XDPR\x03xdp\x124\n" +
+	"\x16certificate_until_unix\x18\x17 \x01(\x03R\x14certificateUntilUnix\x12\x17\n" +
 	"\alb_mode\x18\x16 \x01(\tR\x06lbMode\"I\n" +
 	"\x03XDP\x12\x16\n" +
 	"\x06wanted\x18\x01 \x01(\tR\x06wanted\x12\x12\n" +

@@ -11,7 +11,6 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -60,13 +59,12 @@ func (s *publishService) authenticate(ctx context.Context, node string) error {
 		return nil
 	}
 	caller, _ := peer.FromContext(ctx)
-	info, ok := caller.AuthInfo.(credentials.TLSInfo)
-	if !ok || len(info.State.VerifiedChains) == 0 {
-		return fmt.Errorf("node %q: no verified certificate", node)
-	}
-	leaf := info.State.VerifiedChains[0][0]
-	if leaf.Subject.CommonName != node && !slices.Contains(leaf.DNSNames, node) {
-		return fmt.Errorf("node %q: the certificate is of %q", node, leaf.Subject.CommonName)
+	leaf := store.Leaf(caller.AuthInfo)
+	switch {
+	case leaf == nil:
+		return fmt.Errorf("node %q: no verified certificate; show one of an authority that the store believes", node)
+	case leaf.Subject.CommonName != node && !slices.Contains(leaf.DNSNames, node):
+		return fmt.Errorf("node %q: the certificate is of %q; a node writes under its own name only", node, leaf.Subject.CommonName)
 	}
 	return nil
 }

@@ -2,18 +2,10 @@ package server_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"fmt"
 	"log/slog"
-	"math/big"
 	"strings"
 	"testing"
-	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/goleak"
@@ -269,99 +261,6 @@ func TestANodeGetsTheLeaseThatItAsksForAndWatchersDoNotHearOfEachBeat(t *testing
 	}
 	if own, _ := beat(0); granted(own) != int64(store.AliveTime(0).Seconds()) {
 		t.Error("a node that no longer asks for an hour keeps it")
-	}
-}
-
-// authority signs certificates for a test.
-type authority struct {
-	t    *testing.T
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	pool *x509.CertPool
-}
-
-func newAuthority(t *testing.T) *authority {
-	a := &authority{t: t, pool: x509.NewCertPool()}
-	a.cert, a.key = a.sign("authority", nil)
-	a.pool.AddCert(a.cert)
-	return a
-}
-
-// sign makes a certificate of a name; the authority's own if parent is nil.
-func (a *authority) sign(name string, parent *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey) {
-	a.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: parent == nil,
-		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
-	}
-	signer := a.key
-	if parent == nil {
-		parent, signer = template, key
-	}
-	raw, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(raw)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return cert, key
-}
-
-// config is one side's TLS configuration under a name.
-func (a *authority) config(name string) *tls.Config {
-	cert, key := a.sign(name, a.cert)
-	return &tls.Config{
-		Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: key}},
-		RootCAs:      a.pool, ClientCAs: a.pool, ClientAuth: tls.RequireAndVerifyClientCert, ServerName: "operator",
-	}
-}
-
-func TestOverTLSANodeIsWhatItsCertificateSays(t *testing.T) {
-	a := newAuthority(t)
-	dir := t.TempDir()
-	ctx, cancel := context.WithCancel(context.Background())
-	running, err := server.Serve(ctx, server.Config{
-		Dir: dir, ClientAddr: "127.0.0.1:0", PublishAddr: "127.0.0.1:0", Cluster: cluster, TLS: a.config("operator"),
-	})
-	if err != nil {
-		cancel()
-		t.Fatal(err)
-	}
-	defer running.Wait()
-	defer cancel()
-	put := func(config *tls.Config, node string) codes.Code {
-		creds := insecure.NewCredentials()
-		if config != nil {
-			creds = credentials.NewTLS(config)
-		}
-		conn := dial(t, running.PublishAddr(), creds)
-		defer conn.Close()
-		_, err = storev1.NewPublishClient(conn).Put(t.Context(), &storev1.PutRequest{
-			Node: node, Writes: []*storev1.Write{write("acks/"+node, nil)},
-		})
-		return status.Code(err)
-	}
-	if got := put(a.config("n1"), "n1"); got != codes.OK {
-		t.Errorf("its own name: %v", got)
-	}
-	if got := put(a.config("n1"), "n2"); got != codes.PermissionDenied {
-		t.Errorf("another's name: got %v, want a refusal", got)
-	}
-	stranger := newAuthority(t).config("n1")
-	stranger.RootCAs = a.pool
-	if got := put(stranger, "n1"); got != codes.Unavailable {
-		t.Errorf("a certificate of another authority: got %v, want no connection", got)
-	}
-	if got := put(nil, "n1"); got != codes.Unavailable {
-		t.Errorf("plaintext: got %v, want no connection", got)
 	}
 }
 

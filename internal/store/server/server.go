@@ -3,19 +3,20 @@ package server
 import (
 	"context"
 	"crypto/rand"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 
 	storev1 "tendril.io/tendril/api/store/v1"
 	"tendril.io/tendril/internal/store"
@@ -27,9 +28,11 @@ type Config struct {
 	ClientAddr  string // host:port that etcd listens on; port 0 picks one
 	PublishAddr string // host:port that Publish listens on; port 0 picks one
 	Cluster     string
-	QuotaBytes  int64       // size at which etcd refuses writes, 0: 2 GiB
-	TLS         *tls.Config // of the Publish service; its clients' certificates name their nodes. nil: plaintext
-	Logger      *slog.Logger
+	QuotaBytes  int64 // size at which etcd refuses writes, 0: 2 GiB
+	// TLS is the store's certificate, and the authorities that name nodes. With it etcd itself listens at a unix socket only, and what
+	// is at ClientAddr can read. nil: plaintext.
+	TLS    store.Identity
+	Logger *slog.Logger
 }
 
 // Server is an embedded etcd of one member, and the Publish service beside it.
@@ -41,8 +44,12 @@ type Server struct {
 	grpc   *grpc.Server
 	// Open before etcd is: an address that is taken is known at once.
 	publish net.Listener
-	done    chan struct{}
-	err     error
+	// For nodes to read, with TLS only.
+	reader *grpc.Server
+	read   net.Listener
+	admin  string // endpoint of etcd itself
+	done   chan struct{}
+	err    error
 }
 
 const (
@@ -58,18 +65,50 @@ func Serve(ctx context.Context, config Config) (*Server, error) {
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
-	listener, err := net.Listen("tcp", config.PublishAddr)
-	if err != nil {
-		return nil, fmt.Errorf("listen for publish: %w", err)
+	s := &Server{done: make(chan struct{})}
+	if err := s.listen(config); err != nil {
+		return nil, errors.Join(err, s.closeListeners())
 	}
-	etcd, err := startEtcd(ctx, config)
-	if err != nil {
-		return nil, errors.Join(err, listener.Close())
+	var err error
+	if s.etcd, err = startEtcd(ctx, config); err != nil {
+		return nil, errors.Join(err, s.closeListeners())
 	}
-	s := &Server{etcd: etcd, client: v3client.New(etcd.Server), publish: listener, done: make(chan struct{})}
+	s.client = v3client.New(s.etcd.Server)
 	s.grpc = newPublishServer(s.client, config)
+	s.admin = s.etcd.Clients[0].Addr().String()
+	if config.TLS != nil {
+		s.reader = newReaderServer(s.etcd.Server, config.TLS)
+		s.admin = "unix://" + config.socket()
+	}
 	go s.run(ctx)
 	return s, nil
+}
+
+// listen opens what etcd does not open itself.
+func (s *Server) listen(config Config) (err error) {
+	if s.publish, err = net.Listen("tcp", config.PublishAddr); err != nil {
+		return fmt.Errorf("listen for publish: %w", err)
+	}
+	if config.TLS == nil {
+		return nil
+	}
+	if s.read, err = net.Listen("tcp", config.ClientAddr); err != nil {
+		return fmt.Errorf("listen for readers: %w", err)
+	}
+	// Who may enter the folder may write the store: root.
+	if err := os.MkdirAll(config.Dir, 0o700); err != nil {
+		return fmt.Errorf("folder of the store: %w", err)
+	}
+	return nil
+}
+
+func (s *Server) closeListeners() (err error) {
+	for _, listener := range []net.Listener{s.publish, s.read} {
+		if listener != nil {
+			err = errors.Join(err, listener.Close())
+		}
+	}
+	return err
 }
 
 // Validate says what is missing or malformed.
@@ -87,6 +126,9 @@ func (c Config) Validate() error {
 	}
 	return nil
 }
+
+// socket is where etcd itself listens with TLS. It may not be longer than 107 bytes (unix(7)).
+func (c Config) socket() string { return filepath.Join(c.Dir, "store.sock") }
 
 // startEtcd starts the embedded member and waits until it answers.
 func startEtcd(ctx context.Context, config Config) (*embed.Etcd, error) {
@@ -114,7 +156,10 @@ func etcdConfig(config Config) *embed.Config {
 	c.Name = "tendril"
 	c.Dir = config.Dir
 	c.ListenClientUrls = []url.URL{{Scheme: "http", Host: config.ClientAddr}}
-	c.AdvertiseClientUrls = c.ListenClientUrls
+	c.AdvertiseClientUrls = c.ListenClientUrls // nobody asks; a socket is not allowed here
+	if config.TLS != nil {
+		c.ListenClientUrls = []url.URL{{Scheme: "unix", Path: config.socket()}}
+	}
 	c.ListenPeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
 	c.AdvertisePeerUrls = c.ListenPeerUrls
 	c.InitialCluster = c.InitialClusterFromName(c.Name)
@@ -137,9 +182,8 @@ func etcdConfig(config Config) *embed.Config {
 
 func newPublishServer(client *clientv3.Client, config Config) *grpc.Server {
 	var options []grpc.ServerOption
-	// Mutual: the configuration asks for certificates of clients.
 	if config.TLS != nil {
-		options = append(options, grpc.Creds(credentials.NewTLS(config.TLS)))
+		options = append(options, grpc.Creds(store.NewCredentials(config.TLS)))
 	}
 	server := grpc.NewServer(options...)
 	storev1.RegisterPublishServer(server, &publishService{
@@ -151,18 +195,23 @@ func newPublishServer(client *clientv3.Client, config Config) *grpc.Server {
 // run serves until the context ends or etcd fails.
 func (s *Server) run(ctx context.Context) {
 	defer close(s.done)
-	served := make(chan error, 1)
-	go func() { served <- s.grpc.Serve(s.publish) }()
+	served := make(chan error, 2)
+	var serving sync.WaitGroup
+	serving.Go(func() { served <- s.grpc.Serve(s.publish) })
+	if s.reader != nil {
+		serving.Go(func() { served <- s.reader.Serve(s.read) })
+	}
 	select {
 	case <-ctx.Done():
 	case s.err = <-s.etcd.Err():
-	// Its result is wanted once more below.
 	case s.err = <-served:
-		served <- nil
 	}
 	// Agents' calls end before the store does, so that none is answered as done and lost.
 	s.grpc.Stop()
-	<-served
+	if s.reader != nil {
+		s.reader.Stop()
+	}
+	serving.Wait()
 	s.client.Close()
 	s.etcd.Close()
 }
@@ -173,8 +222,16 @@ func (s *Server) Wait() error {
 	return s.err
 }
 
-// ClientAddr is where etcd listens, host:port.
-func (s *Server) ClientAddr() string { return s.etcd.Clients[0].Addr().String() }
+// ClientAddr is where agents read, host:port.
+func (s *Server) ClientAddr() string {
+	if s.read != nil {
+		return s.read.Addr().String()
+	}
+	return s.etcd.Clients[0].Addr().String()
+}
+
+// AdminEndpoint is where etcd itself listens, for writers: the same, or with TLS a unix socket for root.
+func (s *Server) AdminEndpoint() string { return s.admin }
 
 // PublishAddr is where the Publish service listens, host:port.
 func (s *Server) PublishAddr() string { return s.publish.Addr().String() }
