@@ -46,6 +46,7 @@ fi
 # The Kubernetes e2e suite and the image that its specs run: agnhost, and the tools they call in it by a shell, from Debian.
 cd "$here"
 build agnhost k8s.io/kubernetes/test/images/agnhost
+go build -trimpath -ldflags '-s -w' -o "$out/bin/verdicts" ./verdicts
 build ginkgo github.com/onsi/ginkgo/v2/ginkgo
 if [ ! -x "$out/bin/e2e.test" ] || [ go.sum -nt "$out/bin/e2e.test" ]; then
   echo 'build e2e.test'

@@ -12,12 +12,12 @@ not_here+='|Disruptive|Alpha|\[Slow\]|\[Serial\]'
 e2e() {
   "$bin/ginkgo" --procs="${PROCS:-6}" --no-color --succinct --keep-going --timeout="${LIMIT:-1h}" --output-dir="$results" --json-report="$1.json" \
     --focus="$2" --skip="$3" "$bin/e2e.test" -- --provider=skeleton --kubeconfig="$state/pki/admin.kubeconfig" \
-    --kubectl-path="$bin/kubectl" --num-nodes=2 --dump-logs-on-failure=false --disable-log-dump > "$results/$1.log" 2>&1 || true
-  echo "$(printf '%4d' $SECONDS) s  specs of $1: $(tail -n 20 "$results/$1.log" | grep -E '^(FAIL|SUCCESS|ok|Ran|FAIL!)' | head -n 2 | tr '\n' ' ')"
+    --kubectl-path="$bin/kubectl" --num-nodes=2 --dump-logs-on-failure=false --disable-log-dump > "$results/$1.log" 2>&1 || failed+=" $1"
+  echo "$(printf '%4d' $SECONDS) s  specs of $1 asked"
 }
 
 conformance() {
-  local node name
+  local node name failed=
   for node in n1 n2; do
     inside "$node" "$debian/usr/bin/ctr" -n k8s.io images import "$root/build/kube/agnhost.tar" > /dev/null
     for name in agnhost:2.59 agnhost:2.55 busybox:1.37.0-1 jessie-dnsutils:1.7; do
@@ -31,4 +31,6 @@ conformance() {
   mkdir -p "$results"
   e2e services "${FOCUS:-\[sig-network\]}" "$not_here|Netpol NetworkPolicy|Netpol \[LinuxOnly\]"
   e2e policies "${FOCUS:-Netpol}" "$not_here|Netpol API"
+  "$bin/verdicts" "$results"/*.json > "$results/table.md"
+  [ -z "$failed" ] || { echo "FAIL: specs of$failed, see $results" >&2; false; }
 }
