@@ -1,6 +1,6 @@
 # Everything a developer does, one target each. Each installs what it needs (Debian packages, as root) and says so.
 .DEFAULT_GOAL := help
-.PHONY: help demo build images generate test test-kube lint fuzz mutants bench vm sweep clean
+.PHONY: help demo build images generate test test-kube conformance-kube lint fuzz mutants bench vm sweep clean
 
 export CGO_ENABLED := 0
 # Without gRPC's tracing pages nothing uses html/template, which makes the linker keep every method of every type: it saves
@@ -37,9 +37,13 @@ generate: ## compile the BPF programs and everything else that is generated
 test: ## run every test; leaves nothing behind
 	@test/run.sh
 
-test-kube: images ## operator, agents and CNI plugin in a real Kubernetes cluster of two nodes, which is built the first time: ten minutes
+test-kube: images ## operator, agents and CNI plugin in a real Kubernetes cluster of two nodes, which is built the first time: ten minutes; MODE=vxlan, DUAL=1
 	@test/kube/build.sh
-	@test/kube/run.sh
+	@MODE=$(MODE) DUAL=$(DUAL) test/kube/run.sh
+
+conformance-kube: images ## the network specs of the Kubernetes e2e suite in that cluster; FOCUS=REGEXP, MODE, DUAL
+	@test/kube/build.sh conformance
+	@MODE=$(MODE) DUAL=$(DUAL) test/kube/run.sh conformance
 
 lint: ## check the budgets and habits that a program can check
 	@go vet ./...

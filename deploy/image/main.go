@@ -1,9 +1,10 @@
 // Command image writes a container image of static programs, an archive in the OCI image layout (OCI Image Format
 // Specification 1.1) that `ctr images import`, podman and skopeo read:
 //
-//	image NAME PROGRAM... > FILE
+//	image NAME PROGRAM... [LAYER.tar] > FILE
 //
-// The programs lie in the root folder, and the first of them is what runs. The same programs make the same bytes.
+// The programs lie in the root folder, and the first of them is what runs. An archive of more files may lie below them, as it is.
+// The same programs make the same bytes.
 package main
 
 import (
@@ -64,7 +65,7 @@ func (a *archive) object(kind string, value any) descriptor {
 	return a.blob(kind, content)
 }
 
-// layer packs the programs; it is the image's only layer, and not compressed, so its digest is that of its content, too.
+// layer packs the programs. Layers are not compressed, so their digests are those of their content, too.
 func layer(programs []string) ([]byte, error) {
 	var packed bytes.Buffer
 	a := archive{tar: tar.NewWriter(&packed)}
@@ -78,25 +79,43 @@ func layer(programs []string) ([]byte, error) {
 	return packed.Bytes(), errors.Join(a.err, a.tar.Close())
 }
 
+// layers of an image, lowest first, and what runs.
+func layers(parts []string) (packed [][]byte, entry string, err error) {
+	if last := len(parts) - 1; last > 0 && filepath.Ext(parts[last]) == ".tar" {
+		below, err := os.ReadFile(parts[last])
+		if err != nil {
+			return nil, "", err
+		}
+		packed, parts = append(packed, below), parts[:last]
+	}
+	own, err := layer(parts)
+	return append(packed, own), "/" + filepath.Base(parts[0]), err
+}
+
 func run(args []string, out io.Writer) error {
 	if len(args) < 2 {
-		return errors.New("usage: image NAME PROGRAM... > FILE")
+		return errors.New("usage: image NAME PROGRAM... [LAYER.tar] > FILE")
 	}
-	name, programs := args[0], args[1:]
-	packed, err := layer(programs)
+	name := args[0]
+	packed, entry, err := layers(args[1:])
 	if err != nil {
 		return err
 	}
 	a := archive{tar: tar.NewWriter(out)}
-	content := a.blob("layer.v1.tar", packed)
+	var content []descriptor
+	var digests []string
+	for _, layer := range packed {
+		content = append(content, a.blob("layer.v1.tar", layer))
+		digests = append(digests, content[len(content)-1].Digest)
+	}
 	config := a.object("config.v1+json", map[string]any{
 		"architecture": runtime.GOARCH, "os": "linux",
-		"config": map[string]any{"Entrypoint": []string{"/" + filepath.Base(programs[0])}},
-		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{content.Digest}},
+		"config": map[string]any{"Entrypoint": []string{entry}},
+		"rootfs": map[string]any{"type": "layers", "diff_ids": digests},
 	})
 	manifest := a.object("manifest.v1+json", map[string]any{
 		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-		"config": config, "layers": []descriptor{content},
+		"config": config, "layers": content,
 	})
 	manifest.Annotations = map[string]string{"io.containerd.image.name": name}
 	index, err := json.Marshal(map[string]any{"schemaVersion": 2, "manifests": []descriptor{manifest}})

@@ -65,8 +65,12 @@ func TestAnImageLeadsFromItsIndexToItsPrograms(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	below := filepath.Join(folder, "below.tar")
+	if err := os.WriteFile(below, []byte("more files"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	var image, again bytes.Buffer
-	args := append([]string{"tendril.test/x:1"}, programs...)
+	args := append(append([]string{"tendril.test/x:1"}, programs...), below)
 	if err := errors.Join(run(args, &image), run(args, &again)); err != nil {
 		t.Fatal(err)
 	}
@@ -91,10 +95,13 @@ func TestAnImageLeadsFromItsIndexToItsPrograms(t *testing.T) {
 	if got, want := config.Config.Entrypoint, []string{"/first"}; !cmp.Equal(got, want) {
 		t.Errorf("entry point %v, want %v", got, want)
 	}
-	if got, want := config.RootFS.DiffIDs, []string{manifest.Layers[0].Digest}; !cmp.Equal(got, want) {
+	if got, want := config.RootFS.DiffIDs, []string{manifest.Layers[0].Digest, manifest.Layers[1].Digest}; !cmp.Equal(got, want) {
 		t.Errorf("layers of the configuration %v, want %v", got, want)
 	}
-	got := unpack(t, []byte(follow(t, files, manifest.Layers[0])))
+	if got := follow(t, files, manifest.Layers[0]); got != "more files" {
+		t.Errorf("lowest layer %q, want the archive as it is", got)
+	}
+	got := unpack(t, []byte(follow(t, files, manifest.Layers[1])))
 	want := map[string]string{"first": "content of first", "second": "content of second"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("layer (-want +got):\n%s", diff)

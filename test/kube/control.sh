@@ -18,10 +18,11 @@ await() { # SECONDS WHAT COMMAND...
 kubectl() { "$bin/kubectl" --kubeconfig "$state/pki/admin.kubeconfig" "$@"; }
 
 control_plane() {
-  local services=10.96.0.0/12 etcd=http://127.0.0.1:12379 # the product's own store has the usual port
+  local services=10.96.0.0/12${DUAL:+,fd00:96::/108} etcd=http://127.0.0.1:12379 # the product's own store has the usual port
   ip link set lo up
   ip link add fabric type bridge
   ip addr add 10.200.0.1/24 dev fabric
+  [ -z "$DUAL" ] || ip addr add fd00:200::1/64 dev fabric nodad
   ip link set fabric up
   start etcd "$bin/etcd" --data-dir "$state/etcd" --unsafe-no-fsync --log-level warn \
     --listen-client-urls $etcd --advertise-client-urls $etcd --listen-peer-urls http://127.0.0.1:12380

@@ -12,7 +12,7 @@ departed() {
   quit n2 tendril-agent
   kubectl delete node n2 > /dev/null
   await 90 'n2 forgotten, once its sign of life has ended' unknown n2
-  start_kubelet n2 10.200.0.12
+  start_kubelet n2 "10.200.0.12${DUAL:+,fd00:200::12}"
   await 60 'n2 known again' known n2
   await 60 'n2 ready again' kubectl wait --for=condition=Ready node/n2 --timeout=1s
 }

@@ -32,7 +32,7 @@ systemd.unified_cgroup_hierarchy=hybrid, or run this on another machine' >&2
   done < /proc/self/cgroup
 }
 
-# add_node NAME ADDRESS
+# add_node NAME ADDRESS ADDRESS6
 add_node() {
   local name=$1 address=$2 own=$state/$1 group
   mkdir -p "$own"
@@ -50,6 +50,10 @@ add_node() {
   ip link set "to-$name" master fabric up
   inside "$name" sh -ec "ip link set lo up; ip addr add $address/24 dev eth0; ip link set eth0 up; ip route add default via 10.200.0.1
     echo 1 > /proc/sys/net/ipv4/ip_forward; cp '$debian/usr/lib/cni/loopback' /opt/cni/bin/"
+  if [ -n "$DUAL" ]; then
+    inside "$name" sh -ec "ip addr add $3/64 dev eth0 nodad; ip route add default via fd00:200::1; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding"
+    address+=,$3
+  fi
   start "$name-containerd" inside "$name" env PATH="$debian/usr/bin:$debian/usr/sbin:$PATH" containerd -c "$here/node/containerd.toml"
   await 20 "containerd of $name" inside "$name" "$debian/usr/bin/ctr" version
   inside "$name" "$debian/usr/bin/ctr" -n k8s.io images import "$root/build/kube/probe.tar" > /dev/null
@@ -60,7 +64,7 @@ add_node() {
   start_kubelet "$name" "$address"
 }
 
-# start_kubelet NAME ADDRESS
+# start_kubelet NAME ADDRESS[,ADDRESS6]
 start_kubelet() {
   start "$1-kubelet" inside "$1" "$bin/kubelet" --config "$state/$1/kubelet.yaml" --kubeconfig "$state/pki/$1.kubeconfig" \
     --hostname-override "$1" --node-ip "$2"

@@ -1,7 +1,8 @@
 #!/bin/bash
 # run.sh: a Kubernetes control plane and two nodes, in namespaces of their own that end with the script; tendril is installed there from its
 # images and its chart, updated and taken out; a verdict. Needs root, openssl, iproute2, control groups of version 1 beside version 2
-# (nodes mount both), the result of build.sh and the product's images.
+# (nodes mount both), the result of build.sh and the product's images. MODE=vxlan has pods' packets in tunnels instead of routed; DUAL=1 gives
+# nodes, pods and services addresses of IPv6, too.
 set -eE # the trap of ERR is for functions as well
 here=$(dirname "$(readlink -f "$0")")
 if [ -z "$INSIDE" ]; then
@@ -11,6 +12,7 @@ fi
 root=$(readlink -f "$here/../..")
 bin=$root/build/kube/bin
 state=$(mktemp -d)
+MODE=${MODE:-native}
 finish() {
   remove_nodes
   rm -rf "$state"
@@ -19,14 +21,18 @@ trap finish EXIT
 trap 'echo "FAIL at line $LINENO" >&2; kubectl get pods -A -o wide >&2 || true; for log in apiserver n1-init n1-containerd n1-kubelet install uninstall load; do
   echo "--- $log"; tail -n 15 "$state/log/$log" || true; done >&2' ERR
 mkdir -p "$state/pki" "$state/log"
-for part in control nodes install operator balanced workload rollout departed; do . "$here/$part.sh"; done
+for part in control nodes install operator balanced workload rollout departed conformance; do . "$here/$part.sh"; done
 "$here/pki.sh" "$state/pki"
 control_groups
 chart
 control_plane
-add_node n1 10.200.0.11
-add_node n2 10.200.0.12
+add_node n1 10.200.0.11 fd00:200::11
+add_node n2 10.200.0.12 fd00:200::12
 install
+if [ "$1" = conformance ]; then
+  conformance
+  exit
+fi
 operator
 balanced
 workload

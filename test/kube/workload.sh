@@ -7,12 +7,15 @@ denied() { from_pod "$1" 2>&1 | grep -q 'probe: .*deadline exceeded'; }
 
 workload() {
   kubectl apply -f "$here/manifests/dns.yaml" -f "$here/manifests/web.yaml" > /dev/null
+  [ -z "$DUAL" ] || kubectl -n web patch service web -p '{"spec": {"ipFamilyPolicy": "RequireDualStack", "clusterIPs": ["10.96.7.8", "fd00:96::7:8"]}}' > /dev/null
   await 60 'deployments available' kubectl -n web wait --for=condition=Available deploy/web deploy/client --timeout=1s
   await 60 'CoreDNS available' kubectl -n kube-system wait --for=condition=Available deploy/coredns --timeout=1s
   await 5 'pods on both nodes' spread
-  for address in $(kubectl -n web get pods -l app=web -o 'jsonpath={.items[*].status.podIP}'); do
+  for address in $(kubectl -n web get pods -l app=web -o 'jsonpath={.items[*].status.podIPs[*].ip}'); do
+    case $address in *:*) address="[$address]" ;; esac
     await 10 "pod $address from a pod" from_pod "$address:8080"
   done
+  [ -z "$DUAL" ] || await 10 'service of IPv6 from a pod' from_pod '[fd00:96::7:8]'
   await 10 'service from a pod' from_pod 10.96.7.8
   await 10 'service by its name' from_pod web.web.svc.cluster.local
   for node in n1 n2; do await 10 "service from node $node" inside $node "$bin/probe" get http://10.96.7.8; done

@@ -1,0 +1,48 @@
+# Sourced by run.sh: the network specs of the Kubernetes e2e suite, as Kubernetes has them, into build/kube/conformance. FOCUS chooses
+# among them by a regular expression.
+results=$root/build/kube/conformance
+
+# Not here: what wants a cloud's load balancer, an ingress controller, kube-proxy, SCTP in the kernel, the Internet, a switch of the API server;
+# what measures; what takes the cluster for itself for minutes.
+not_here='Feature:(LoadBalancer|Ingress|SCTPConnectivity|PerformanceDNS|Networking-|KubeProxyNFAcct)|KubeProxy|kube-proxy urls|Provider:GCE'
+not_here+='|Disruptive|Alpha|\[Slow\]|\[Serial\]'
+[ -n "$DUAL" ] || not_here+='|Feature:IPv6DualStack'
+
+# e2e NAME FOCUS SKIP
+e2e() {
+  "$bin/ginkgo" --procs="${PROCS:-6}" --no-color --succinct --keep-going --timeout="${LIMIT:-1h}" --output-dir="$results" --json-report="$1.json" \
+    --focus="$2" --skip="$3" "$bin/e2e.test" -- --provider=skeleton --kubeconfig="$state/pki/admin.kubeconfig" \
+    --kubectl-path="$bin/kubectl" --num-nodes=2 --dump-logs-on-failure=false --disable-log-dump > "$results/$1.log" 2>&1 || failed+=" $1"
+  echo "$(printf '%4d' $SECONDS) s  specs of $1 asked"
+}
+
+# routes: the API server, which is on no node, reaches pods, as it must for its proxy.
+routes() {
+  local name prefixes prefix
+  declare -A gateway=([n1]=10.200.0.11 [n2]=10.200.0.12 [n1:]=fd00:200::11 [n2:]=fd00:200::12)
+  while read -r name prefixes; do
+    for prefix in $prefixes; do
+      case $prefix in *:*) ip route add "$prefix" via "${gateway[$name:]}" ;; *) ip route add "$prefix" via "${gateway[$name]}" ;; esac
+    done
+  done < <(kubectl get nodes -o 'jsonpath={range .items[*]}{.metadata.name} {.spec.podCIDRs[*]}{"\n"}{end}')
+}
+
+conformance() {
+  local node name failed=
+  for node in n1 n2; do
+    inside "$node" "$debian/usr/bin/ctr" -n k8s.io images import "$root/build/kube/agnhost.tar" > /dev/null
+    for name in agnhost:2.59 agnhost:2.55 busybox:1.37.0-1 jessie-dnsutils:1.7; do
+      inside "$node" "$debian/usr/bin/ctr" -n k8s.io images tag tendril.test/agnhost:1 "registry.k8s.io/e2e-test-images/$name" > /dev/null
+    done
+    inside "$node" "$debian/usr/bin/ctr" -n k8s.io images tag tendril.test/probe:1 registry.k8s.io/pause:3.10.1 > /dev/null
+  done
+  kubectl apply -f "$here/manifests/dns.yaml" > /dev/null
+  await 60 'CoreDNS available' kubectl -n kube-system wait --for=condition=Available deploy/coredns --timeout=1s
+  routes
+  rm -rf "$results"
+  mkdir -p "$results"
+  e2e services "${FOCUS:-\[sig-network\]}" "$not_here|Netpol NetworkPolicy|Netpol \[LinuxOnly\]"
+  e2e policies "${FOCUS:-Netpol}" "$not_here|Netpol API"
+  "$bin/verdicts" "$results"/*.json > "$results/table.md"
+  [ -z "$failed" ] || { echo "FAIL: specs of$failed, see $results" >&2; false; }
+}
