@@ -32,7 +32,7 @@ const (
 	excluded = "node.kubernetes.io/exclude-from-external-load-balancers"
 )
 
-// announcer has each address of a load balancer answered for by one node on the link. All nodes compute the same from the same
+// announcer has each address of a load balancer, and each external IP if the configuration says so, answered for by one node on the link. All nodes compute the same from the same
 // tables: who is alive, who is excluded, who has a backend that the policy asks for. An address is answered for until the end of this
 // node's lease at the most, so that another takes over from silence. While the store cannot be reached nobody can take over; then
 // the node goes on, and yields to whom it hears.
@@ -40,11 +40,13 @@ type announcer struct {
 	tables *table.Tables
 	self   string
 	mac    [6]byte
-	kernel announcements
-	link   link
-	lease  func() (ends time.Duration, changed <-chan struct{})
-	now    func() time.Duration // since boot
-	log    *slog.Logger
+	// external has services' external IPs answered for as well, but for those that a node has itself.
+	external bool
+	kernel   announcements
+	link     link
+	lease    func() (ends time.Duration, changed <-chan struct{})
+	now      func() time.Duration // since boot
+	log      *slog.Logger
 
 	mu     sync.Mutex // guards owners, which the API reads, and rivals
 	owners map[netip.Addr]string
@@ -92,7 +94,7 @@ func (a *announcer) Run(ctx context.Context, loaded <-chan struct{}) error {
 		_, beaten := a.lease() // before the round, so that no heartbeat is missed
 		next, err := a.round()
 		if err != nil {
-			a.log.Error("announce addresses of load balancers; will try again", "error", err)
+			a.log.Error("announce addresses of services; will try again", "error", err)
 			next = loopBackoff
 		}
 		watches := statedb.NewWatchSet()
@@ -131,6 +133,7 @@ func (a *announcer) choose() []<-chan struct{} {
 	services, changed2 := t.Services.AllWatch(txn)
 	backends, changed3 := t.Backends.AllWatch(txn)
 	_, changed4 := t.NodeLabels.AllWatch(txn)
+	nodes, changed5 := t.Nodes.AllWatch(txn)
 	var candidates []service.Candidate
 	for row := range alive {
 		labels, _, _ := t.NodeLabels.Get(txn, table.NodeLabelsByNode(row.Node))
@@ -138,9 +141,15 @@ func (a *announcer) choose() []<-chan struct{} {
 			candidates = append(candidates, service.NewCandidate(row.Node))
 		}
 	}
+	nodesOwn := make(map[netip.Addr]bool)
+	for row := range nodes {
+		for _, addr := range row.Addresses {
+			nodesOwn[addr] = true
+		}
+	}
 	owners, local := make(map[netip.Addr]string), localNodes(services, backends)
 	for row := range services {
-		for _, addr := range row.LoadBalancerIPs {
+		for _, addr := range a.wanted(row, nodesOwn) {
 			if _, taken := owners[addr]; taken { // of two services the first by name has it
 				continue
 			}
@@ -154,7 +163,16 @@ func (a *announcer) choose() []<-chan struct{} {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.owners = owners
-	return []<-chan struct{}{changed1, changed2, changed3, changed4}
+	return []<-chan struct{}{changed1, changed2, changed3, changed4, changed5}
+}
+
+// wanted lists the addresses of a service that some node is to answer for.
+func (a *announcer) wanted(row *table.Service, nodesOwn map[netip.Addr]bool) []netip.Addr {
+	if !a.external || len(row.ExternalIPs) == 0 {
+		return row.LoadBalancerIPs
+	}
+	external := slices.DeleteFunc(slices.Clone(row.ExternalIPs), func(addr netip.Addr) bool { return nodesOwn[addr] })
+	return slices.Concat(row.LoadBalancerIPs, external)
 }
 
 func has(labels map[string]string, key string) bool {
@@ -166,7 +184,7 @@ func has(labels map[string]string, key string) bool {
 func localNodes(services iter.Seq2[*table.Service, uint64], backends iter.Seq2[*table.Backends, uint64]) map[serviceName]map[string]bool {
 	nodes := make(map[serviceName]map[string]bool)
 	for row := range services {
-		if row.ExternalLocal && len(row.LoadBalancerIPs) > 0 {
+		if row.ExternalLocal {
 			nodes[serviceName{row.Namespace, row.Name}] = make(map[string]bool)
 		}
 	}

@@ -2,7 +2,9 @@ package node
 
 import (
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -149,6 +151,44 @@ func TestALocalPolicyWantsABackend(t *testing.T) {
 		v.after(0)
 		if owner, _ := v.Owner(announced); owner != step.want {
 			t.Errorf("with %+v the owner is %q, want %q", step.backend, owner, step.want)
+		}
+	}
+}
+
+func TestExternalIPsAreAnnouncedOnlyWhereAskedFor(t *testing.T) {
+	external, nodesOwn := netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("192.0.2.1")
+	for _, asked := range []bool{false, true} {
+		v := newVoiced(t, "node1")
+		v.external = asked
+		hold(v, v.tables.Nodes, &table.Node{Name: "node2", Addresses: []netip.Addr{nodesOwn}})
+		hold(v, v.tables.Services, &table.Service{
+			Namespace: "shop", Name: "web", Type: "LoadBalancer", LoadBalancerIPs: []netip.Addr{announced}, ExternalIPs: []netip.Addr{external, nodesOwn},
+		})
+		v.after(0)
+		v.after(takeover)
+		want := []netip.Addr{announced}
+		if asked {
+			want = []netip.Addr{external, announced}
+		}
+		got := slices.SortedFunc(maps.Keys(v.rows), netip.Addr.Compare)
+		if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+			t.Errorf("asked for %v: announced (-want +got):\n%s", asked, diff)
+		}
+	}
+}
+
+// An external IP, too, is for a node with a backend where the policy asks for one.
+func TestAnExternalIPFollowsTheLocalPolicy(t *testing.T) {
+	v := newVoiced(t, "node1", "node2")
+	v.external = true
+	external := netip.MustParseAddr("192.0.2.7")
+	hold(v, v.tables.Services, &table.Service{Namespace: "shop", Name: "web", ExternalIPs: []netip.Addr{external}, ExternalLocal: true})
+	for _, node := range []string{"node1", "node2"} {
+		backend := table.Backend{Node: node, Ready: true}
+		hold(v, v.tables.Backends, &table.Backends{Namespace: "shop", Service: "web", Slice: "a", Backends: []table.Backend{backend}})
+		v.after(0)
+		if owner, _ := v.Owner(external); owner != node {
+			t.Errorf("the owner is %q, want %s, which has the backend", owner, node)
 		}
 	}
 }

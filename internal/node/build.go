@@ -408,7 +408,8 @@ func (a *Agent) buildAnnouncer() error {
 	a.voice = voice
 	a.announcer = &announcer{
 		tables: a.tables, self: a.config.Node, mac: a.uplink.mac, kernel: a.datapath, link: voice,
-		lease: a.store.Publisher().Lease, now: store.SinceBoot, log: a.log,
+		external: a.config.AnnounceExternalIPs,
+		lease:    a.store.Publisher().Lease, now: store.SinceBoot, log: a.log,
 	}
 	return nil
 }

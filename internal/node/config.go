@@ -117,6 +117,9 @@ type Config struct {
 	// AliveLeaseSeconds is how long the cluster takes this node for alive after its last heartbeat; there are four in that time.
 	// Default: what suits the cluster's size, 40 for a few nodes.
 	AliveLeaseSeconds uint32 `json:"alive_lease_seconds,omitempty"`
+	// AnnounceExternalIPs has services' externalIPs answered for on the link, like load balancers' addresses. The same on all nodes.
+	// Default off: whoever may write a Service could take any free address of the link.
+	AnnounceExternalIPs bool `json:"announce_external_ips,omitempty"`
 	// LBMode says how clients outside the cluster are answered by backends of other nodes: snat (default) or dsr.
 	LBMode LBMode `json:"lb_mode,omitempty"`
 	// XDP is off (default), auto, native or generic, on the uplink.
