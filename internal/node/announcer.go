@@ -32,10 +32,10 @@ const (
 	excluded = "node.kubernetes.io/exclude-from-external-load-balancers"
 )
 
-// announcer has each address of a load balancer, and each external IP if the configuration says so, answered for by one node on the link. All nodes compute the same from the same
-// tables: who is alive, who is excluded, who has a backend that the policy asks for. An address is answered for until the end of this
-// node's lease at the most, so that another takes over from silence. While the store cannot be reached nobody can take over; then
-// the node goes on, and yields to whom it hears.
+// announcer has each address of a load balancer, and each external IP if the configuration says so, answered for by one node on the
+// link. All nodes compute the same from the same tables: who is alive, who is excluded, who has a backend that the policy asks for. An
+// address is answered for until the end of this node's lease at the most, so that another takes over from silence. While the store
+// cannot be reached nobody can take over; then the node goes on, and yields to whom it hears.
 type announcer struct {
 	tables *table.Tables
 	self   string
