@@ -150,9 +150,9 @@ func (c *cluster) testNodePort(t *testing.T) {
 	clients := append(c.hosts(t), c.Outside(), c.pods["client"].Place, c.stray("client"), c.pods["far"].Place, c.stray("far"))
 	for _, place := range clients {
 		for _, addr := range c.nodeAddrs(t, "node1") {
-			counts, err := place.FetchMany(t.Context(), addr, port, 12)
+			counts, err := place.FetchMany(t.Context(), addr, port, 40) // one of two by chance: all to one in 2^-39 of the runs
 			if err != nil || len(counts) != 2 {
-				t.Errorf("%s: 12 connections to %s port %d: %v, %v, want both servers", place.Name, addr, port, counts, err)
+				t.Errorf("%s: 40 connections to %s port %d: %v, %v, want both servers", place.Name, addr, port, counts, err)
 			}
 		}
 	}
