@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -41,6 +42,8 @@ type options struct {
 	podPools   []string
 	embedded   server.Config
 	files      store.Files
+	authority  string
+	life       time.Duration
 }
 
 func command() *cobra.Command {
@@ -69,11 +72,15 @@ With --store-dir it is the store as well: an embedded etcd and the Publish servi
 	flags.StringVar(&o.files.CA, "store-ca", "", "file with the authorities that vouch for nodes (embedded store) or for the etcd outside; PEM, like the next two")
 	flags.StringVar(&o.files.Cert, "store-cert", "", "certificate to show; the embedded store's must be of the address at which agents ask. Without it there is no TLS")
 	flags.StringVar(&o.files.Key, "store-key", "", "key of the certificate")
+	flags.StringVar(&o.authority, "authority", "", "name of the Secret and ConfigMap of the authority that issues certificates to agents and to the embedded store; both are there, empty at first")
+	flags.DurationVar(&o.life, "certificate-life", 0, "how long a certificate lives that the authority issues (default 24h); agents have the next one issued at half of it or later")
 	flags.StringVar(&o.embedded.PublishAddr, "publish", "127.0.0.1:2380", "where the Publish service listens")
 	flags.DurationVar(&o.grace, "node-grace", 0, "how long a node that Kubernetes does not have and that gives no sign of life stays in the store (default 10m)")
 	flags.StringArrayVar(&o.podPools, "pod-pool", nil, "NAME=PREFIX:BITS[,PREFIX:BITS]: gives each node without pod CIDRs a prefix of so many bits; nodes with the annotation\n"+operator.AnnotationPodPool+" from the pool that it names, all others from the one named "+operator.DefaultPodPool)
 	c.MarkFlagsOneRequired("store", "store-dir")
 	c.MarkFlagsMutuallyExclusive("store", "store-dir")
+	c.MarkFlagsMutuallyExclusive("authority", "store-ca")
+	c.MarkFlagsMutuallyExclusive("authority", "store")
 	c.MarkFlagsRequiredTogether("store-ca", "store-cert", "store-key")
 	return c
 }
@@ -110,8 +117,8 @@ func (o *options) run(ctx context.Context) error {
 	toStore := o.files
 	if o.embedded.Dir != "" {
 		o.embedded.Logger = log
-		if o.files != (store.Files{}) {
-			o.embedded.TLS = o.files
+		if o.embedded.TLS, err = o.identity(ctx, typed); err != nil {
+			return err
 		}
 		running, err := server.Serve(ctx, o.embedded)
 		if err != nil {
@@ -136,3 +143,31 @@ func (o *options) run(ctx context.Context) error {
 	})
 	return group.Wait()
 }
+
+// identity is the embedded store's; nil: there is no TLS.
+func (o *options) identity(ctx context.Context, client kubernetes.Interface) (store.Identity, error) {
+	switch {
+	case o.files != (store.Files{}):
+		return o.files, nil
+	case o.authority == "":
+		return nil, nil
+	}
+	cert, key, err := operator.KeepAuthority(ctx, client, o.namespace, o.authority, server.MakeAuthority)
+	if err != nil {
+		return nil, err
+	}
+	config := server.AuthorityConfig{
+		Cert: cert, Key: key, Life: o.life, Tokens: operator.Tokens{Client: client, Account: "system:serviceaccount:" + o.namespace + ":" + agentAccount},
+	}
+	for _, addr := range []string{o.embedded.ClientAddr, o.embedded.PublishAddr} {
+		host, _, err := net.SplitHostPort(addr)
+		if err != nil {
+			return nil, fmt.Errorf("address %q: %w", addr, err)
+		}
+		config.Hosts = append(config.Hosts, host)
+	}
+	return server.NewAuthority(config)
+}
+
+// agentAccount is the service account of agents, as the chart names it.
+const agentAccount = "tendril-agent"

@@ -41,7 +41,7 @@ func dialCluster(kubeconfig string) (*cluster, error) {
 // resourceOf names the resource of a kind that the chart has.
 func resourceOf(kind schema.GroupVersionKind) (schema.GroupVersionResource, bool) {
 	resource, known := map[string]string{
-		"Node": "nodes", "Pod": "pods", "ConfigMap": "configmaps", "ServiceAccount": "serviceaccounts", "Lease": "leases",
+		"Node": "nodes", "Pod": "pods", "ConfigMap": "configmaps", "Secret": "secrets", "ServiceAccount": "serviceaccounts", "Lease": "leases",
 		"DaemonSet": "daemonsets", "Deployment": "deployments",
 		"ClusterRole": "clusterroles", "ClusterRoleBinding": "clusterrolebindings", "Role": "roles", "RoleBinding": "rolebindings",
 		"CustomResourceDefinition": "customresourcedefinitions",

@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"tendril.io/tendril/deploy/helm"
+	"tendril.io/tendril/internal/operator"
 )
 
 // render sets values and renders.
@@ -83,6 +84,26 @@ func TestEveryContainerDropsAllRightsAndNoAgentMayAskTheAPIServer(t *testing.T) 
 			t.Errorf("%s is for agents: %s", kind, subjects)
 		}
 	}
+}
+
+func TestAgentsHaveATokenForTheStoreAloneAndWaitForItsAuthority(t *testing.T) {
+	objects := render(t)
+	volumes, _, _ := unstructured.NestedSlice(find(t, objects, "DaemonSet", "tendril-agent"), "spec", "template", "spec", "volumes")
+	at := slices.IndexFunc(volumes, func(v any) bool { return v.(map[string]any)["name"] == "token" })
+	if at < 0 {
+		t.Fatal("there is no token")
+	}
+	text := fmt.Sprint(volumes[at])
+	for _, want := range []string{"audience:" + operator.TokenAudience, "items:[map[key:ca.crt path:ca.crt]]"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the token's volume has no %s: %s", want, text)
+		}
+	}
+	if strings.Contains(text, "optional") {
+		t.Error("agents start without the authority's certificate, and kubelet takes a minute to bring it")
+	}
+	find(t, objects, "Secret", "tendril-authority")
+	find(t, objects, "ConfigMap", "tendril-authority")
 }
 
 func TestANodeIsCleanedByAPodInPlaceOfItsAgent(t *testing.T) {

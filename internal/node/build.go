@@ -347,8 +347,8 @@ func (a *Agent) buildStore(context.Context) (err error) {
 		Endpoints: a.config.Store, PublishAddr: a.config.Publish, Cluster: a.config.Cluster, Node: a.config.Node,
 		SnapshotPath: filepath.Join(a.config.StateDir, snapshotFile),
 		JournalPath:  filepath.Join(a.config.StateDir, "publish.journal"),
-		TLS:          a.config.storeFiles(),
-		Logger:       a.log,
+		TLS:          a.config.storeFiles(), Token: a.config.StoreToken,
+		Logger: a.log,
 	})
 	return err
 }

@@ -63,6 +63,9 @@ type Config struct {
 	StoreCA   string `json:"store_ca,omitempty"`
 	StoreCert string `json:"store_cert,omitempty"`
 	StoreKey  string `json:"store_key,omitempty"`
+	// StoreToken is a file with a token of this agent's pod. With it the agent has its certificate issued and renewed by the operator, and
+	// keeps it in state_dir; then store_cert and store_key are left out.
+	StoreToken string `json:"store_token,omitempty"`
 	// PodCIDRs are the prefixes that pods of this node get addresses from, at most one a family. Default: what the operator has
 	// written for this node, which the agent waits for.
 	PodCIDRs []netip.Prefix `json:"pod_cidrs,omitempty"`
@@ -171,8 +174,15 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.VNI, 7471)
 	setDefault(&c.TunnelPort, 8472)
 	setDefault(&c.HostTrialSeconds, 10)
+	if c.StoreToken != "" {
+		setDefault(&c.StoreCert, filepath.Join(c.StateDir, certificateFile))
+		setDefault(&c.StoreKey, c.StoreCert)
+	}
 	return c
 }
+
+// certificateFile has the certificate that was issued to this node, and its key.
+const certificateFile = "certificate.pem"
 
 func setDefault[T comparable](field *T, value T) {
 	var zero T
@@ -198,6 +208,9 @@ func (c Config) Validate() error {
 	}
 	if err := c.storeFiles().Validate(); err != nil {
 		bad("store_ca, store_cert, store_key", "%v", err)
+	}
+	if c.StoreToken != "" && c.StoreCert != filepath.Join(c.StateDir, certificateFile) {
+		bad("store_cert", "with store_token the certificate is issued and kept in state_dir: leave out store_cert and store_key, or store_token")
 	}
 	if c.Mode != ModeNative && c.Mode != ModeVXLAN {
 		bad("mode", "%q is neither native nor vxlan", c.Mode)

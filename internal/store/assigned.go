@@ -11,8 +11,13 @@ import (
 )
 
 // PodCIDRs asks the store, once, for the prefixes that the operator gave this node's pods; none: it has not yet. An agent
-// needs them before it has tables, so they are not a row.
+// needs them before it has tables, so they are not a row; and before Run, so a node without a certificate enrols here.
 func (c *Client) PodCIDRs(ctx context.Context) ([]netip.Prefix, error) {
+	if c.enrolment != nil {
+		if err := c.enrolment.ensure(ctx); err != nil {
+			return nil, err
+		}
+	}
 	key := NodeLabelsKey(c.config.Node)
 	var record storev1.NodeLabels
 	err := c.calls.read(ctx, "pod-cidrs", func(ctx context.Context) error {

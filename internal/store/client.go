@@ -29,6 +29,7 @@ type Client struct {
 	publish   *grpc.ClientConn
 	calls     *calls
 	publisher *Publisher
+	enrolment *enrolment // nil: the certificate is somebody else's to renew
 	started   time.Time
 	// Closed by the feed, see Loaded and Synced.
 	loaded chan struct{}
@@ -63,6 +64,9 @@ func Dial(config Config) (*Client, error) {
 	c.publisher, err = openPublisher(config.Node, config.JournalPath, storev1.NewPublishClient(publish), calls, config.Logger)
 	if err != nil {
 		return nil, errors.Join(err, publish.Close(), etcd.Close())
+	}
+	if config.Token != "" {
+		c.enrolment = &enrolment{files: config.TLS, node: config.Node, tokenPath: config.Token, publish: config.PublishAddr, logger: config.Logger}
 	}
 	return c, nil
 }
@@ -134,6 +138,9 @@ func (c *Client) Run(ctx context.Context, tables *table.Tables) error {
 	group.Go(func() error { return f.run(ctx) })
 	group.Go(func() error { return f.maintain(ctx) })
 	group.Go(func() error { return c.publisher.run(ctx, f.nodes) })
+	if c.enrolment != nil {
+		group.Go(func() error { return c.enrolment.run(ctx) })
+	}
 	return group.Wait()
 }
 
@@ -185,6 +192,15 @@ func (c *Client) Status() Status {
 func (c *Client) describeCertificate(s *Status) {
 	var err error
 	s.CertificateUntil, err = c.config.TLS.check(c.config.Node, time.Now())
+	if c.enrolment != nil {
+		if last := c.enrolment.lastError(); last != nil {
+			s.Problems = append(s.Problems, Problem{
+				Object: "certificate", Message: fmt.Sprintf("no new one is issued: %v", last),
+				Remedy: "it is tried again; see the operator's log, and what the message names",
+			})
+		}
+		return
+	}
 	if err != nil {
 		s.Problems = append(s.Problems, Problem{
 			Object: "certificate", Message: err.Error(),

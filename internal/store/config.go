@@ -23,7 +23,10 @@ type Config struct {
 	RateLimit float64    // requests a second to the store, 0: 20
 	Nodes     func() int // nodes of the cluster, for intervals; nil: counted from the nodes table
 	TLS       Files      // this node's certificate and whom it believes; zero: plaintext, for the lab
-	Logger    *slog.Logger
+	// Token is a file with what proves which node this is: with it the client has its certificate issued by the store's authority, and
+	// keeps it in TLS.Cert and TLS.Key, which are one file then. Empty: somebody else puts them there.
+	Token  string
+	Logger *slog.Logger
 	// Observe is told of every request: its name, how long it took and how it ended. May be nil.
 	Observe func(operation string, took time.Duration, err error)
 }
@@ -47,6 +50,9 @@ func (c Config) Validate() error {
 	}
 	if err := c.TLS.Validate(); err != nil {
 		return fmt.Errorf("store config: %w", err)
+	}
+	if c.Token != "" && (c.TLS.CA == "" || c.TLS.Cert != c.TLS.Key) {
+		return fmt.Errorf("store config: a token, CA file %q, certificate file %q, key file %q: name a CA file, and one file for certificate and key", c.TLS.CA, c.TLS.Cert, c.TLS.Key)
 	}
 	return checkCluster(c.Cluster)
 }

@@ -105,6 +105,12 @@ func explainCertificate(leaf *x509.Certificate, err error) error {
 	return fmt.Errorf("certificate of %q: %w", leaf.Subject.CommonName, err)
 }
 
+// Refusal is why a node's token is not believed.
+type Refusal struct{ Reason string }
+
+// Error is the reason.
+func (r *Refusal) Error() string { return r.Reason }
+
 // Credentials are for gRPC: TLS 1.3, both sides with a certificate. A connection that was accepted ends with its client's
 // certificate: who renews his comes back with the new one, and who may not is out.
 type Credentials struct {

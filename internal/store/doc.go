@@ -21,6 +21,8 @@
 // Writing by the operator, the lab and `tendril apply` (writer.go): a Writer writes what differs and nothing else.
 // Where a write has a say in load balancers' addresses, it gives them in the same transaction (pool.go).
 //
+// Who is who: credential.go is TLS with certificates that may be replaced at any time; enrolment.go has the node's own issued and renewed.
+//
 // Both files, snapshot and journal, are a log (log.go) that may be torn at any byte.
 //
 // The pace of everything is here and not at the callers: a limit on the rate of requests, back-off that doubles, intervals

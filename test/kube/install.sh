@@ -73,7 +73,7 @@ uninstall() {
       await 10 "$(wc -w <<< "$ids") BPF objects ($kind) of $node gone" none_loaded $kind $ids
     done
   done
-  left=$(kubectl get -A daemonsets,deployments,pods,configmaps,serviceaccounts,leases,clusterroles,clusterrolebindings,roles,rolebindings -o name | grep tendril || true)
+  left=$(kubectl get -A daemonsets,deployments,pods,configmaps,secrets,serviceaccounts,leases,clusterroles,clusterrolebindings,roles,rolebindings -o name | grep tendril || true)
   [ -z "$left" ] || { echo "left in the cluster: $left" >&2; false; }
 }
 

@@ -1,5 +1,5 @@
 # Sourced by run.sh: what the operator makes of objects, with the rights that the chart gives it and no others.
-tendril() { "$root/bin/tendril" "$@" --store 10.200.0.11:2379; }
+tendril() { inside n1 "$root/bin/tendril" "$@" --store unix:///var/lib/tendril-store/store.sock; }
 
 # stored FILE: the store has every object of the manifest. A dry run changes nothing, and fails for what is not there.
 stored() { tendril delete --dry-run -f "$1"; }

@@ -18,7 +18,8 @@ finish() {
   rm -rf "$state"
 }
 trap finish EXIT
-trap 'echo "FAIL at line $LINENO" >&2; kubectl get pods -A -o wide >&2 || true; for log in apiserver n1-init n1-containerd n1-kubelet install uninstall load; do
+trap 'echo "FAIL at line $LINENO" >&2; kubectl get pods -A -o wide >&2 || true
+  kubectl -n kube-system logs -l app.kubernetes.io/part-of=tendril --prefix --tail=20 >&2 || true; for log in apiserver n1-init n1-containerd n1-kubelet install uninstall load; do
   echo "--- $log"; tail -n 15 "$state/log/$log" || true; done >&2' ERR
 mkdir -p "$state/pki" "$state/log"
 for part in control nodes install operator balanced workload rollout departed conformance; do . "$here/$part.sh"; done

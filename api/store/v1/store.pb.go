@@ -1962,6 +1962,102 @@ func (x *PutResponse) GetLeaseSeconds() uint32 {
 	return 0
 }
 
+type IssueRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       []byte                 `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"` // PKCS #10 (RFC 2986), DER, signed by the key that the certificate is for; its common name is the node
+	Token         string                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`     // of the agent's pod
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueRequest) Reset() {
+	*x = IssueRequest{}
+	mi := &file_store_v1_store_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueRequest) ProtoMessage() {}
+
+func (x *IssueRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_store_v1_store_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
+func (*IssueRequest) Descriptor() ([]byte, []int) {
+	return file_store_v1_store_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *IssueRequest) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *IssueRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+type IssueResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueResponse) Reset() {
+	*x = IssueResponse{}
+	mi := &file_store_v1_store_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueResponse) ProtoMessage() {}
+
+func (x *IssueResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_store_v1_store_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueResponse.ProtoReflect.Descriptor instead.
+func (*IssueResponse) Descriptor() ([]byte, []int) {
+	return file_store_v1_store_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *IssueResponse) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
 var File_store_v1_store_proto protoreflect.FileDescriptor
 
 const file_store_v1_store_proto_rawDesc = "" +
@@ -2142,9 +2238,16 @@ const file_store_v1_store_proto_rawDesc = "" +
 	"\x06writes\x18\x02 \x03(\v2\x17.tendril.store.v1.WriteR\x06writes\"N\n" +
 	"\vPutResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12#\n" +
-	"\rlease_seconds\x18\x02 \x01(\rR\fleaseSeconds2M\n" +
+	"\rlease_seconds\x18\x02 \x01(\rR\fleaseSeconds\">\n" +
+	"\fIssueRequest\x12\x18\n" +
+	"\arequest\x18\x01 \x01(\fR\arequest\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\"1\n" +
+	"\rIssueResponse\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate2M\n" +
 	"\aPublish\x12B\n" +
-	"\x03Put\x12\x1c.tendril.store.v1.PutRequest\x1a\x1d.tendril.store.v1.PutResponseB)Z'tendril.io/tendril/api/store/v1;storev1b\x06proto3"
+	"\x03Put\x12\x1c.tendril.store.v1.PutRequest\x1a\x1d.tendril.store.v1.PutResponse2U\n" +
+	"\tAuthority\x12H\n" +
+	"\x05Issue\x12\x1e.tendril.store.v1.IssueRequest\x1a\x1f.tendril.store.v1.IssueResponseB)Z'tendril.io/tendril/api/store/v1;storev1b\x06proto3"
 
 var (
 	file_store_v1_store_proto_rawDescOnce sync.Once
@@ -2159,7 +2262,7 @@ func file_store_v1_store_proto_rawDescGZIP() []byte {
 }
 
 var file_store_v1_store_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_store_v1_store_proto_goTypes = []any{
 	(Service_Type)(0),        // 0: tendril.store.v1.Service.Type
 	(*Epoch)(nil),            // 1: tendril.store.v1.Epoch
@@ -2190,41 +2293,45 @@ var file_store_v1_store_proto_goTypes = []any{
 	(*Write)(nil),            // 26: tendril.store.v1.Write
 	(*PutRequest)(nil),       // 27: tendril.store.v1.PutRequest
 	(*PutResponse)(nil),      // 28: tendril.store.v1.PutResponse
-	nil,                      // 29: tendril.store.v1.LabelSet.LabelsEntry
-	nil,                      // 30: tendril.store.v1.Namespace.LabelsEntry
-	nil,                      // 31: tendril.store.v1.NodeLabels.LabelsEntry
-	nil,                      // 32: tendril.store.v1.CIDRGroup.LabelsEntry
-	nil,                      // 33: tendril.store.v1.LoadBalancer.LabelsEntry
-	nil,                      // 34: tendril.store.v1.Service.SelectorEntry
-	nil,                      // 35: tendril.store.v1.Service.LabelsEntry
+	(*IssueRequest)(nil),     // 29: tendril.store.v1.IssueRequest
+	(*IssueResponse)(nil),    // 30: tendril.store.v1.IssueResponse
+	nil,                      // 31: tendril.store.v1.LabelSet.LabelsEntry
+	nil,                      // 32: tendril.store.v1.Namespace.LabelsEntry
+	nil,                      // 33: tendril.store.v1.NodeLabels.LabelsEntry
+	nil,                      // 34: tendril.store.v1.CIDRGroup.LabelsEntry
+	nil,                      // 35: tendril.store.v1.LoadBalancer.LabelsEntry
+	nil,                      // 36: tendril.store.v1.Service.SelectorEntry
+	nil,                      // 37: tendril.store.v1.Service.LabelsEntry
 }
 var file_store_v1_store_proto_depIdxs = []int32{
 	5,  // 0: tendril.store.v1.Pod.named_ports:type_name -> tendril.store.v1.NamedPort
-	29, // 1: tendril.store.v1.LabelSet.labels:type_name -> tendril.store.v1.LabelSet.LabelsEntry
-	30, // 2: tendril.store.v1.Namespace.labels:type_name -> tendril.store.v1.Namespace.LabelsEntry
-	31, // 3: tendril.store.v1.NodeLabels.labels:type_name -> tendril.store.v1.NodeLabels.LabelsEntry
-	32, // 4: tendril.store.v1.CIDRGroup.labels:type_name -> tendril.store.v1.CIDRGroup.LabelsEntry
+	31, // 1: tendril.store.v1.LabelSet.labels:type_name -> tendril.store.v1.LabelSet.LabelsEntry
+	32, // 2: tendril.store.v1.Namespace.labels:type_name -> tendril.store.v1.Namespace.LabelsEntry
+	33, // 3: tendril.store.v1.NodeLabels.labels:type_name -> tendril.store.v1.NodeLabels.LabelsEntry
+	34, // 4: tendril.store.v1.CIDRGroup.labels:type_name -> tendril.store.v1.CIDRGroup.LabelsEntry
 	12, // 5: tendril.store.v1.LoadBalancerPool.service_selector:type_name -> tendril.store.v1.Requirement
 	12, // 6: tendril.store.v1.LoadBalancerPool.namespace_selector:type_name -> tendril.store.v1.Requirement
 	12, // 7: tendril.store.v1.EgressGateway.pod_selector:type_name -> tendril.store.v1.Requirement
 	12, // 8: tendril.store.v1.EgressGateway.namespace_selector:type_name -> tendril.store.v1.Requirement
 	15, // 9: tendril.store.v1.EgressGateway.nodes:type_name -> tendril.store.v1.EgressNodes
 	12, // 10: tendril.store.v1.EgressNodes.node_selector:type_name -> tendril.store.v1.Requirement
-	33, // 11: tendril.store.v1.LoadBalancer.labels:type_name -> tendril.store.v1.LoadBalancer.LabelsEntry
+	35, // 11: tendril.store.v1.LoadBalancer.labels:type_name -> tendril.store.v1.LoadBalancer.LabelsEntry
 	16, // 12: tendril.store.v1.LoadBalancer.grants:type_name -> tendril.store.v1.Grant
 	17, // 13: tendril.store.v1.LoadBalancer.shortfalls:type_name -> tendril.store.v1.Shortfall
 	0,  // 14: tendril.store.v1.Service.type:type_name -> tendril.store.v1.Service.Type
 	19, // 15: tendril.store.v1.Service.ports:type_name -> tendril.store.v1.ServicePort
-	34, // 16: tendril.store.v1.Service.selector:type_name -> tendril.store.v1.Service.SelectorEntry
+	36, // 16: tendril.store.v1.Service.selector:type_name -> tendril.store.v1.Service.SelectorEntry
 	18, // 17: tendril.store.v1.Service.load_balancer:type_name -> tendril.store.v1.LoadBalancer
-	35, // 18: tendril.store.v1.Service.labels:type_name -> tendril.store.v1.Service.LabelsEntry
+	37, // 18: tendril.store.v1.Service.labels:type_name -> tendril.store.v1.Service.LabelsEntry
 	22, // 19: tendril.store.v1.Endpoints.ports:type_name -> tendril.store.v1.EndpointPort
 	21, // 20: tendril.store.v1.Endpoints.backends:type_name -> tendril.store.v1.Backend
 	26, // 21: tendril.store.v1.PutRequest.writes:type_name -> tendril.store.v1.Write
 	27, // 22: tendril.store.v1.Publish.Put:input_type -> tendril.store.v1.PutRequest
-	28, // 23: tendril.store.v1.Publish.Put:output_type -> tendril.store.v1.PutResponse
-	23, // [23:24] is the sub-list for method output_type
-	22, // [22:23] is the sub-list for method input_type
+	29, // 23: tendril.store.v1.Authority.Issue:input_type -> tendril.store.v1.IssueRequest
+	28, // 24: tendril.store.v1.Publish.Put:output_type -> tendril.store.v1.PutResponse
+	30, // 25: tendril.store.v1.Authority.Issue:output_type -> tendril.store.v1.IssueResponse
+	24, // [24:26] is the sub-list for method output_type
+	22, // [22:24] is the sub-list for method input_type
 	22, // [22:22] is the sub-list for extension type_name
 	22, // [22:22] is the sub-list for extension extendee
 	0,  // [0:22] is the sub-list for field type_name
@@ -2241,9 +2348,9 @@ func file_store_v1_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_store_v1_store_proto_rawDesc), len(file_store_v1_store_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   35,
+			NumMessages:   37,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_store_v1_store_proto_goTypes,
 		DependencyIndexes: file_store_v1_store_proto_depIdxs,

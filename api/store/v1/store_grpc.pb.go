@@ -126,3 +126,109 @@ var Publish_ServiceDesc = grpc.ServiceDesc{
 	Streams:  []grpc.StreamDesc{},
 	Metadata: "store/v1/store.proto",
 }
+
+const (
+	Authority_Issue_FullMethodName = "/tendril.store.v1.Authority/Issue"
+)
+
+// AuthorityClient is the client API for Authority service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Authority gives nodes their certificates. Its callers have none yet: a token says which node they run on.
+type AuthorityClient interface {
+	Issue(ctx context.Context, in *IssueRequest, opts ...grpc.CallOption) (*IssueResponse, error)
+}
+
+type authorityClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewAuthorityClient(cc grpc.ClientConnInterface) AuthorityClient {
+	return &authorityClient{cc}
+}
+
+func (c *authorityClient) Issue(ctx context.Context, in *IssueRequest, opts ...grpc.CallOption) (*IssueResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(IssueResponse)
+	err := c.cc.Invoke(ctx, Authority_Issue_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// AuthorityServer is the server API for Authority service.
+// All implementations must embed UnimplementedAuthorityServer
+// for forward compatibility.
+//
+// Authority gives nodes their certificates. Its callers have none yet: a token says which node they run on.
+type AuthorityServer interface {
+	Issue(context.Context, *IssueRequest) (*IssueResponse, error)
+	mustEmbedUnimplementedAuthorityServer()
+}
+
+// UnimplementedAuthorityServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedAuthorityServer struct{}
+
+func (UnimplementedAuthorityServer) Issue(context.Context, *IssueRequest) (*IssueResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Issue not implemented")
+}
+func (UnimplementedAuthorityServer) mustEmbedUnimplementedAuthorityServer() {}
+func (UnimplementedAuthorityServer) testEmbeddedByValue()                   {}
+
+// UnsafeAuthorityServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to AuthorityServer will
+// result in compilation errors.
+type UnsafeAuthorityServer interface {
+	mustEmbedUnimplementedAuthorityServer()
+}
+
+func RegisterAuthorityServer(s grpc.ServiceRegistrar, srv AuthorityServer) {
+	// If the following call panics, it indicates UnimplementedAuthorityServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Authority_ServiceDesc, srv)
+}
+
+func _Authority_Issue_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(IssueRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuthorityServer).Issue(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Authority_Issue_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuthorityServer).Issue(ctx, req.(*IssueRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Authority_ServiceDesc is the grpc.ServiceDesc for Authority service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Authority_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "tendril.store.v1.Authority",
+	HandlerType: (*AuthorityServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Issue",
+			Handler:    _Authority_Issue_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "store/v1/store.proto",
+}

@@ -3,7 +3,7 @@
 //
 // With TLS, agents read through reader.go, where etcd's own services answer what reads and refuse the rest; etcd itself listens at a unix
 // socket for root. What agents write goes through Publish, which lets a node write the keys under its own name and nothing else. Who a
-// node is, its certificate says; without TLS, in the lab, the claimed name counts.
+// node is, its certificate says, which authority.go may have issued; without TLS, in the lab, the claimed name counts.
 //
 // A heartbeat of alive/<node> renews the key's lease. The lease is looked up at the key, not remembered, so that any replica
 // of the service can renew it.

@@ -29,7 +29,7 @@ type Config struct {
 	PublishAddr string // host:port that Publish listens on; port 0 picks one
 	Cluster     string
 	QuotaBytes  int64 // size at which etcd refuses writes, 0: 2 GiB
-	// TLS is the store's certificate, and the authorities that name nodes. With it etcd itself listens at a unix socket only, and what
+	// TLS is the store's certificate, and the authorities that name nodes; an *Authority issues them beside the Publish service. With TLS etcd itself listens at a unix socket only, and what
 	// is at ClientAddr can read. nil: plaintext.
 	TLS    store.Identity
 	Logger *slog.Logger
@@ -136,6 +136,12 @@ func startEtcd(ctx context.Context, config Config) (*embed.Etcd, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start store in %s: %w", config.Dir, err)
 	}
+	if config.TLS != nil {
+		if err := os.Chmod(config.socket(), 0o600); err != nil { // for root, in whatever folder
+			etcd.Close()
+			return nil, fmt.Errorf("socket of the store: %w", err)
+		}
+	}
 	select {
 	// It has elected itself, and serves.
 	case <-etcd.Server.ReadyNotify():
@@ -182,13 +188,21 @@ func etcdConfig(config Config) *embed.Config {
 
 func newPublishServer(client *clientv3.Client, config Config) *grpc.Server {
 	var options []grpc.ServerOption
+	authority, issues := config.TLS.(*Authority)
 	if config.TLS != nil {
-		options = append(options, grpc.Creds(store.NewCredentials(config.TLS)))
+		credentials := store.NewCredentials(config.TLS)
+		if issues {
+			credentials = credentials.ForStrangers()
+		}
+		options = append(options, grpc.Creds(credentials))
 	}
 	server := grpc.NewServer(options...)
 	storev1.RegisterPublishServer(server, &publishService{
 		client: client, prefix: store.Prefix(config.Cluster), named: config.TLS != nil,
 	})
+	if issues {
+		storev1.RegisterAuthorityServer(server, authority)
+	}
 	return server
 }
 

@@ -99,13 +99,18 @@ func (a *authority) files(name string) store.Files {
 // serveTLS runs a store with the certificate of its address.
 func serveTLS(t *testing.T, a *authority) *server.Server {
 	t.Helper()
+	return serveAs(t, a.files("127.0.0.1"))
+}
+
+func serveAs(t *testing.T, identity store.Identity) *server.Server {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "store") // the path of a unix socket is short
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	running, err := server.Serve(ctx, server.Config{
-		Dir: dir, ClientAddr: "127.0.0.1:0", PublishAddr: "127.0.0.1:0", Cluster: cluster, TLS: a.files("127.0.0.1"),
+		Dir: dir, ClientAddr: "127.0.0.1:0", PublishAddr: "127.0.0.1:0", Cluster: cluster, TLS: identity,
 	})
 	if err != nil {
 		cancel()
@@ -168,27 +173,19 @@ func TestAConnectionEndsWithItsCertificateAndGoesOnWithTheNextOne(t *testing.T) 
 	}
 	time.Sleep(2100 * time.Millisecond)
 	// The first may meet the old connection while it closes; the next ones ask for another.
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	await(t, "the expired certificate is named", func() bool {
 		err := put()
-		if status.Code(err) == codes.Unavailable && strings.Contains(err.Error(), "expired certificate") {
-			break
-		}
-		if status.Code(err) != codes.Unavailable || time.Now().After(end) {
+		if status.Code(err) != codes.Unavailable {
 			t.Fatalf("with an expired certificate: got %v, want no connection", err)
 		}
-	}
+		return strings.Contains(err.Error(), "expired certificate")
+	})
 	a.life = time.Hour
 	next := a.files("n1")
 	if err := errors.Join(os.Rename(next.Cert, files.Cert), os.Rename(next.Key, files.Key)); err != nil {
 		t.Fatal(err)
 	}
-	var err error
-	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		if err = put(); err == nil {
-			return
-		}
-	}
-	t.Errorf("with the next certificate: %v", err)
+	await(t, "it goes on with the next certificate", func() bool { return put() == nil })
 }
 
 func TestOverTLSNodesReadTheStoreAndOnlyRootsSocketWritesIt(t *testing.T) {
@@ -284,10 +281,15 @@ func TestAnAgentReadsPublishesAndProbesOverTLSAndSaysUntilWhen(t *testing.T) {
 // runAgent is node n1's client until the test ends.
 func runAgent(t *testing.T, running *server.Server, files store.Files) (*store.Client, *table.Tables) {
 	t.Helper()
-	client, err := store.Dial(store.Config{
+	return runConfig(t, store.Config{
 		Endpoints: []string{running.ClientAddr()}, PublishAddr: running.PublishAddr(), Cluster: cluster, Node: "n1",
 		JournalPath: filepath.Join(t.TempDir(), "journal"), TLS: files,
 	})
+}
+
+func runConfig(t *testing.T, config store.Config) (*store.Client, *table.Tables) {
+	t.Helper()
+	client, err := store.Dial(config)
 	if err != nil {
 		t.Fatal(err)
 	}
