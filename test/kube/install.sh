@@ -1,6 +1,6 @@
 # Sourced by run.sh: tendril is installed, updated and taken out as users do.
 settings=(--kubeconfig "$state/pki/admin.kubeconfig" --set cgroup=/sys/fs/cgroup/unified --set cni.confDir=/opt/cni/net.d
-  --set operator.nodeGrace=5s --set operator.podPools='["default=10.0.0.0/16:24'"${DUAL:+,fd00:10::/48:64}"'"]'
+  --set operator.nodeGrace=5s --set operator.certificateLife=30s --set operator.podPools='["default=10.0.0.0/16:24'"${DUAL:+,fd00:10::/48:64}"'"]'
   --set agent.config.alive_lease_seconds=10 --set "agent.config.mode=$MODE")
 
 # chart: Helm makes the same of the chart.

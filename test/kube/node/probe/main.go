@@ -31,10 +31,12 @@ func run(args []string) error {
 		return get(args[1])
 	case len(args) == 2 && args[0] == "load":
 		return load(args[1])
+	case len(args) == 5 && args[0] == "call":
+		return call(args[1], args[2], args[3], args[4])
 	case len(args) > 1 && args[0] == "loaded":
 		return loaded(args[1], args[2:])
 	}
-	return errors.New("usage: probe [serve | get URL | load URL | loaded prog|map ID...]")
+	return errors.New("usage: probe [serve | get URL | load URL | call URL CA CERTIFICATE MESSAGE | loaded prog|map ID...]")
 }
 
 // pause is the first process of a process namespace: it waits for its end and collects the children of the dead.
