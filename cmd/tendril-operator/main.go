@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"syscall"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
@@ -40,7 +42,7 @@ type options struct {
 	store      []string
 	grace      time.Duration
 	podPools   []string
-	embedded   server.Config
+	server     server.Config
 	files      store.Files
 	authority  string
 	life       time.Duration
@@ -52,9 +54,10 @@ func command() *cobra.Command {
 		Use:   "tendril-operator",
 		Short: "Keep the store equal to a Kubernetes cluster",
 		Long: `The operator reads the Kubernetes API and writes what agents need to the store. Of several replicas one leads, by a lease.
-With --store-dir it is the store as well: an embedded etcd and the Publish service. Then run one replica.`,
+With --store-dir it is the store as well: an embedded etcd and the Publish service. Then run one replica. With --store and --authority each replica
+stands before an etcd outside: agents read through it, and write through its Publish service.`,
 		Example: `  tendril-operator --store-dir /var/lib/tendril-store --listen 10.0.0.1:2379 --publish 10.0.0.1:2380
-  tendril-operator --store etcd-1:2379,etcd-2:2379`,
+  tendril-operator --store etcd-1:2379,etcd-2:2379 --authority tendril-authority --listen 10.0.0.1:2379 --publish 10.0.0.1:2380`,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -65,22 +68,20 @@ With --store-dir it is the store as well: an embedded etcd and the Publish servi
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "file that leads to the API server (default: the pod's service account)")
 	flags.StringVar(&o.namespace, "namespace", "kube-system", "namespace of the lease")
 	flags.StringVar(&o.replica, "replica", host, "name of this replica in the lease")
-	flags.StringVar(&o.embedded.Cluster, "cluster", "default", "name of the cluster in the store; part of every identity")
+	flags.StringVar(&o.server.Cluster, "cluster", "default", "name of the cluster in the store; part of every identity")
 	flags.StringSliceVar(&o.store, "store", nil, "addresses of an etcd outside, host:port")
-	flags.StringVar(&o.embedded.Dir, "store-dir", "", "folder of the embedded store's data")
-	flags.StringVar(&o.embedded.ClientAddr, "listen", "127.0.0.1:2379", "where the embedded store listens")
+	flags.StringVar(&o.server.Dir, "store-dir", "", "folder of the embedded store's data")
+	flags.StringVar(&o.server.ClientAddr, "listen", "127.0.0.1:2379", "where agents read: the embedded store, or with --authority the way to the etcd outside")
 	flags.StringVar(&o.files.CA, "store-ca", "", "file with the authorities that vouch for nodes (embedded store) or for the etcd outside; PEM, like the next two")
 	flags.StringVar(&o.files.Cert, "store-cert", "", "certificate to show; the embedded store's must be of the address at which agents ask. Without it there is no TLS")
 	flags.StringVar(&o.files.Key, "store-key", "", "key of the certificate")
-	flags.StringVar(&o.authority, "authority", "", "name of the Secret and ConfigMap of the authority that issues certificates to agents and to the embedded store; both are there, empty at first")
+	flags.StringVar(&o.authority, "authority", "", "name of the Secret and ConfigMap of the authority that issues certificates to agents, and to this replica for them; both are there, empty at first")
 	flags.DurationVar(&o.life, "certificate-life", 0, "how long a certificate lives that the authority issues (default 24h); agents have the next one issued at half of it or later")
-	flags.StringVar(&o.embedded.PublishAddr, "publish", "127.0.0.1:2380", "where the Publish service listens")
+	flags.StringVar(&o.server.PublishAddr, "publish", "127.0.0.1:2380", "where the Publish service listens")
 	flags.DurationVar(&o.grace, "node-grace", 0, "how long a node that Kubernetes does not have and that gives no sign of life stays in the store (default 10m)")
 	flags.StringArrayVar(&o.podPools, "pod-pool", nil, "NAME=PREFIX:BITS[,PREFIX:BITS]: gives each node without pod CIDRs a prefix of so many bits; nodes with the annotation\n"+operator.AnnotationPodPool+" from the pool that it names, all others from the one named "+operator.DefaultPodPool)
 	c.MarkFlagsOneRequired("store", "store-dir")
 	c.MarkFlagsMutuallyExclusive("store", "store-dir")
-	c.MarkFlagsMutuallyExclusive("authority", "store-ca")
-	c.MarkFlagsMutuallyExclusive("authority", "store")
 	c.MarkFlagsRequiredTogether("store-ca", "store-cert", "store-key")
 	return c
 }
@@ -114,26 +115,20 @@ func (o *options) run(ctx context.Context) error {
 		pools = append(pools, pool)
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	toStore := o.files
-	if o.embedded.Dir != "" {
-		o.embedded.Logger = log
-		if o.embedded.TLS, err = o.identity(ctx, typed); err != nil {
-			return err
-		}
-		running, err := server.Serve(ctx, o.embedded)
-		if err != nil {
-			return err
-		}
-		o.store, toStore = []string{running.AdminEndpoint()}, store.Files{}
+	running, err := o.serve(ctx, typed, log)
+	if err != nil {
+		return err
+	}
+	if running != nil {
 		group.Go(running.Wait)
 	}
-	writer, err := store.NewWriter(store.WriterConfig{Endpoints: o.store, Cluster: o.embedded.Cluster, TLS: toStore, Logger: log})
+	writer, err := store.NewWriter(store.WriterConfig{Endpoints: o.store, Cluster: o.server.Cluster, TLS: o.server.Outside, Logger: log})
 	if err != nil {
 		return err
 	}
 	defer writer.Close()
 	config := operator.Config{
-		Cluster: o.embedded.Cluster, Objects: objects, Kinds: typed.Discovery(), Store: writer, Grace: o.grace, PodPools: pools, Logger: log,
+		Cluster: o.server.Cluster, Objects: objects, Kinds: typed.Discovery(), Store: writer, Grace: o.grace, PodPools: pools, Logger: log,
 	}
 	group.Go(func() error {
 		return operator.Lead(ctx, typed, o.namespace, o.replica, func(ctx context.Context) error {
@@ -144,22 +139,54 @@ func (o *options) run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// identity is the embedded store's; nil: there is no TLS.
-func (o *options) identity(ctx context.Context, client kubernetes.Interface) (store.Identity, error) {
+// serve is what agents ask, if it is for this process to answer them. Then it also knows where to write the store, and as whom.
+func (o *options) serve(ctx context.Context, client kubernetes.Interface, log *slog.Logger) (running *server.Server, err error) {
+	outside := o.server.Dir == ""
 	switch {
+	case outside:
+		o.server.Endpoints, o.server.Outside = o.store, o.files
+		if o.authority == "" {
+			return nil, nil // agents reach the etcd outside and a Publish service elsewhere
+		}
+	case o.files != (store.Files{}) && o.authority != "":
+		return nil, errors.New("--authority and --store-ca: the embedded store's certificates are issued or come from files; give one of the two")
 	case o.files != (store.Files{}):
-		return o.files, nil
-	case o.authority == "":
-		return nil, nil
+		o.server.TLS = o.files
 	}
+	if o.authority != "" {
+		if o.server.TLS, err = o.issuer(ctx, client, log); err != nil {
+			return nil, err
+		}
+	}
+	o.server.Logger = log
+	running, err = server.Serve(ctx, o.server)
+	if err == nil && !outside {
+		o.store = []string{running.AdminEndpoint()}
+	}
+	return running, err
+}
+
+// issuer is the authority. It waits for an API server that is away, as after a start of the whole cluster; what that refuses is for people to
+// put right.
+func (o *options) issuer(ctx context.Context, client kubernetes.Interface, log *slog.Logger) (*server.Authority, error) {
+	backoff := store.Backoff{Max: 5 * time.Second}
 	cert, key, err := operator.KeepAuthority(ctx, client, o.namespace, o.authority, server.MakeAuthority)
-	if err != nil {
-		return nil, err
+	for err != nil {
+		if refused := apierrors.APIStatus(nil); errors.As(err, &refused) && refused.Status().Code < http.StatusInternalServerError {
+			return nil, err
+		}
+		log.Warn("the authority cannot be read yet", "error", err)
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(backoff.Next()):
+		}
+		cert, key, err = operator.KeepAuthority(ctx, client, o.namespace, o.authority, server.MakeAuthority)
 	}
 	config := server.AuthorityConfig{
 		Cert: cert, Key: key, Life: o.life, Tokens: operator.Tokens{Client: client, Account: "system:serviceaccount:" + o.namespace + ":" + agentAccount},
 	}
-	for _, addr := range []string{o.embedded.ClientAddr, o.embedded.PublishAddr} {
+	for _, addr := range []string{o.server.ClientAddr, o.server.PublishAddr} {
 		host, _, err := net.SplitHostPort(addr)
 		if err != nil {
 			return nil, fmt.Errorf("address %q: %w", addr, err)

@@ -80,7 +80,13 @@ func (i *installation) values(ctx context.Context) (helm.Values, *cluster, error
 
 // isComplete says whether the cluster need not be asked.
 func isComplete(values helm.Values) bool {
-	return values.Text("apiServer.host") != "" && values.Text("operator.node") != "" && values.Text("operator.address") != ""
+	return values.Text("apiServer.host") != "" && knowsOperator(values)
+}
+
+// knowsOperator says whether the operator's nodes are set.
+func knowsOperator(values helm.Values) bool {
+	replicas, _, _ := unstructured.NestedSlice(values, "operator", "replicas")
+	return len(replicas) > 0 || values.Text("operator.node") != "" && values.Text("operator.address") != ""
 }
 
 func (i *installation) install(ctx context.Context, out io.Writer) error {
@@ -140,7 +146,7 @@ func (c *cluster) fill(ctx context.Context, values helm.Values) error {
 			return err
 		}
 	}
-	if values.Text("operator.node") != "" && values.Text("operator.address") != "" {
+	if knowsOperator(values) {
 		return nil
 	}
 	nodes, err := c.list(ctx, "Node", metav1.ListOptions{})

@@ -15,20 +15,24 @@ import (
 // render sets values and renders.
 func render(t *testing.T, assignments ...string) []*unstructured.Unstructured {
 	t.Helper()
-	values, err := helm.Defaults()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, assignment := range append([]string{"operator.node=n1", "operator.address=192.0.2.1"}, assignments...) {
-		if err := values.Set(assignment); err != nil {
-			t.Fatal(err)
-		}
-	}
-	objects, err := helm.Render(values, "kube-system")
+	objects, err := tryRender(assignments...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return objects
+}
+
+func tryRender(assignments ...string) ([]*unstructured.Unstructured, error) {
+	values, err := helm.Defaults()
+	if err != nil {
+		return nil, err
+	}
+	for _, assignment := range append([]string{"operator.node=n1", "operator.address=192.0.2.1"}, assignments...) {
+		if err := values.Set(assignment); err != nil {
+			return nil, err
+		}
+	}
+	return helm.Render(values, "kube-system")
 }
 
 // find is the one object of a kind and name.
@@ -104,6 +108,39 @@ func TestAgentsHaveATokenForTheStoreAloneAndWaitForItsAuthority(t *testing.T) {
 	}
 	find(t, objects, "Secret", "tendril-authority")
 	find(t, objects, "ConfigMap", "tendril-authority")
+}
+
+func TestSeveralOperatorsStandBeforeAStoreOutside(t *testing.T) {
+	replicas := `operator.replicas=[{node: n1, address: 192.0.2.1}, {node: n2, address: 192.0.2.2}]`
+	objects := render(t, replicas, "store.external.endpoints=[e1:2379, e2:2379]", "store.external.secret=etcd", "operator.node=", "operator.address=")
+	deployment := fmt.Sprint(find(t, objects, "Deployment", "tendril-operator"))
+	for _, want := range []string{
+		"replicas:2", "maxSurge:0", "values:[n1 n2]", "secretName:etcd", "--store=e1:2379 --store=e2:2379 --store-ca=/etc/tendril-store/ca.crt",
+		"--listen=$(HOST_ADDRESS):2379", "--authority=tendril-authority",
+	} {
+		if !strings.Contains(deployment, want) {
+			t.Errorf("the operators have no %s: %s", want, deployment)
+		}
+	}
+	for _, not := range []string{"hostPath", "nodeSelector:map[", "--store-dir"} {
+		if strings.Contains(deployment, not) {
+			t.Errorf("the operators have %s, as with a store of their own: %s", not, deployment)
+		}
+	}
+	text := fmt.Sprint(find(t, objects, "ConfigMap", "tendril")["data"])
+	for _, want := range []string{`"store": ["192.0.2.1:2379", "192.0.2.2:2379"]`, `"publish": ["192.0.2.1:2380", "192.0.2.2:2380"]`} {
+		if !strings.Contains(text, want) {
+			t.Errorf("agents are told %s, want %s", text, want)
+		}
+	}
+	for _, wrong := range [][2]string{
+		{"store.external.endpoints", replicas},
+		{"operator.replicas", "store.external.endpoints=[e1:2379]"},
+	} {
+		if _, err := tryRender(wrong[1]); err == nil || !strings.Contains(err.Error(), wrong[0]+": ") {
+			t.Errorf("%s alone: got %v, want %s named", wrong[1], err, wrong[0])
+		}
+	}
 }
 
 func TestANodeIsCleanedByAPodInPlaceOfItsAgent(t *testing.T) {

@@ -27,7 +27,7 @@ type agentConfig struct {
 	Node        string            `json:"node"`
 	Cluster     string            `json:"cluster"`
 	Store       []string          `json:"store"`
-	Publish     string            `json:"publish"`
+	Publish     []string          `json:"publish"`
 	PodCIDRs    []netip.Prefix    `json:"pod_cidrs"`
 	Mode        Mode              `json:"mode"`
 	Uplink      string            `json:"uplink"`
@@ -51,7 +51,7 @@ func (l *Lab) agentConfig(node string) agentConfig {
 		Node:        node,
 		Cluster:     Cluster,
 		Store:       []string{StoreAddr()},
-		Publish:     PublishAddr(),
+		Publish:     []string{PublishAddr()},
 		PodCIDRs:    l.nodePodCIDRs(node),
 		Mode:        l.Mode,
 		Uplink:      uplinkName,

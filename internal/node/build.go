@@ -344,7 +344,7 @@ func (a *Agent) buildStore(context.Context) (err error) {
 		return err
 	}
 	a.store, err = store.Dial(store.Config{
-		Endpoints: a.config.Store, PublishAddr: a.config.Publish, Cluster: a.config.Cluster, Node: a.config.Node,
+		Endpoints: a.config.Store, Publish: a.config.Publish, Cluster: a.config.Cluster, Node: a.config.Node,
 		SnapshotPath: filepath.Join(a.config.StateDir, snapshotFile),
 		JournalPath:  filepath.Join(a.config.StateDir, "publish.journal"),
 		TLS:          a.config.storeFiles(), Token: a.config.StoreToken,

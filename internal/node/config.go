@@ -56,8 +56,8 @@ type Config struct {
 	Cluster string `json:"cluster,omitempty"`
 	// Store lists etcd's client addresses, host:port. Required.
 	Store []string `json:"store"`
-	// Publish is the address of the Publish service, host:port. Required.
-	Publish string `json:"publish"`
+	// Publish lists the addresses of the Publish service, host:port; the agent goes to whichever answers. Required.
+	Publish []string `json:"publish"`
 	// StoreCA, StoreCert and StoreKey are PEM files: authorities that vouch for store and Publish service, this node's certificate, which
 	// has its name, and the key. They are read anew at every connection. All three or none; none: no TLS.
 	StoreCA   string `json:"store_ca,omitempty"`
@@ -203,8 +203,8 @@ func (c Config) Validate() error {
 	if len(c.Store) == 0 {
 		bad("store", "required: at least one host:port of the cluster's etcd")
 	}
-	if c.Publish == "" {
-		bad("publish", "required: host:port of the Publish service")
+	if len(c.Publish) == 0 {
+		bad("publish", "required: at least one host:port of the Publish service")
 	}
 	if err := c.storeFiles().Validate(); err != nil {
 		bad("store_ca, store_cert, store_key", "%v", err)

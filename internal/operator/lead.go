@@ -29,12 +29,13 @@ func Lead(ctx context.Context, client kubernetes.Interface, namespace, replica s
 	// too and it does nothing.
 	var running sync.WaitGroup
 	var failure error
+	lock := &resourcelock.LeaseLock{
+		LeaseMeta:  metav1.ObjectMeta{Namespace: namespace, Name: LeaseName},
+		Client:     client.CoordinationV1(),
+		LockConfig: resourcelock.ResourceLockConfig{Identity: replica},
+	}
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-		Lock: &resourcelock.LeaseLock{
-			LeaseMeta:  metav1.ObjectMeta{Namespace: namespace, Name: LeaseName},
-			Client:     client.CoordinationV1(),
-			LockConfig: resourcelock.ResourceLockConfig{Identity: replica},
-		},
+		Lock: lock,
 		Name: LeaseName,
 		// What other controllers of a cluster use; the elector jitters RetryPeriod.
 		LeaseDuration: 15 * time.Second, RenewDeadline: 10 * time.Second, RetryPeriod: 2 * time.Second,
@@ -58,5 +59,22 @@ func Lead(ctx context.Context, client kubernetes.Interface, namespace, replica s
 	if deposed && parent.Err() == nil {
 		return errDeposed
 	}
+	release(lock, replica)
 	return failure
+}
+
+// releaseTime bounds how long an end waits for the API server.
+const releaseTime = 2 * time.Second
+
+// release lets another replica lead at once, as nothing runs here any more; the elector would release before that. If it fails, the lease ends
+// by itself.
+func release(lock *resourcelock.LeaseLock, replica string) {
+	ctx, cancel := context.WithTimeout(context.Background(), releaseTime)
+	defer cancel()
+	record, _, err := lock.Get(ctx)
+	if err != nil || record.HolderIdentity != replica {
+		return
+	}
+	record.HolderIdentity, record.LeaseDurationSeconds = "", 1 // the API server wants one
+	_ = lock.Update(ctx, *record)
 }

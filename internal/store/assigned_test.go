@@ -22,7 +22,7 @@ func TestANodeReadsItsPodCIDRsBeforeItHasTables(t *testing.T) {
 		"n4": `[] key "nodelabels/n4": pod_cidrs: netip.ParsePrefix("10.0.1.0"): no '/'`,
 	} {
 		client, err := Dial(Config{
-			Endpoints: []string{w.clientAddr}, PublishAddr: w.publishAddr, Cluster: cluster, Node: node, JournalPath: t.TempDir() + "/journal",
+			Endpoints: []string{w.clientAddr}, Publish: []string{w.publishAddr}, Cluster: cluster, Node: node, JournalPath: t.TempDir() + "/journal",
 		})
 		if err != nil {
 			t.Fatal(err)

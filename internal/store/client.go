@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	random "math/rand/v2"
 	"sync"
 	"time"
 
@@ -14,6 +15,8 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
 
 	storev1 "tendril.io/tendril/api/store/v1"
 	"tendril.io/tendril/internal/table"
@@ -49,11 +52,11 @@ func Dial(config Config) (*Client, error) {
 	}
 	calls := newCalls(config.RateLimit, config.Observe)
 	// Neither connects yet: an agent must start while the store is away.
-	etcd, err := dialEtcd(config.Endpoints, config.TLS, config.Logger)
+	etcd, err := DialEtcd(config.Endpoints, config.TLS, config.Logger)
 	if err != nil {
 		return nil, err
 	}
-	publish, err := dialPublish(config.PublishAddr, config.TLS)
+	publish, err := dialPublish(config.Publish, config.identity())
 	if err != nil {
 		return nil, errors.Join(err, etcd.Close())
 	}
@@ -66,13 +69,13 @@ func Dial(config Config) (*Client, error) {
 		return nil, errors.Join(err, publish.Close(), etcd.Close())
 	}
 	if config.Token != "" {
-		c.enrolment = &enrolment{files: config.TLS, node: config.Node, tokenPath: config.Token, publish: config.PublishAddr, logger: config.Logger}
+		c.enrolment = &enrolment{files: config.TLS, node: config.Node, tokenPath: config.Token, publish: config.Publish, logger: config.Logger}
 	}
 	return c, nil
 }
 
-// dialEtcd makes etcd's client; it connects on first use. A connection that goes silent is noticed within seconds.
-func dialEtcd(endpoints []string, tls Files, logger *slog.Logger) (*clientv3.Client, error) {
+// DialEtcd makes etcd's client; it connects on first use. A connection that goes silent is noticed within seconds.
+func DialEtcd(endpoints []string, tls Files, logger *slog.Logger) (*clientv3.Client, error) {
 	options := []grpc.DialOption{reconnect()}
 	if tls != (Files{}) {
 		options = append(options, grpc.WithTransportCredentials(NewCredentials(tls)))
@@ -99,15 +102,25 @@ func reconnect() grpc.DialOption {
 	})
 }
 
-func dialPublish(addr string, tls Files) (*grpc.ClientConn, error) {
+// dialPublish makes a connection to whoever of several answers; each call goes to another one, so that one whose own way to the store is broken
+// is not asked again and again. A nil identity: plaintext.
+func dialPublish(addrs []string, identity Identity) (*grpc.ClientConn, error) {
 	creds := insecure.NewCredentials()
-	if tls != (Files{}) {
-		creds = NewCredentials(tls)
+	if identity != nil {
+		creds = NewCredentials(identity)
 	}
-	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(creds), reconnect(),
+	several := manual.NewBuilderWithScheme("publish")
+	var state resolver.State
+	for _, addr := range addrs {
+		state.Addresses = append(state.Addresses, resolver.Address{Addr: addr, ServerName: addr})
+	}
+	random.Shuffle(len(addrs), func(i, j int) { state.Addresses[i], state.Addresses[j] = state.Addresses[j], state.Addresses[i] })
+	several.InitialState(state)
+	conn, err := grpc.NewClient("publish:///"+addrs[0], grpc.WithResolvers(several), grpc.WithTransportCredentials(creds), reconnect(),
+		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}))
 	if err != nil {
-		return nil, fmt.Errorf("dial publish server %s: %w", addr, err)
+		return nil, fmt.Errorf("dial publish servers %v: %w", addrs, err)
 	}
 	return conn, nil
 }

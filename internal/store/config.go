@@ -8,12 +8,12 @@ import (
 	"time"
 )
 
-// Config is what an agent needs to reach the store. Endpoints and PublishAddr are host addresses, never a service's.
+// Config is what an agent needs to reach the store. Endpoints and Publish are host addresses, never a service's.
 type Config struct {
-	Endpoints   []string // of etcd, host:port or URL
-	PublishAddr string   // host:port of the Publish service
-	Cluster     string   // name of the cluster, in every key
-	Node        string   // name of this node
+	Endpoints []string // of etcd, host:port or URL
+	Publish   []string // host:port of each server of the Publish service
+	Cluster   string   // name of the cluster, in every key
+	Node      string   // name of this node
 
 	// SnapshotPath is the file with the last known records, loaded before the store answers; empty: none is kept.
 	SnapshotPath string
@@ -36,8 +36,13 @@ func (c Config) Validate() error {
 	if len(c.Endpoints) == 0 {
 		return errors.New("store config: endpoints is empty; give at least one host:port of etcd")
 	}
-	if _, _, err := net.SplitHostPort(c.PublishAddr); err != nil {
-		return fmt.Errorf("store config: publish address %q: %w", c.PublishAddr, err)
+	if len(c.Publish) == 0 {
+		return errors.New("store config: publish is empty; give at least one host:port of the Publish service")
+	}
+	for _, addr := range c.Publish {
+		if _, _, err := net.SplitHostPort(addr); err != nil {
+			return fmt.Errorf("store config: publish address %q: %w", addr, err)
+		}
 	}
 	if c.JournalPath == "" {
 		return errors.New("store config: journal path is empty; name a file that survives restarts")
@@ -55,6 +60,14 @@ func (c Config) Validate() error {
 		return fmt.Errorf("store config: a token, CA file %q, certificate file %q, key file %q: name a CA file, and one file for certificate and key", c.TLS.CA, c.TLS.Cert, c.TLS.Key)
 	}
 	return checkCluster(c.Cluster)
+}
+
+// identity is nil for plaintext.
+func (c Config) identity() Identity {
+	if c.TLS == (Files{}) {
+		return nil
+	}
+	return c.TLS
 }
 
 func checkCluster(cluster string) error {

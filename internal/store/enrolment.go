@@ -19,8 +19,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc"
-
 	storev1 "tendril.io/tendril/api/store/v1"
 )
 
@@ -29,8 +27,8 @@ import (
 type enrolment struct {
 	files     Files // Cert and Key are one file, so that both change at once
 	node      string
-	tokenPath string // says on which node we run; somebody else keeps it fresh
-	publish   string // address of the authority
+	tokenPath string   // says on which node we run; somebody else keeps it fresh
+	publish   []string // addresses of the authority
 	logger    *slog.Logger
 
 	mu  sync.Mutex
@@ -126,16 +124,16 @@ func (e *enrolment) enrol(ctx context.Context) error {
 
 // ask sends a request over a connection of its own, which has no certificate to show.
 func (e *enrolment) ask(ctx context.Context, request *storev1.IssueRequest) (cert []byte, err error) {
-	conn, err := grpc.NewClient("passthrough:///"+e.publish, grpc.WithTransportCredentials(NewCredentials(stranger{e.files})), reconnect())
+	conn, err := dialPublish(e.publish, stranger{e.files})
 	if err != nil {
-		return nil, fmt.Errorf("dial %s: %w", e.publish, err)
+		return nil, err
 	}
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	answer, err := storev1.NewAuthorityClient(conn).Issue(ctx, request)
 	if err != nil {
-		return nil, fmt.Errorf("ask %s for a certificate: %w", e.publish, err)
+		return nil, fmt.Errorf("ask %v for a certificate: %w", e.publish, err)
 	}
 	return answer.GetCertificate(), nil
 }
@@ -154,7 +152,7 @@ func (e *enrolment) keep(cert, key []byte) error {
 	}
 	until, err := Files{CA: e.files.CA, Cert: fresh, Key: fresh}.check(e.node, time.Now())
 	if err != nil {
-		return fmt.Errorf("what %s issued is no use: %w", e.publish, errors.Join(err, os.Remove(fresh)))
+		return fmt.Errorf("what %v issued is no use: %w", e.publish, errors.Join(err, os.Remove(fresh)))
 	}
 	if err := os.Rename(fresh, e.files.Cert); err != nil {
 		return fmt.Errorf("keep the certificate: %w", err)

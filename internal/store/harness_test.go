@@ -149,7 +149,7 @@ type agent struct {
 func (w *world) agent(node string) *agent {
 	w.t.Helper()
 	client, err := Dial(Config{
-		Endpoints: []string{w.clientAddr}, PublishAddr: w.publishAddr, Cluster: cluster, Node: node, RateLimit: 1000,
+		Endpoints: []string{w.clientAddr}, Publish: []string{w.publishAddr}, Cluster: cluster, Node: node, RateLimit: 1000,
 		SnapshotPath: filepath.Join(w.dir, node, "snapshot"), JournalPath: filepath.Join(w.dir, node, "journal"),
 	})
 	if err != nil {

@@ -18,7 +18,7 @@ func (c *Client) Probe(ctx context.Context) error {
 }
 
 func (c *Client) probeStore(ctx context.Context) (err error) {
-	client, err := dialEtcd(c.config.Endpoints, c.config.TLS, c.config.Logger)
+	client, err := DialEtcd(c.config.Endpoints, c.config.TLS, c.config.Logger)
 	if err != nil {
 		return err
 	}
@@ -31,7 +31,7 @@ func (c *Client) probeStore(ctx context.Context) (err error) {
 
 // probePublish sends nothing to write, which the service refuses: the refusal is the answer.
 func (c *Client) probePublish(ctx context.Context) (err error) {
-	conn, err := dialPublish(c.config.PublishAddr, c.config.TLS)
+	conn, err := dialPublish(c.config.Publish, c.config.identity())
 	if err != nil {
 		return err
 	}

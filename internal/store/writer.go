@@ -66,7 +66,7 @@ func NewWriter(config WriterConfig) (*Writer, error) {
 	if err := config.TLS.Validate(); err != nil {
 		return nil, fmt.Errorf("store writer: %w", err)
 	}
-	client, err := dialEtcd(config.Endpoints, config.TLS, config.Logger)
+	client, err := DialEtcd(config.Endpoints, config.TLS, config.Logger)
 	if err != nil {
 		return nil, err
 	}

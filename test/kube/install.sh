@@ -15,24 +15,33 @@ install() {
   await 60 'nodes ready' kubectl wait --for=condition=Ready node/n1 node/n2 --timeout=1s
 }
 
-# update: agents and operator are replaced while pods on both nodes talk; no request is lost.
-update() {
-  mkfifo "$state/hold"
+# load_begins has pods on both nodes talk, until load_ends, which fails if a request was lost.
+load_begins() {
+  [ -p "$state/hold" ] || mkfifo "$state/hold"
   kubectl -n web exec -i deploy/client -- /probe load http://web.web.svc.cluster.local < "$state/hold" > "$state/log/load" 2>&1 &
-  local load=$! hold
+  load=$!
   exec {hold}> "$state/hold"
   sleep 1
+}
+
+load_ends() {
+  sleep 1
+  exec {hold}>&-
+  wait $load
+  echo "       $(tail -n 1 "$state/log/load")"
+  grep -q 'answered [1-9][0-9]* lost 0$' "$state/log/load"
+}
+
+# update: agents and operator are replaced under load.
+update() {
+  load_begins
   kubectl -n kube-system rollout restart daemonset/tendril-agent > /dev/null
   kubectl -n kube-system rollout status daemonset/tendril-agent --timeout=90s > /dev/null
   echo "$(printf '%4d' $SECONDS) s  agents replaced"
   kubectl -n kube-system rollout restart deployment/tendril-operator > /dev/null
   kubectl -n kube-system rollout status deployment/tendril-operator --timeout=90s > /dev/null
   echo "$(printf '%4d' $SECONDS) s  operator replaced"
-  sleep 1
-  exec {hold}>&-
-  wait $load
-  echo "       $(tail -n 1 "$state/log/load")"
-  grep -q 'answered [1-9][0-9]* lost 0$' "$state/log/load"
+  load_ends
 }
 
 # held NODE prog|map: ids of what the agent holds, from its open files, and of pods' programs.

@@ -25,6 +25,7 @@ K
 key ca
 openssl req -x509 -new -key ca.key -subj /CN=test-ca -days 30 -out ca.crt -addext 'keyUsage=critical,keyCertSign,digitalSignature'
 certificate apiserver /CN=kube-apiserver 'IP:10.200.0.1,IP:10.96.0.1,DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local'
+certificate store /CN=store IP:10.200.0.1 # an etcd, and its clients
 certificate to-kubelets /O=system:masters/CN=to-kubelets
 certificate admin /O=system:masters/CN=admin
 certificate controllers /CN=system:kube-controller-manager

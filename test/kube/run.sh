@@ -19,13 +19,14 @@ finish() {
 }
 trap finish EXIT
 trap 'echo "FAIL at line $LINENO" >&2; kubectl get pods -A -o wide >&2 || true
-  kubectl -n kube-system logs -l app.kubernetes.io/part-of=tendril --prefix --tail=20 >&2 || true; for log in apiserver n1-init n1-containerd n1-kubelet install uninstall load; do
+  kubectl -n kube-system logs -l app.kubernetes.io/part-of=tendril --prefix --tail=20 >&2 || true; for log in apiserver n1-init n1-containerd n1-kubelet install uninstall load store; do
   echo "--- $log"; tail -n 15 "$state/log/$log" || true; done >&2' ERR
 mkdir -p "$state/pki" "$state/log"
-for part in control nodes install operator certificates balanced workload rollout departed conformance; do . "$here/$part.sh"; done
+for part in control nodes install operator certificates balanced workload rollout departed replicas conformance; do . "$here/$part.sh"; done
 "$here/pki.sh" "$state/pki"
 control_groups
 chart
+chart_outside
 control_plane
 add_node n1 10.200.0.11 fd00:200::11
 add_node n2 10.200.0.12 fd00:200::12
@@ -41,5 +42,6 @@ workload
 rollout
 update
 departed
+replicas
 uninstall
 echo 'PASS'

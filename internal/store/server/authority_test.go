@@ -72,7 +72,7 @@ func enrol(t *testing.T, running *server.Server, ca, token string) (*store.Clien
 		t.Fatal(err)
 	}
 	client, tables := runConfig(t, store.Config{
-		Endpoints: []string{running.ClientAddr()}, PublishAddr: running.PublishAddr(), Cluster: cluster, Node: "n1",
+		Endpoints: []string{running.ClientAddr()}, Publish: []string{running.PublishAddr()}, Cluster: cluster, Node: "n1",
 		JournalPath: filepath.Join(dir, "journal"), TLS: store.Files{CA: ca, Cert: file, Key: file}, Token: filepath.Join(dir, "token"),
 	})
 	return client, tables, file
@@ -132,7 +132,7 @@ func TestANodeThatHasNothingYetIsToldItsPodCIDRs(t *testing.T) {
 	dir := t.TempDir()
 	file, token := filepath.Join(dir, "certificate.pem"), filepath.Join(dir, "token")
 	client, err := store.Dial(store.Config{ // and not run: agents need them before they have tables
-		Endpoints: []string{running.ClientAddr()}, PublishAddr: running.PublishAddr(), Cluster: cluster, Node: "n1",
+		Endpoints: []string{running.ClientAddr()}, Publish: []string{running.PublishAddr()}, Cluster: cluster, Node: "n1",
 		JournalPath: filepath.Join(dir, "journal"), TLS: store.Files{CA: ca, Cert: file, Key: file}, Token: token,
 	})
 	if err != nil {
@@ -206,7 +206,7 @@ func TestWhatIsIssuedAndNoUseIsNotAskedForInALoopAndReplacesNothing(t *testing.T
 				t.Fatal(err)
 			}
 			client, _ := runConfig(t, store.Config{
-				Endpoints: []string{addr}, PublishAddr: addr, Cluster: cluster, Node: "n1",
+				Endpoints: []string{addr}, Publish: []string{addr}, Cluster: cluster, Node: "n1",
 				JournalPath: filepath.Join(dir, "journal"), TLS: store.Files{CA: ca, Cert: file, Key: file}, Token: token,
 			})
 			time.Sleep(2 * time.Second)
@@ -253,7 +253,7 @@ func TestAReplacedAuthorityIsNoticedAtOnceAtTheNextStart(t *testing.T) {
 	await(t, "a certificate", func() bool { _, err := os.Stat(file); return err == nil })
 	running, ca := issuing(t, time.Hour)
 	client, _ := runConfig(t, store.Config{
-		Endpoints: []string{running.ClientAddr()}, PublishAddr: running.PublishAddr(), Cluster: cluster, Node: "n1",
+		Endpoints: []string{running.ClientAddr()}, Publish: []string{running.PublishAddr()}, Cluster: cluster, Node: "n1",
 		JournalPath: filepath.Join(t.TempDir(), "journal"), TLS: store.Files{CA: ca, Cert: file, Key: file}, Token: filepath.Join(filepath.Dir(file), "token"),
 	})
 	await(t, "a certificate of the new authority", func() bool { return len(client.Status().Problems) == 0 && client.Probe(t.Context()) == nil })

@@ -267,7 +267,9 @@ func TestANodeGetsTheLeaseThatItAsksForAndWatchersDoNotHearOfEachBeat(t *testing
 func TestTheServerRefusesAConfigurationThatCannotWork(t *testing.T) {
 	good := server.Config{Dir: t.TempDir(), ClientAddr: "127.0.0.1:0", PublishAddr: "127.0.0.1:0", Cluster: cluster}
 	for says, spoil := range map[string]func(*server.Config){
-		"dir is empty":                 func(c *server.Config) { c.Dir = "" },
+		`dir is "", endpoints are []`:  func(c *server.Config) { c.Dir = "" },
+		"endpoints are [e:1]":          func(c *server.Config) { c.Endpoints = []string{"e:1"} },
+		"etcd outside: CA file":        func(c *server.Config) { c.Dir, c.Endpoints, c.Outside.CA = "", []string{"e:1"}, "ca" },
 		`address "nowhere"`:            func(c *server.Config) { c.ClientAddr = "nowhere" },
 		"listen for publish":           func(c *server.Config) { c.PublishAddr = "192.0.2.77:1" },
 		`cluster: name "a/b" contains`: func(c *server.Config) { c.Cluster = "a/b" },

@@ -22,11 +22,13 @@ import (
 	"tendril.io/tendril/internal/store"
 )
 
-// Config is for the embedded store and the Publish service beside it.
+// Config is for the store, embedded or before an etcd outside, and the Publish service beside it.
 type Config struct {
-	Dir         string // etcd's data
-	ClientAddr  string // host:port that etcd listens on; port 0 picks one
-	PublishAddr string // host:port that Publish listens on; port 0 picks one
+	Dir         string      // data of the embedded etcd; or Endpoints
+	Endpoints   []string    // of an etcd outside, host:port; any number of servers may be before it
+	Outside     store.Files // for an etcd outside: who we are there, and whom we believe; zero: plaintext
+	ClientAddr  string      // host:port where agents read; port 0 picks one
+	PublishAddr string      // host:port that Publish listens on; port 0 picks one
 	Cluster     string
 	QuotaBytes  int64 // size at which etcd refuses writes, 0: 2 GiB
 	// TLS is the store's certificate, and the authorities that name nodes; an *Authority issues them beside the Publish service. With TLS etcd itself listens at a unix socket only, and what
@@ -35,16 +37,16 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Server is an embedded etcd of one member, and the Publish service beside it.
+// Server is an embedded etcd of one member, or stands before one outside, and the Publish service beside it.
 type Server struct {
-	// One member, which serves until run ends.
+	// One member, which serves until run ends; nil with an etcd outside.
 	etcd *embed.Etcd
-	// Calls etcd in the process, past the network and every role.
+	// Calls the embedded etcd in the process, past the network and every role.
 	client *clientv3.Client
 	grpc   *grpc.Server
 	// Open before etcd is: an address that is taken is known at once.
 	publish net.Listener
-	// For nodes to read, with TLS only.
+	// For nodes to read; nil where they read at the embedded etcd itself, without TLS.
 	reader *grpc.Server
 	read   net.Listener
 	admin  string // endpoint of etcd itself
@@ -69,19 +71,40 @@ func Serve(ctx context.Context, config Config) (*Server, error) {
 	if err := s.listen(config); err != nil {
 		return nil, errors.Join(err, s.closeListeners())
 	}
-	var err error
-	if s.etcd, err = startEtcd(ctx, config); err != nil {
+	connect := s.embed
+	if config.Dir == "" {
+		connect = s.relay
+	}
+	if err := connect(ctx, config); err != nil {
 		return nil, errors.Join(err, s.closeListeners())
 	}
-	s.client = v3client.New(s.etcd.Server)
 	s.grpc = newPublishServer(s.client, config)
-	s.admin = s.etcd.Clients[0].Addr().String()
-	if config.TLS != nil {
-		s.reader = newReaderServer(s.etcd.Server, config.TLS)
-		s.admin = "unix://" + config.socket()
-	}
 	go s.run(ctx)
 	return s, nil
+}
+
+// embed starts the store.
+func (s *Server) embed(ctx context.Context, config Config) (err error) {
+	if s.etcd, err = startEtcd(ctx, config); err != nil {
+		return err
+	}
+	s.client = v3client.New(s.etcd.Server)
+	s.admin = s.etcd.Clients[0].Addr().String()
+	if config.TLS != nil {
+		s.reader = newReaderServer(s.etcd.Server, readable(store.Prefix(config.Cluster)), config.TLS)
+		s.admin = "unix://" + config.socket()
+	}
+	return nil
+}
+
+// relay goes before a store outside, which may be away.
+func (s *Server) relay(_ context.Context, config Config) (err error) {
+	if s.client, err = store.DialEtcd(config.Endpoints, config.Outside, config.Logger); err != nil {
+		return err
+	}
+	s.admin = config.Endpoints[0]
+	s.reader = newRelayServer(s.client, readable(store.Prefix(config.Cluster)), config.TLS)
+	return nil
 }
 
 // listen opens what etcd does not open itself.
@@ -89,11 +112,14 @@ func (s *Server) listen(config Config) (err error) {
 	if s.publish, err = net.Listen("tcp", config.PublishAddr); err != nil {
 		return fmt.Errorf("listen for publish: %w", err)
 	}
-	if config.TLS == nil {
+	if config.TLS == nil && config.Dir != "" {
 		return nil
 	}
 	if s.read, err = net.Listen("tcp", config.ClientAddr); err != nil {
 		return fmt.Errorf("listen for readers: %w", err)
+	}
+	if config.Dir == "" {
+		return nil
 	}
 	// Who may enter the folder may write the store: root.
 	if err := os.MkdirAll(config.Dir, 0o700); err != nil {
@@ -113,8 +139,11 @@ func (s *Server) closeListeners() (err error) {
 
 // Validate says what is missing or malformed.
 func (c Config) Validate() error {
-	if c.Dir == "" {
-		return errors.New("store server: dir is empty; name a directory for the store's data")
+	if (c.Dir == "") == (len(c.Endpoints) == 0) {
+		return fmt.Errorf("store server: dir is %q, endpoints are %v; name a directory for the store's data, or the addresses of an etcd outside", c.Dir, c.Endpoints)
+	}
+	if err := c.Outside.Validate(); err != nil {
+		return fmt.Errorf("store server: etcd outside: %w", err)
 	}
 	for _, addr := range []string{c.ClientAddr, c.PublishAddr} {
 		if _, _, err := net.SplitHostPort(addr); err != nil {
@@ -180,7 +209,7 @@ func etcdConfig(config Config) *embed.Config {
 	}
 	// What one Publish call may hold.
 	c.MaxTxnOps = store.MaxWrites
-	c.GRPCKeepAliveMinTime = 5 * time.Second // agents ask every 10 s
+	c.GRPCKeepAliveMinTime = pingTime
 	// Nobody speaks JSON to it.
 	c.EnableGRPCGateway = false
 	return c
@@ -215,9 +244,13 @@ func (s *Server) run(ctx context.Context) {
 	if s.reader != nil {
 		serving.Go(func() { served <- s.reader.Serve(s.read) })
 	}
+	var failed <-chan error // nothing fails that is not ours
+	if s.etcd != nil {
+		failed = s.etcd.Err()
+	}
 	select {
 	case <-ctx.Done():
-	case s.err = <-s.etcd.Err():
+	case s.err = <-failed:
 	case s.err = <-served:
 	}
 	// Agents' calls end before the store does, so that none is answered as done and lost.
@@ -227,7 +260,9 @@ func (s *Server) run(ctx context.Context) {
 	}
 	serving.Wait()
 	s.client.Close()
-	s.etcd.Close()
+	if s.etcd != nil {
+		s.etcd.Close()
+	}
 }
 
 // Wait returns once the server has stopped, with the reason if the context was not it.
@@ -244,7 +279,7 @@ func (s *Server) ClientAddr() string {
 	return s.etcd.Clients[0].Addr().String()
 }
 
-// AdminEndpoint is where etcd itself listens, for writers: the same, or with TLS a unix socket for root.
+// AdminEndpoint is where etcd itself listens, for writers: at the same address, with TLS at a unix socket for root, or outside.
 func (s *Server) AdminEndpoint() string { return s.admin }
 
 // PublishAddr is where the Publish service listens, host:port.

@@ -201,28 +201,29 @@ func TestOverTLSNodesReadTheStoreAndOnlyRootsSocketWritesIt(t *testing.T) {
 		t.Cleanup(func() { c.Close() })
 		return c
 	}
+	key := store.Prefix(cluster) + "k"
 	root := client(running.AdminEndpoint())
-	if _, err := root.Put(t.Context(), "k", "v"); err != nil {
+	if _, err := root.Put(t.Context(), key, "v"); err != nil {
 		t.Fatalf("root writes: %v", err)
 	}
 	node := client(running.ClientAddr(), grpc.WithTransportCredentials(store.NewCredentials(a.files("n1"))))
-	if got, err := node.Get(t.Context(), "k"); err != nil || len(got.Kvs) != 1 {
+	if got, err := node.Get(t.Context(), key); err != nil || len(got.Kvs) != 1 {
 		t.Fatalf("a node reads: %v, %v", got, err)
 	}
-	if _, err := node.Txn(t.Context()).Then(clientv3.OpTxn(nil, []clientv3.Op{clientv3.OpGet("k")}, nil)).Commit(); err != nil {
+	if _, err := node.Txn(t.Context()).Then(clientv3.OpTxn(nil, []clientv3.Op{clientv3.OpGet(key)}, nil)).Commit(); err != nil {
 		t.Errorf("a node reads in a transaction: %v", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	if event := <-node.Watch(ctx, "k", clientv3.WithRev(1)); len(event.Events) != 1 {
+	if event := <-node.Watch(ctx, key, clientv3.WithRev(1)); len(event.Events) != 1 {
 		t.Errorf("a node watches: got %v", event)
 	}
 	for name, do := range map[string]func() error{
-		"put":         func() error { _, err := node.Put(ctx, "k", "x"); return err },
-		"delete":      func() error { _, err := node.Delete(ctx, "k"); return err },
-		"transaction": func() error { _, err := node.Txn(ctx).Else(clientv3.OpPut("k", "x")).Commit(); return err },
+		"put":         func() error { _, err := node.Put(ctx, key, "x"); return err },
+		"delete":      func() error { _, err := node.Delete(ctx, key); return err },
+		"transaction": func() error { _, err := node.Txn(ctx).Else(clientv3.OpPut(key, "x")).Commit(); return err },
 		"nested": func() error {
-			_, err := node.Txn(ctx).Then(clientv3.OpTxn(nil, nil, []clientv3.Op{clientv3.OpDelete("k")})).Commit()
+			_, err := node.Txn(ctx).Then(clientv3.OpTxn(nil, nil, []clientv3.Op{clientv3.OpDelete(key)})).Commit()
 			return err
 		},
 		"compact": func() error { _, err := node.Compact(ctx, 2); return err },
@@ -241,10 +242,10 @@ func TestOverTLSNodesReadTheStoreAndOnlyRootsSocketWritesIt(t *testing.T) {
 			t.Errorf("%s: got %v, want a refusal", name, err)
 		}
 	}
-	if got, err := root.Get(t.Context(), "k"); err != nil || string(got.Kvs[0].Value) != "v" {
+	if got, err := root.Get(t.Context(), key); err != nil || string(got.Kvs[0].Value) != "v" {
 		t.Errorf("the store has %v, %v", got, err)
 	}
-	if _, err := client(running.ClientAddr()).Get(ctx, "k"); err == nil {
+	if _, err := client(running.ClientAddr()).Get(ctx, key); err == nil {
 		t.Error("somebody without a certificate reads")
 	}
 }
@@ -282,7 +283,7 @@ func TestAnAgentReadsPublishesAndProbesOverTLSAndSaysUntilWhen(t *testing.T) {
 func runAgent(t *testing.T, running *server.Server, files store.Files) (*store.Client, *table.Tables) {
 	t.Helper()
 	return runConfig(t, store.Config{
-		Endpoints: []string{running.ClientAddr()}, PublishAddr: running.PublishAddr(), Cluster: cluster, Node: "n1",
+		Endpoints: []string{running.ClientAddr()}, Publish: []string{running.PublishAddr()}, Cluster: cluster, Node: "n1",
 		JournalPath: filepath.Join(t.TempDir(), "journal"), TLS: files,
 	})
 }
@@ -329,7 +330,7 @@ func TestStatusSaysWhatIsWrongWithACertificate(t *testing.T) {
 			t.Errorf("got %v, want %q", problems, want)
 		}
 	}
-	_, err := store.Dial(store.Config{Endpoints: []string{"a:1"}, PublishAddr: "a:1", Cluster: cluster, Node: "n1", JournalPath: "j", TLS: store.Files{CA: "ca"}})
+	_, err := store.Dial(store.Config{Endpoints: []string{"a:1"}, Publish: []string{"a:1"}, Cluster: cluster, Node: "n1", JournalPath: "j", TLS: store.Files{CA: "ca"}})
 	if err == nil || !strings.Contains(err.Error(), "name all three") {
 		t.Errorf("a CA alone: got %v", err)
 	}
