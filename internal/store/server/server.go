@@ -31,8 +31,8 @@ type Config struct {
 	PublishAddr string      // host:port that Publish listens on; port 0 picks one
 	Cluster     string
 	QuotaBytes  int64 // size at which etcd refuses writes, 0: 2 GiB
-	// TLS is the store's certificate, and the authorities that name nodes; an *Authority issues them beside the Publish service. With TLS etcd itself listens at a unix socket only, and what
-	// is at ClientAddr can read. nil: plaintext.
+	// TLS is the store's certificate, and the authorities that name nodes; an *Authority issues them beside the Publish service. With TLS the
+	// embedded etcd itself listens at a unix socket only, and who asks at ClientAddr can read. nil: plaintext.
 	TLS    store.Identity
 	Logger *slog.Logger
 }
