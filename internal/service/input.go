@@ -243,13 +243,18 @@ func (b *Brain) touchMoved() {
 		}
 		b.touchClaimants(frontend, serviceKey{})
 		b.touchClaimants(frontend.anywhere(), serviceKey{})
-		if anywhere := frontend.anywhere(); len(b.nodesAt[frontend.Addr]) > 0 {
+		if anywhere := frontend.anywhere(); b.atNode(frontend) {
 			b.atNodes.add(anywhere, frontend)
 		} else {
 			b.atNodes.remove(anywhere, frontend)
 		}
 	}
 	clear(b.moved)
+}
+
+// atNode says that a node port, too, may answer at a frontend's address.
+func (b *Brain) atNode(frontend FrontendKey) bool {
+	return frontend.Addr.IsLoopback() || len(b.nodesAt[frontend.Addr]) > 0
 }
 
 // anywhere is the same port at every address of the node.
@@ -282,7 +287,7 @@ func (b *Brain) rivals(frontend FrontendKey) []FrontendKey {
 	if frontend == anywhere {
 		return b.atNodes[anywhere]
 	}
-	if len(b.nodesAt[frontend.Addr]) > 0 && len(b.claimants[anywhere]) > 0 {
+	if b.atNode(frontend) && len(b.claimants[anywhere]) > 0 {
 		return []FrontendKey{anywhere}
 	}
 	return nil
@@ -321,7 +326,7 @@ func (b *Brain) claim(key serviceKey, r *record, wanted []FrontendKey) {
 			continue
 		}
 		b.claimants[frontend] = slices.Insert(claimants, at, key)
-		if len(b.nodesAt[frontend.Addr]) > 0 {
+		if b.atNode(frontend) {
 			b.atNodes.add(frontend.anywhere(), frontend)
 		}
 		b.touchClaimants(frontend, key)

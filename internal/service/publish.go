@@ -301,6 +301,9 @@ func (b *Brain) frontendRow(f frontendPlan, service *table.Service, p *publicati
 	row := FrontendRow{
 		FrontendKey: f.key, Inside: p.ranges[f.inside].slots(), Service: p.number, AffinitySeconds: service.AffinitySeconds,
 	}
+	if f.key.Addr.IsLoopback() {
+		row.Flags |= bpf.FrontendLoopback
+	}
 	if f.place.external {
 		row.Flags |= bpf.FrontendExternal
 		row.Outside = p.ranges[f.outside].slots()
