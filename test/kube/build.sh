@@ -60,7 +60,7 @@ if [ ! "$out/agnhost.tar" -nt "$here/build.sh" ] || [ ! "$out/agnhost.tar" -nt "
   mkdir -p "$out/tools/debs" "$out/tools/root"
   cd "$out/tools/debs"
   apt-get download -q $(apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances \
-    bash coreutils debianutils grep sed mawk hostname curl wget netcat-openbsd iproute2 bind9-dnsutils iperf | grep '^[a-z]' | sort -u) > /dev/null
+    bash coreutils debianutils libc-bin grep sed mawk hostname curl wget netcat-openbsd iproute2 bind9-dnsutils iperf | grep '^[a-z]' | sort -u) > /dev/null
   for package in *.deb; do dpkg -x "$package" "$out/tools/root"; done
   cd "$out/tools/root"
   rm -rf usr/share/doc usr/share/man usr/share/locale usr/share/perl* usr/lib/*/perl*
