@@ -107,7 +107,7 @@ func (b *Brain) touchLate() {
 			b.touch(key, b.services[key])
 		}
 	}
-	if b.zonesDirty && b.config.Zone != "" {
+	if b.zonesDirty {
 		for key, r := range b.services {
 			if r.service != nil && r.service.TrafficDistribution != "" {
 				b.touch(key, r)

@@ -409,7 +409,7 @@ func (b *Brain) choose(endpoints []endpoint, is4, local bool, distribution strin
 func (b *Brain) zone(e *endpoint) string { return cmp.Or(e.zone, b.nodes[e.node].zone) }
 
 // sameZone says that an endpoint is in this node's zone.
-func (b *Brain) sameZone(e *endpoint) bool { return b.config.Zone != "" && b.zone(e) == b.config.Zone }
+func (b *Brain) sameZone(e *endpoint) bool { return b.home != "" && b.zone(e) == b.home }
 
 // require leaves out, for a reason, what is not good.
 func (s *selection) require(reason Choice, good func(*endpoint) bool) {
