@@ -99,18 +99,19 @@ static __always_inline bool target_loopback(const union address *address)
 	return !address->half[0] && address->half[1] == bpf_cpu_to_be64(1);
 }
 
-/* target_frontend finds the frontend that is asked for. Node ports are at the node's addresses, and for the node at loopback. */
+/* target_frontend finds the frontend that is asked for. Node ports are at the node's addresses; loopback is the node's for its own sockets. */
 static __always_inline struct frontend *target_frontend(struct bpf_sock_addr *ctx, struct frontend_key *key)
 {
-	struct frontend *frontend = bpf_map_lookup_elem(&frontends, key);
+	bool loopback = target_loopback(&key->address);
+	struct frontend *frontend;
 	struct peer_info *at;
 
+	if (loopback && bpf_get_netns_cookie(ctx) != config.netns_cookie)
+		return NULL;
+	frontend = bpf_map_lookup_elem(&frontends, key);
 	if (frontend)
 		return frontend;
-	if (target_loopback(&key->address)) {
-		if (bpf_get_netns_cookie(ctx) != config.netns_cookie)
-			return NULL;
-	} else {
+	if (!loopback) {
 		at = bpf_map_lookup_elem(&addresses, &key->address);
 		if (!at || !(at->flags & ADDRESS_NODE_PORT))
 			return NULL;

@@ -256,7 +256,7 @@ func (s *stage) service(text string) (string, error) {
 	key := FrontendKey{Address: AddressOf(frontend.Addr()), Port: NetPort(frontend.Port()), Protocol: protocol}
 	value := Frontend{Inside: SlotRange{First: s.slots, Count: uint32(len(plain) - 2)}, AffinitySeconds: number(named, "affinity"), Service: number(named, "number")}
 	for flag := range strings.SplitSeq(named["flags"], ",") {
-		value.Flags |= map[string]FrontendFlag{"hash": FrontendHash, "external": FrontendExternal, "guarded": FrontendGuarded, "dsr": FrontendDSR}[flag]
+		value.Flags |= map[string]FrontendFlag{"hash": FrontendHash, "external": FrontendExternal, "guarded": FrontendGuarded, "dsr": FrontendDSR, "loopback": FrontendLoopback}[flag]
 	}
 	if value.Flags&FrontendExternal != 0 {
 		value.Outside = value.Inside

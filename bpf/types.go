@@ -333,15 +333,16 @@ type FrontendFlag uint32
 
 // The values of FrontendFlag.
 const (
-	FrontendHash     FrontendFlag = 1 // the slot is chosen by a hash of the connection's tuple (Maglev), not at random
-	FrontendExternal FrontendFlag = 2 // clients outside the cluster use it, too
-	FrontendGuarded  FrontendFlag = 4 // only for clients in the service's source ranges
-	FrontendDSR      FrontendFlag = 8 // backends' nodes answer clients outside the cluster themselves; of a FRONTEND_EXTERNAL only
+	FrontendHash     FrontendFlag = 1  // the slot is chosen by a hash of the connection's tuple (Maglev), not at random
+	FrontendExternal FrontendFlag = 2  // clients outside the cluster use it, too
+	FrontendGuarded  FrontendFlag = 4  // only for clients in the service's source ranges
+	FrontendDSR      FrontendFlag = 8  // backends' nodes answer clients outside the cluster themselves; of a FRONTEND_EXTERNAL only
+	FrontendLoopback FrontendFlag = 16 // for sockets of the node's namespace alone: a packet with the address was made by hand
 )
 
 // String names the bits that are set, joined by |.
 func (v FrontendFlag) String() string {
-	return joinFlags(uint32(v), []string{"hash", "external", "guarded", "dsr"}, []uint32{1, 2, 4, 8})
+	return joinFlags(uint32(v), []string{"hash", "external", "guarded", "dsr", "loopback"}, []uint32{1, 2, 4, 8, 16})
 }
 
 // EventKind is enum event_kind of the datapath.

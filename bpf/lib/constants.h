@@ -131,6 +131,7 @@ enum frontend_flag {
 	FRONTEND_EXTERNAL = 2,      /* clients outside the cluster use it, too */
 	FRONTEND_GUARDED = 4,       /* only for clients in the service's source ranges */
 	FRONTEND_DSR = 8,           /* backends' nodes answer clients outside the cluster themselves; of a FRONTEND_EXTERNAL only */
+	FRONTEND_LOOPBACK = 16,     /* for sockets of the node's namespace alone: a packet with the address was made by hand */
 };
 
 /* Kinds of event. */

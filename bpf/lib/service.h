@@ -41,7 +41,7 @@ static __always_inline int service_choose(struct packet *p, __u32 *index)
 	struct frontend *frontend = service_frontend(p, &choice.key.frontend);
 	bool outside = p->hook != HOOK_FROM_POD;
 
-	if (!frontend || (outside && !(frontend->flags & FRONTEND_EXTERNAL)))
+	if (!frontend || frontend->flags & FRONTEND_LOOPBACK || (outside && !(frontend->flags & FRONTEND_EXTERNAL)))
 		return GO_ON;
 	if (!frontend_admits(frontend, &choice.key.client))
 		return DROP_SOURCE_RANGE;

@@ -72,9 +72,8 @@ func parseMappings(mappings []PortMapping) ([]HostPort, error) {
 		port := HostPort{Port: uint16(m.HostPort), Target: uint16(m.ContainerPort), Protocol: protocol}
 		if m.HostIP != "" {
 			addr, err := netip.ParseAddr(m.HostIP)
-			// A loopback address is each namespace's own: per packet it could not be told from one that was forged.
-			if addr = addr.Unmap(); err != nil || addr.Zone() != "" || addr.IsLoopback() || addr.IsMulticast() {
-				return nil, invalidArgs("%s: hostIP %s: use an address of the node that others reach, or none for all", field, abbreviated(m.HostIP))
+			if addr = addr.Unmap(); err != nil || addr.Zone() != "" || addr.IsMulticast() {
+				return nil, invalidArgs("%s: hostIP %s: use an address of the node, or none for all", field, abbreviated(m.HostIP))
 			}
 			if !addr.IsUnspecified() {
 				port.Addr = addr

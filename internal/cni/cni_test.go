@@ -140,13 +140,13 @@ func TestHostPortsAreTheRuntimesAlone(t *testing.T) {
 		return `{"cniVersion":"1.1.0","name":"n","runtimeConfig":{"portMappings":[` + mappings + `]}}`
 	}
 	got, err := parse(pod(""), config(`{"hostPort":8080,"containerPort":80,"protocol":"TCP"},{"hostPort":53,"containerPort":5353,"protocol":"udp","hostIP":"192.0.2.1"},
-		{"hostPort":8080,"containerPort":80,"hostIP":"0.0.0.0"},{"hostPort":8080,"containerPort":81,"protocol":"sctp","hostIP":"2001:db8::1"}`))
+		{"hostPort":54,"containerPort":53,"hostIP":"::ffff:127.0.0.1"},{"hostPort":8080,"containerPort":80,"hostIP":"0.0.0.0"},{"hostPort":8080,"containerPort":81,"protocol":"sctp","hostIP":"2001:db8::1"}`))
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := []HostPort{
 		{Port: 8080, Target: 80, Protocol: 6}, {Addr: netip.MustParseAddr("192.0.2.1"), Port: 53, Target: 5353, Protocol: 17},
-		{Addr: netip.MustParseAddr("2001:db8::1"), Port: 8080, Target: 81, Protocol: 132},
+		{Addr: netip.MustParseAddr("127.0.0.1"), Port: 54, Target: 53, Protocol: 6}, {Addr: netip.MustParseAddr("2001:db8::1"), Port: 8080, Target: 81, Protocol: 132},
 	}
 	if diff := cmp.Diff(want, got.Args.HostPorts, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("host ports (-want +got):\n%s", diff)
@@ -155,13 +155,30 @@ func TestHostPortsAreTheRuntimesAlone(t *testing.T) {
 		`{"hostPort":0,"containerPort":80}`:                                                          "use 1 to 65535",
 		`{"hostPort":80,"containerPort":70000}`:                                                      "use 1 to 65535",
 		`{"hostPort":80,"containerPort":80,"protocol":"icmp"}`:                                       "use tcp, udp or sctp",
-		`{"hostPort":80,"containerPort":80,"hostIP":"127.0.0.1"}`:                                    "an address of the node",
-		`{"hostPort":80,"containerPort":80,"hostIP":"::ffff:127.1.2.3"}`:                             "an address of the node",
+		`{"hostPort":80,"containerPort":80,"hostIP":"224.0.0.1"}`:                                    "an address of the node",
 		`{"hostPort":80,"containerPort":80,"hostIP":"node"}`:                                         "an address of the node",
 		`{"hostPort":80,"containerPort":80},{"hostPort":80,"containerPort":81,"hostIP":"192.0.2.1"}`: "portMappings[1]",
 	} {
 		_, err := parse(pod(""), config(mappings))
 		refused(t, err, CodeInvalidEnvironment, "runtimeConfig.portMappings", remedy)
+	}
+}
+
+// A runtime calls DEL for what ADD refused, with the same arguments, until it succeeds.
+func TestWhatAddRefusedForItsArgumentsCanBeDeleted(t *testing.T) {
+	for args, config := range map[string]string{
+		"TENDRIL_LABELS=-": goodConfig,
+		"":                 `{"cniVersion":"1.1.0","name":"n","runtimeConfig":{"portMappings":[{"hostPort":0,"containerPort":80}]}}`,
+	} {
+		environment := pod(args)
+		if _, err := parse(environment, config); err == nil {
+			t.Errorf("%q: ADD accepts it", args)
+		}
+		environment["CNI_COMMAND"] = "DEL"
+		got, err := parse(environment, config)
+		if err != nil || got.ContainerID == "" {
+			t.Errorf("%q: DEL: %+v, %v", args, got, err)
+		}
 	}
 }
 

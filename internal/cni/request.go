@@ -77,7 +77,10 @@ func (r *Raw) Parse() (*Request, error) {
 	}
 	args, err := parseArgs(r.Args, config)
 	if err != nil {
-		return nil, err
+		if r.Command != Del {
+			return nil, err
+		}
+		args = Args{} // what ADD refused for its arguments can be deleted all the same: its names are enough
 	}
 	return &Request{
 		Command: r.Command, ContainerID: r.ContainerID, IfName: r.IfName, NetnsPath: r.NetnsPath,

@@ -73,7 +73,7 @@ type Config struct {
 	Mode Mode `json:"mode,omitempty"`
 	// Uplink is the outward device. Default: the device of the default route.
 	Uplink string `json:"uplink,omitempty"`
-	// Zone is the node's topology zone.
+	// Zone is the node's topology zone; empty: what its label topology.kubernetes.io/zone says.
 	Zone string `json:"zone,omitempty"`
 	// BPFRoot is this node's folder in bpffs. Default /sys/fs/bpf/tendril.
 	BPFRoot string `json:"bpf_root,omitempty"`

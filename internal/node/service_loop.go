@@ -32,6 +32,9 @@ type serviceLoop struct {
 	trouble     error          // why the kernel does not agree with the tables; nil: it does
 }
 
+// zoneLabel of a Node is its zone (Kubernetes, well-known labels).
+const zoneLabel = "topology.kubernetes.io/zone"
+
 // servicePublisher makes the kernel agree with a delta.
 type servicePublisher interface {
 	PublishServices(ctx context.Context, delta *service.Delta) error
@@ -93,12 +96,21 @@ func (l *serviceLoop) start() error {
 		l.brain.SetBackends(*row)
 	})
 	endpoints, err4 := watch(t.DB, t.Endpoints, l.setHostPorts)
-	for _, err := range []error{err1, err2, err3, err4} {
+	labels, err5 := watch(t.DB, t.NodeLabels, func(row *table.NodeLabels, deleted bool) {
+		switch {
+		case row.Node != l.self:
+		case deleted:
+			l.brain.SetZone("")
+		default:
+			l.brain.SetZone(row.Labels[zoneLabel])
+		}
+	})
+	for _, err := range []error{err1, err2, err3, err4, err5} {
 		if err != nil {
 			return err
 		}
 	}
-	l.feeds = feeds{nodes, services, backends, endpoints}
+	l.feeds = feeds{nodes, services, backends, endpoints, labels}
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 
 	"google.golang.org/protobuf/proto"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -129,14 +130,19 @@ func (m *mirror) records(object *unstructured.Unstructured) ([]kube.Record, erro
 	return kube.Records([]*kube.Object{decoded}, m.cluster)
 }
 
-// concernsNodes leaves out pods that have no node yet or have ended for good, which have no address, and slices of nobody's or of
-// names instead of addresses, which lead nowhere.
+// concernsNodes leaves out pods that have no node yet or have ended for good, which have no address; slices of nobody's or of
+// names instead of addresses, which lead nowhere; and Services whose labels say that another proxy serves them or none does,
+// whatever their value (API reference of Service, well-known labels).
 func concernsNodes(object *unstructured.Unstructured) bool {
 	switch object.GetKind() {
 	case "Pod":
 		node, _, _ := unstructured.NestedString(object.Object, "spec", "nodeName")
 		phase, _, _ := unstructured.NestedString(object.Object, "status", "phase")
 		return node != "" && phase != "Succeeded" && phase != "Failed"
+	case "Service":
+		_, others := object.GetLabels()["service.kubernetes.io/service-proxy-name"]
+		_, headless := object.GetLabels()[corev1.IsHeadlessService]
+		return !others && !headless
 	case "EndpointSlice":
 		family, _, _ := unstructured.NestedString(object.Object, "addressType")
 		return family != "FQDN" && object.GetLabels()["kubernetes.io/service-name"] != ""

@@ -360,6 +360,28 @@ func TestTheStoreFollowsTheCluster(t *testing.T) {
 	c.await(1, "nodelabels/n1", "pods/n1/shop/waiting")
 }
 
+func TestAServiceOfAnotherProxyIsNotServed(t *testing.T) {
+	service := func(name string, labels map[string]string) *corev1.Service {
+		return &corev1.Service{
+			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: "uid", Labels: labels},
+			Spec:       corev1.ServiceSpec{ClusterIP: "10.96.0.7", Ports: []corev1.ServicePort{{Port: 80}}},
+		}
+	}
+	// Their values do not matter.
+	other := map[string]string{"service.kubernetes.io/service-proxy-name": "other"}
+	nobodys := map[string]string{"service.kubernetes.io/headless": ""}
+	c := start(t, service("web", nil), service("other", other), service("nobodys", nobodys))
+	c.await(0, "services/shop/web")
+
+	c.update("services", service("web", nobodys))
+	c.await(0)
+	c.update("services", service("web", nil))
+	c.await(0, "services/shop/web")
+	c.update("services", service("web", other))
+	c.await(0)
+}
+
 func TestAHeartbeatIsNoWrite(t *testing.T) {
 	c := start(t, node(), pod("a"))
 	c.await(1, "nodelabels/n1", "pods/n1/shop/a")

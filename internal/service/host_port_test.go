@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/table"
 )
 
@@ -34,6 +35,36 @@ func TestAHostPortLeadsToItsPodInBothFamilies(t *testing.T) {
 		if diff := cmp.Diff(want, n.kernel.outsideOf(key)); diff != "" {
 			t.Errorf("%s outside (-want +got):\n%s", key, diff)
 		}
+	}
+}
+
+// A loopback address is the node's alone, and a node port answers there, too.
+func TestAHostPortAtLoopbackIsForTheNodeAlone(t *testing.T) {
+	n := newTestNode(t, Config{NodeName: "n1", DSR: true})
+	at := table.HostPort{Addr: netip.MustParseAddr("127.0.0.1"), Port: 30080, Target: 80, Protocol: 6}
+	pod, backends := HostPort("apps", "web-1", "n1", addrs("10.0.0.1", "fd00::1"), at)
+	n.SetService(pod)
+	n.SetBackends(backends)
+	n.flush()
+	key := tcp("127.0.0.1:30080")
+	if got := n.kernel.slotsOf(key); len(got) != 1 || got[0] != "10.0.0.1:80" {
+		t.Errorf("sockets of the node are led to %v", got)
+	}
+	if got := n.kernel.frontends[key].Flags; got != bpf.FrontendLoopback {
+		t.Errorf("flags %d, want those of loopback and of nothing outside", got)
+	}
+	s := web("web", "10.96.0.1")
+	s.Ports[0].NodePort = 30080
+	n.SetService(s)
+	n.SetBackends(behind("web", ready("10.0.0.2")))
+	n.flush()
+	if got := n.kernel.slotsOf(key); got != nil {
+		t.Errorf("where a service has the port, the host port leads to %v", got)
+	}
+	n.DeleteService("default", "web")
+	n.flush()
+	if got := n.kernel.slotsOf(key); len(got) != 1 {
+		t.Errorf("once the service has gone: %v", got)
 	}
 }
 

@@ -19,7 +19,7 @@ const maxMaglevSize = 131071
 // Config is what the brain knows of its node. The zero value balances over all backends.
 type Config struct {
 	NodeName   string // for internalTrafficPolicy and externalTrafficPolicy Local
-	Zone       string // for trafficDistribution; empty: zones are not preferred
+	Zone       string // for trafficDistribution; empty: what SetZone says
 	MaglevSize uint32 // slots of a Maglev table, a prime; 0: DefaultMaglevSize
 	DSR        bool   // backends of other nodes answer clients outside themselves, unless a service says otherwise
 }
@@ -113,7 +113,8 @@ type Brain struct {
 	released   uint64                  // counts releases, ever
 	stuckAt    uint64                  // released when a stuck service was last tried
 	nodesDirty bool                    // some node's number changed: backends may have to be rewritten
-	zonesDirty bool                    // some node's zone changed: near backends may be others
+	home       string                  // zone of this node; empty: zones are not preferred
+	zonesDirty bool                    // this or some node's zone changed: near backends may be others
 	change     change
 }
 
@@ -130,6 +131,7 @@ func New(config Config, numbers Numbers) (*Brain, error) {
 	}
 	return &Brain{
 		config:    config,
+		home:      config.Zone,
 		numbers:   numbers,
 		services:  make(map[serviceKey]*record),
 		claimants: make(map[FrontendKey][]serviceKey),
@@ -190,6 +192,13 @@ func (b *Brain) DeleteBackends(namespace, service, slice string) {
 	b.touch(key, r)
 }
 
+// SetZone says in which zone this node is, by its labels; empty: in none. Config.Zone goes before it.
+func (b *Brain) SetZone(zone string) {
+	if b.config.Zone == "" && b.home != zone {
+		b.home, b.zonesDirty = zone, true
+	}
+}
+
 // SetNode notes a node's number in the nodes map; its zone, which counts where a slice names none; and its addresses, where
 // node ports answer.
 func (b *Brain) SetNode(name string, number uint32, zone string, addrs ...netip.Addr) {
@@ -197,7 +206,7 @@ func (b *Brain) SetNode(name string, number uint32, zone string, addrs ...netip.
 	if was.number == number && was.zone == zone && slices.Equal(was.addrs, addrs) {
 		return
 	}
-	b.zonesDirty = b.zonesDirty || was.zone != zone
+	b.zonesDirty = b.zonesDirty || b.home != "" && was.zone != zone
 	if !slices.Equal(was.addrs, addrs) {
 		b.settle(name, was.addrs, addrs)
 	}
@@ -243,13 +252,18 @@ func (b *Brain) touchMoved() {
 		}
 		b.touchClaimants(frontend, serviceKey{})
 		b.touchClaimants(frontend.anywhere(), serviceKey{})
-		if anywhere := frontend.anywhere(); len(b.nodesAt[frontend.Addr]) > 0 {
+		if anywhere := frontend.anywhere(); b.atNode(frontend) {
 			b.atNodes.add(anywhere, frontend)
 		} else {
 			b.atNodes.remove(anywhere, frontend)
 		}
 	}
 	clear(b.moved)
+}
+
+// atNode says that a node port, too, may answer at a frontend's address.
+func (b *Brain) atNode(frontend FrontendKey) bool {
+	return frontend.Addr.IsLoopback() || len(b.nodesAt[frontend.Addr]) > 0
 }
 
 // anywhere is the same port at every address of the node.
@@ -282,7 +296,7 @@ func (b *Brain) rivals(frontend FrontendKey) []FrontendKey {
 	if frontend == anywhere {
 		return b.atNodes[anywhere]
 	}
-	if len(b.nodesAt[frontend.Addr]) > 0 && len(b.claimants[anywhere]) > 0 {
+	if b.atNode(frontend) && len(b.claimants[anywhere]) > 0 {
 		return []FrontendKey{anywhere}
 	}
 	return nil
@@ -321,7 +335,7 @@ func (b *Brain) claim(key serviceKey, r *record, wanted []FrontendKey) {
 			continue
 		}
 		b.claimants[frontend] = slices.Insert(claimants, at, key)
-		if len(b.nodesAt[frontend.Addr]) > 0 {
+		if b.atNode(frontend) {
 			b.atNodes.add(frontend.anywhere(), frontend)
 		}
 		b.touchClaimants(frontend, key)

@@ -343,6 +343,9 @@ func (s *slow) frontend(key serviceKey, service table.Service, port table.Servic
 	if service.Algorithm == AlgorithmMaglev {
 		flags |= bpf.FrontendHash
 	}
+	if f.Addr.IsLoopback() {
+		flags |= bpf.FrontendLoopback
+	}
 	inside := s.slots(key, service, port, f, service.InternalLocal && !at.external, listed, active)
 	var outside []string
 	if at.external {

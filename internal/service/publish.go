@@ -107,7 +107,7 @@ func (b *Brain) touchLate() {
 			b.touch(key, b.services[key])
 		}
 	}
-	if b.zonesDirty && b.config.Zone != "" {
+	if b.zonesDirty {
 		for key, r := range b.services {
 			if r.service != nil && r.service.TrafficDistribution != "" {
 				b.touch(key, r)
@@ -300,6 +300,9 @@ func without(rows, others []GuardRow) []GuardRow {
 func (b *Brain) frontendRow(f frontendPlan, service *table.Service, p *publication) FrontendRow {
 	row := FrontendRow{
 		FrontendKey: f.key, Inside: p.ranges[f.inside].slots(), Service: p.number, AffinitySeconds: service.AffinitySeconds,
+	}
+	if f.key.Addr.IsLoopback() {
+		row.Flags |= bpf.FrontendLoopback
 	}
 	if f.place.external {
 		row.Flags |= bpf.FrontendExternal

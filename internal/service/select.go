@@ -124,7 +124,7 @@ func (b *Brain) readyHere(all []endpoint) int {
 type place struct {
 	addr     netip.Addr // unspecified: every address of the node
 	port     uint16
-	external bool // for clients outside, too
+	external bool // for clients outside, too; not at a loopback address
 	guarded  bool // loadBalancerSourceRanges say which
 }
 
@@ -135,7 +135,9 @@ func places(service *table.Service, port *table.ServicePort) []place {
 		for _, addr := range addrs {
 			p.addr = addr.Unmap()
 			if p.port != 0 && p.addr.IsValid() && (p.port == port.NodePort || !p.addr.IsUnspecified()) {
-				all = append(all, p)
+				at := p
+				at.external = p.external && !p.addr.IsLoopback()
+				all = append(all, at)
 			}
 		}
 	}
@@ -407,7 +409,7 @@ func (b *Brain) choose(endpoints []endpoint, is4, local bool, distribution strin
 func (b *Brain) zone(e *endpoint) string { return cmp.Or(e.zone, b.nodes[e.node].zone) }
 
 // sameZone says that an endpoint is in this node's zone.
-func (b *Brain) sameZone(e *endpoint) bool { return b.config.Zone != "" && b.zone(e) == b.config.Zone }
+func (b *Brain) sameZone(e *endpoint) bool { return b.home != "" && b.zone(e) == b.home }
 
 // require leaves out, for a reason, what is not good.
 func (s *selection) require(reason Choice, good func(*endpoint) bool) {

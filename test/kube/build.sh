@@ -43,21 +43,24 @@ if [ ! -x "$out/root/usr/bin/containerd" ] || [ ! -x "$out/root/usr/lib/cni/loop
 fi
 
 [ "$1" = conformance ] || exit 0
-# The Kubernetes e2e suite and the image that its specs run: agnhost, and the tools they call in it by a shell, from Debian.
+# The Kubernetes e2e suite and the image that its specs run: agnhost with what lies beside it, and the tools they call in it by a shell, from Debian.
 cd "$here"
 build agnhost k8s.io/kubernetes/test/images/agnhost
+build regression-issue-74839 k8s.io/kubernetes/test/images/regression-issue-74839
 go build -trimpath -ldflags '-s -w' -o "$out/bin/verdicts" ./verdicts
 build ginkgo github.com/onsi/ginkgo/v2/ginkgo
 if [ ! -x "$out/bin/e2e.test" ] || [ go.sum -nt "$out/bin/e2e.test" ]; then
   echo 'build e2e.test'
   go test -c -trimpath -ldflags "$flags" -o "$out/bin/e2e.test" k8s.io/kubernetes/test/e2e
 fi
-if [ ! -f "$out/agnhost.tar" ]; then
+if [ ! "$out/agnhost.tar" -nt "$here/build.sh" ] || [ ! "$out/agnhost.tar" -nt "$out/bin/agnhost" ]; then
   echo 'make the image of agnhost'
+  kubernetes=$(go list -m -f '{{.Dir}}' k8s.io/kubernetes)
+  rm -rf "$out/tools"
   mkdir -p "$out/tools/debs" "$out/tools/root"
   cd "$out/tools/debs"
   apt-get download -q $(apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances \
-    bash coreutils debianutils grep sed mawk hostname curl wget netcat-openbsd iproute2 bind9-dnsutils iperf | grep '^[a-z]' | sort -u) > /dev/null
+    bash coreutils debianutils libc-bin grep sed mawk hostname curl wget netcat-openbsd iproute2 bind9-dnsutils iperf | grep '^[a-z]' | sort -u) > /dev/null
   for package in *.deb; do dpkg -x "$package" "$out/tools/root"; done
   cd "$out/tools/root"
   rm -rf usr/share/doc usr/share/man usr/share/locale usr/share/perl* usr/lib/*/perl*
@@ -68,9 +71,12 @@ if [ ! -f "$out/agnhost.tar" ]; then
   ln -sf nc.openbsd bin/nc
   ln -sf mawk usr/bin/awk
   ln -sf agnhost agnhost-2
+  install -m 644 "$kubernetes"/test/images/agnhost/porter/localhost.* .
+  cp "$out/bin/coredns" .
   mkdir -p uploads tmp etc
   chmod 1777 tmp
   echo 'root:x:0:0::/:/bin/sh' > etc/passwd
   tar --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 -cf "$out/tools/root.tar" .
   cd "$here/../.." && go run ./deploy/image tendril.test/agnhost:1 "$out/bin/agnhost" "$out/tools/root.tar" > "$out/agnhost.tar"
+  go run ./deploy/image registry.k8s.io/e2e-test-images/regression-issue-74839:1.4 "$out/bin/regression-issue-74839" > "$out/regression-issue-74839.tar"
 fi

@@ -12,7 +12,7 @@ chart() {
 install() {
   "$root/bin/tendril" install "${settings[@]}" --timeout 90s > "$state/log/install"
   echo "$(printf '%4d' $SECONDS) s  tendril installed"
-  await 60 'nodes ready' kubectl wait --for=condition=Ready node/n1 node/n2 --timeout=1s
+  await 60 'nodes ready' kubectl wait --for=condition=Ready node --all --timeout=1s
 }
 
 # load_begins has pods on both nodes talk, until load_ends, which fails if a request was lost.

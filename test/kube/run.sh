@@ -30,6 +30,7 @@ chart_outside
 control_plane
 add_node n1 10.200.0.11 fd00:200::11
 add_node n2 10.200.0.12 fd00:200::12
+[ "$1" != conformance ] || add_node n3 10.200.0.13 fd00:200::13
 install
 if [ "$1" = conformance ]; then
   conformance

@@ -378,6 +378,7 @@ func (c *cluster) testReset(t *testing.T) {
 func (c *cluster) testHostPort(t *testing.T) {
 	spec := lab.PodSpec{Node: "node1", Namespace: namespace, Name: "exposed", HostPorts: []cni.PortMapping{
 		{HostPort: 8088, ContainerPort: 80, Protocol: "tcp"}, {HostPort: 5300, ContainerPort: 53, Protocol: "udp"},
+		{HostPort: 8089, ContainerPort: 80, Protocol: "tcp", HostIP: "127.0.0.1"}, {HostPort: 8089, ContainerPort: 80, Protocol: "tcp", HostIP: "::1"},
 	}}
 	pod, err := c.AddPod(t.Context(), spec)
 	if err != nil {
@@ -405,6 +406,21 @@ func (c *cluster) testHostPort(t *testing.T) {
 		}
 	}
 	reach("at first")
+	for _, loopback := range []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()} {
+		if answer, err := c.hosts(t)[0].Fetch(t.Context(), loopback, 8089); err != nil || answer.Name != "exposed" {
+			t.Errorf("the node at its %s: %+v, %v", loopback, answer, err)
+		}
+		for _, place := range []lab.Place{c.hosts(t)[1], c.pods["client"].Place} { // theirs is another
+			if answer, err := place.Fetch(t.Context(), loopback, 8089); err == nil {
+				t.Errorf("%s has the node's port at its own %s: %+v", place.Name, loopback, answer)
+			}
+		}
+	}
+	for _, addr := range addrs {
+		if answer, err := c.hosts(t)[0].Fetch(t.Context(), addr, 8089); err == nil {
+			t.Errorf("the port of loopback at %s: %+v", addr, answer)
+		}
+	}
 	if err := c.KillAgent(t.Context(), "node1", syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}

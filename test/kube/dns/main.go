@@ -1,4 +1,4 @@
-// Command coredns is CoreDNS with the plugins that a cluster needs and no others. A module of its own: it wants other versions of Kubernetes'
+// Command coredns is CoreDNS with the plugins that a cluster and the specs of Kubernetes need and no others. A module of its own: it wants other versions of Kubernetes'
 // libraries than the cluster.
 package main
 
@@ -6,7 +6,9 @@ import (
 	_ "github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/coremain"
 	_ "github.com/coredns/coredns/plugin/errors"
+	_ "github.com/coredns/coredns/plugin/hosts"
 	_ "github.com/coredns/coredns/plugin/kubernetes"
+	_ "github.com/coredns/coredns/plugin/log"
 	_ "github.com/coredns/coredns/plugin/ready"
 )
 
