@@ -105,7 +105,7 @@ func (l *Lab) StartAgent(ctx context.Context, node string) error {
 func (l *Lab) waitAgent(ctx context.Context, node string, process *Process) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	err := Wait(ctx, "the agent of "+node, 20*time.Second, func(ctx context.Context) error {
+	err := Wait(ctx, "the agent of "+node, startPatience, func(ctx context.Context) error {
 		if !process.Alive() {
 			cancel(errors.New("it has ended"))
 			return fmt.Errorf("agent of %s: has ended", node)

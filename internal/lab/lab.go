@@ -268,7 +268,7 @@ func (l *Lab) startAgents(ctx context.Context) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	return l.WaitConverged(ctx, 20*time.Second)
+	return l.WaitConverged(ctx, startPatience)
 }
 
 // mountBPF mounts bpffs where the machine has none.

@@ -30,7 +30,7 @@ func prepareXDP(n names, node string) error {
 	return inNetns(n.netnsPath(fabricPart), func() error {
 		port, err := netlink.LinkByName(node)
 		if err == nil {
-			err = errors.Join(computeChecksums(node), netlink.LinkSetXdpFdWithFlags(port, program.FD(), unix.XDP_FLAGS_DRV_MODE))
+			err = errors.Join(ComputeChecksums(node), netlink.LinkSetXdpFdWithFlags(port, program.FD(), unix.XDP_FLAGS_DRV_MODE))
 		}
 		if err != nil {
 			return fmt.Errorf("port %s of the fabric: %w", node, err)
@@ -39,8 +39,9 @@ func prepareXDP(n names, node string) error {
 	})
 }
 
-// computeChecksums makes a device of this thread's namespace compute the checksums of what it sends.
-func computeChecksums(device string) error {
+// ComputeChecksums makes a device of this thread's namespace compute the checksums of what it sends. Virtual devices leave that to each
+// other, which hides a wrong one.
+func ComputeChecksums(device string) error {
 	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err

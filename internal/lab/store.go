@@ -76,7 +76,7 @@ func (l *Lab) runStore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = Wait(ctx, "the store", 20*time.Second, func(ctx context.Context) error {
+	err = Wait(ctx, "the store", startPatience, func(ctx context.Context) error {
 		if !process.Alive() {
 			return errors.New("it has ended")
 		}

@@ -6,6 +6,9 @@ import (
 	"time"
 )
 
+// startPatience is how long a program may take until it answers; one that has ended is not waited for. On an emulated machine it takes long.
+const startPatience = time.Minute
+
 // Wait polls until check returns nil, and fails with check's last error when the time is over.
 func Wait(ctx context.Context, what string, within time.Duration, check func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, within)

@@ -66,13 +66,14 @@ unpack() {
 modules() {
 	mkdir -p "$2"
 	dpkg-deb --fsys-tarfile "$1" | tar -x -C "$2" --transform 's,.*/,,' --wildcards \
-		'*/inet_diag.ko*' '*/tcp_diag.ko*' '*/udp_diag.ko*'
+		'*/inet_diag.ko*' '*/tcp_diag.ko*' '*/udp_diag.ko*' '*/sctp.ko*' '*/crc32c_generic.ko*' '*/libcrc32c.ko*' '*/udp_tunnel.ko*' '*/ip6_udp_tunnel.ko*' \
+		'*/veth.ko*' '*/vxlan.ko*' '*/sch_ingress.ko*' '*/cls_bpf.ko*' '*/bridge.ko*' '*/stp.ko*' '*/llc.ko*'
 	find "$2" -name '*.xz' -exec xz -d {} +
 }
 
 # kernel VERSION SUITE: fetches the suite's newest kernel, unless it is there already.
 kernel() {
-	[ ! -e "$out/$1/modules" ] || return 0
+	[ ! -e "$out/$1/modules/sctp.ko" ] || return 0
 	echo "kernel $1: fetching from $2"
 	private_apt "$2"
 	work=$(mktemp -d)
@@ -84,6 +85,7 @@ kernel() {
 	)
 	unpack "$work"/linux-image-*.deb "$out/$1"
 	modules "$work"/linux-image-*.deb "$work/modules"
+	rm -rf "$out/$1/modules"
 	mv "$work/modules" "$out/$1/modules"
 	rm -rf "$work" "$apt"
 }

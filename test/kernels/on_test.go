@@ -28,7 +28,7 @@ func TestOn(t *testing.T) {
 		t.Run(version, func(t *testing.T) {
 			output, err := boot(t, vm.Config{
 				Kernel:    filepath.Join(dir, version, "vmlinux"),
-				Modules:   vm.Diag(filepath.Join(dir, version, "modules")),
+				Modules:   vm.Modules(filepath.Join(dir, version, "modules"), "inet_diag", "tcp_diag", "udp_diag"),
 				Init:      init,
 				Program:   program,
 				Arguments: []string{"-test.run=^(" + strings.Join(inside(), "|") + ")$", "-test.v"},

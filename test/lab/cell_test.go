@@ -19,11 +19,15 @@ import (
 // exchange with the one backend, which says whom it saw; or it must fail, for a reason that is named.
 //
 // The backend is a pod of node1, or a process of node1 itself, so node2 is the node without one. What is expected is in
-// (*cellTable).want. SCTP is per packet only and has no cells: the kernel of this lab need not have it.
+// (*cellTable).want.
 
-func TestEveryCellOfServicesWithNativeRouting(t *testing.T) { testCells(t, lab.ModeNative) }
+func TestEveryCellOfServicesWithNativeRouting(t *testing.T) {
+	testCells(t, lab.ModeNative, "tcp", "udp", "udp-connected")
+}
 
-func TestEveryCellOfServicesInVXLAN(t *testing.T) { testCells(t, lab.ModeVXLAN) }
+func TestEveryCellOfServicesInVXLAN(t *testing.T) {
+	testCells(t, lab.ModeVXLAN, "tcp", "udp", "udp-connected")
+}
 
 // cellPlace is where clients are.
 type cellPlace struct {
@@ -31,6 +35,7 @@ type cellPlace struct {
 	node    string // "": outside the cluster
 	perHop  bool   // packets are translated, not sockets
 	itself  bool   // it is the backend
+	host    bool   // processes of the node itself
 	sources []netip.Addr
 }
 
@@ -78,14 +83,16 @@ const cellFirstPort = 20000
 // cellTable is the lab of one routing mode.
 type cellTable struct {
 	*cluster
-	nodes  map[string][]netip.Addr // addresses of nodes on the fabric
-	places []cellPlace
+	protocols []string                // ways to ask, see exchange
+	nodes     map[string][]netip.Addr // addresses of nodes on the fabric
+	places    []cellPlace
 }
 
-func testCells(t *testing.T, mode lab.Mode) {
-	c := &cellTable{cluster: up(t, lab.Config{Mode: mode, Nodes: 2}), nodes: map[string][]netip.Addr{}}
+func testCells(t *testing.T, mode lab.Mode, protocols ...string) {
+	c := &cellTable{cluster: up(t, lab.Config{Mode: mode, Nodes: 2}), protocols: protocols, nodes: map[string][]netip.Addr{}}
 	pod, err := c.AddPod(t.Context(), lab.PodSpec{Node: "node1", Namespace: namespace, Name: "web", HostPorts: []cni.PortMapping{
 		{HostPort: cellHostPort, ContainerPort: witnessPort, Protocol: "tcp"}, {HostPort: cellHostPort, ContainerPort: witnessPort, Protocol: "udp"},
+		{HostPort: cellHostPort, ContainerPort: witnessPort, Protocol: "sctp"},
 	}})
 	if err != nil {
 		t.Fatal(err)
@@ -140,7 +147,8 @@ spec:
   clusterIPs: ["10.96.2.%[1]d", "fd96::2:%[1]d"]
   clusterIP: 10.96.2.%[1]d
   externalIPs: ["203.0.113.%[1]d", "203.0.113.10%[1]d", "2001:db8:e::%[1]d", "2001:db8:e::10%[1]d"]
-  ports: [{name: tcp, port: 80, nodePort: 3100%[1]d}, {name: udp, port: 80, nodePort: 3100%[1]d, protocol: UDP}]
+  ports: [{name: tcp, port: 80, nodePort: 3100%[1]d}, {name: udp, port: 80, nodePort: 3100%[1]d, protocol: UDP},
+    {name: sctp, port: 80, nodePort: 3100%[1]d, protocol: SCTP}]
 status: {loadBalancer: {ingress: [{ip: 192.0.2.%[1]d}, {ip: 192.0.2.10%[1]d}, {ip: "2001:db8:f::%[1]d"}, {ip: "2001:db8:f::10%[1]d"}]}}
 `, i, name[policy.internalLocal], name[policy.externalLocal])
 	for _, backend := range backends {
@@ -150,9 +158,9 @@ apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {name: cell-%d-v%d, namespace: shop, labels: {kubernetes.io/service-name: cell-%d}}
 addressType: IPv%d
-ports: [{name: tcp, port: %d}, {name: udp, port: %d, protocol: UDP}]
+ports: [{name: tcp, port: %d}, {name: udp, port: %d, protocol: UDP}, {name: sctp, port: %d, protocol: SCTP}]
 endpoints: [{addresses: ["%s"], nodeName: node1}]
-`, i, family, i, family, witnessPort, witnessPort, backend)
+`, i, family, i, family, witnessPort, witnessPort, witnessPort, backend)
 	}
 	return text
 }
@@ -178,7 +186,13 @@ func (c *cellTable) lay(t *testing.T) {
 		{Place: c.pods["web"].Place, node: "node1", itself: true}, {Place: c.stray("web"), node: "node1", itself: true, perHop: true},
 		{Place: c.pods["near"].Place, node: "node1"}, {Place: c.stray("near"), node: "node1", perHop: true},
 		{Place: c.pods["far"].Place, node: "node2"}, {Place: c.stray("far"), node: "node2", perHop: true},
-		{Place: hosts[0], node: "node1"}, {Place: hosts[1], node: "node2"}, {Place: c.Outside()},
+		{Place: hosts[0], node: "node1", host: true}, {Place: hosts[1], node: "node2", host: true}, {Place: c.Outside()},
+	}
+	if slices.Contains(c.protocols, "sctp") { // is translated per packet everywhere
+		c.places = slices.DeleteFunc(c.places, func(p cellPlace) bool { return p.perHop })
+		for i := range c.places {
+			c.places[i].perHop = true
+		}
 	}
 	for i := range c.places {
 		c.places[i].sources = c.addrsAt(t, c.places[i].Place)
@@ -215,7 +229,7 @@ func (c *cellTable) addrsAt(t *testing.T, place lab.Place) (addrs []netip.Addr) 
 // cells lists what a place asks for.
 func (c *cellTable) cells(place cellPlace) (cells []cell) {
 	add := func(kind string, policy cellPolicy, by string, target netip.AddrPort) {
-		for _, protocol := range []string{"tcp", "udp", "udp-connected"} {
+		for _, protocol := range c.protocols {
 			one := cell{kind: kind, policy: policy, by: by, exchange: exchange{Protocol: protocol, Target: target}}
 			one.sees, one.reason, one.at = c.want(place, &one)
 			cells = append(cells, one)
@@ -257,6 +271,8 @@ func (c *cellTable) want(place cellPlace, one *cell) (sees []netip.Addr, reason,
 		return nil, "", "" // a cluster's address is not for outside
 	case one.kind == "HostPort" && one.by == "node2":
 		return nil, "", "" // the pod is of the other node
+	case place.host && one.Protocol == "sctp" && (one.kind != "NodePort" && one.kind != "HostPort" || one.by == place.node):
+		return nil, "", "" // see sctp_test.go
 	case outside || (one.by != place.node && (one.kind == "NodePort" || one.kind == "HostPort")):
 		// It comes to the node by the wire: externalTrafficPolicy holds, and only a node that must send it on puts its own name on it.
 		if one.by == "node1" {
@@ -361,7 +377,7 @@ func (c *cellTable) judgeRefusals(t *testing.T, before map[string]uint64, result
 
 // The table is what the file says it is: every cell once for each place, and each way in which it must fail among them.
 func TestTheTableOfCellsIsWhole(t *testing.T) {
-	c := &cellTable{cluster: &cluster{Lab: &lab.Lab{Config: lab.Config{Nodes: 2}}}, nodes: map[string][]netip.Addr{
+	c := &cellTable{cluster: &cluster{Lab: &lab.Lab{Config: lab.Config{Nodes: 2}}}, protocols: []string{"tcp", "udp", "udp-connected"}, nodes: map[string][]netip.Addr{
 		"node1": {netip.MustParseAddr("172.30.0.1"), netip.MustParseAddr("fd30::1")},
 		"node2": {netip.MustParseAddr("172.30.0.2"), netip.MustParseAddr("fd30::2")},
 	}}

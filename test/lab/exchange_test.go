@@ -11,9 +11,10 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"tendril.io/tendril/internal/lab"
 )
@@ -32,7 +33,7 @@ const witnessPort = 8080
 
 // exchange is a question to an address, and what became of it.
 type exchange struct {
-	// Protocol is tcp, udp (from a socket without a peer), or udp-connected.
+	// Protocol is tcp, udp (from a socket without a peer), udp-connected, or sctp.
 	Protocol string
 	Target   netip.AddrPort
 	Port     int // of the asking socket; 0: any
@@ -53,15 +54,23 @@ func runExchanges() int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	var group sync.WaitGroup
+	var group errgroup.Group
+	if len(all) > 0 && all[0].Protocol == "sctp" {
+		group.SetLimit(sctpAtOnce)
+		if err := ownChecksums(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
 	for i := range all {
-		group.Go(func() {
+		group.Go(func() error {
 			if err := all[i].make(); err != nil {
 				all[i].Failed = err.Error()
 			}
+			return nil
 		})
 	}
-	group.Wait()
+	_ = group.Wait()
 	if err := json.NewEncoder(os.Stdout).Encode(all); err != nil {
 		return 1
 	}
@@ -70,6 +79,9 @@ func runExchanges() int {
 
 // make asks and waits for the answer.
 func (e *exchange) make() error {
+	if e.Protocol == "sctp" {
+		return e.makeSCTP()
+	}
 	end := time.Now().Add(exchangePatience)
 	if e.Protocol == "udp" {
 		conn, err := net.ListenUDP("udp", &net.UDPAddr{Port: e.Port})
@@ -149,6 +161,11 @@ func addrPortOf(addr net.Addr) netip.AddrPort {
 // runWitness is the process that answers "NAME sees ADDRESS:PORT" until it is killed. who: NAME@ADDRESS:PORT, where it listens.
 func runWitness(who string) int {
 	name, address, _ := strings.Cut(who, "@")
+	if sctpHere() {
+		go func() {
+			fmt.Fprintln(os.Stderr, "witness of SCTP:", witnessSCTP(name, address))
+		}()
+	}
 	packets, err := net.ListenPacket("udp", address)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

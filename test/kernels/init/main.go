@@ -1,7 +1,7 @@
 // Command init is the first process of a guest kernel: it mounts what a BPF program's user needs, loads modules, runs one command, says
 // on the console how that ended, and switches the machine off.
 //
-// Its command is the file /program with the arguments in /arguments, one a line. It never returns to the kernel.
+// Its command is the file /program with the arguments in /arguments and what /environment has, one a line. It never returns to the kernel.
 package main
 
 import (
@@ -33,14 +33,15 @@ func run() int {
 		fmt.Println("guest:", err)
 		return 125
 	}
-	text, err := os.ReadFile("/arguments")
-	if err != nil {
+	arguments, err := os.ReadFile("/arguments")
+	environment, err2 := os.ReadFile("/environment")
+	if err := errors.Join(err, err2); err != nil {
 		fmt.Println("guest:", err)
 		return 125
 	}
-	command := exec.Command("/program", strings.Fields(string(text))...)
+	command := exec.Command("/program", strings.Fields(string(arguments))...)
 	command.Dir = "/work"
-	command.Env = []string{"PATH=/", "HOME=/", "TMPDIR=/tmp"}
+	command.Env = append(strings.FieldsFunc(string(environment), func(r rune) bool { return r == '\n' }), "PATH=/bin", "HOME=/", "TMPDIR=/tmp")
 	command.Stdout, command.Stderr = os.Stdout, os.Stdout
 	err = command.Run()
 	var exit *exec.ExitError

@@ -49,7 +49,7 @@ func run(folder string, memory int, pkg string, arguments []string) error {
 		arguments = []string{"-test.v"}
 	}
 	output, err := vm.Run(ctx, vm.Config{
-		Kernel: filepath.Join(folder, "vmlinux"), Modules: vm.Diag(filepath.Join(folder, "modules")),
+		Kernel: filepath.Join(folder, "vmlinux"), Modules: vm.Modules(filepath.Join(folder, "modules"), "inet_diag", "tcp_diag", "udp_diag"),
 		Init: init, Program: program, Arguments: arguments, MemoryMiB: memory,
 	})
 	fmt.Print(output)

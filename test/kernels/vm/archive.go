@@ -3,6 +3,10 @@ package vm
 import (
 	"bytes"
 	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
 )
 
 // Modes of the files in an archive (stat(2)).
@@ -32,6 +36,26 @@ func (a *archive) add(name string, mode uint32, content []byte) {
 	a.pad()
 	a.out.Write(content)
 	a.pad()
+}
+
+// addFiles appends files by their paths in the guest, each below its folders.
+func (a *archive) addFiles(files map[string]string) error {
+	made := map[string]bool{"": true}
+	for _, at := range slices.Sorted(maps.Keys(files)) {
+		name := strings.TrimPrefix(at, "/")
+		for i, char := range name {
+			if folder := name[:i]; char == '/' && !made[folder] {
+				made[folder] = true
+				a.add(folder, modeDir, nil)
+			}
+		}
+		content, err := os.ReadFile(files[at])
+		if err != nil {
+			return err
+		}
+		a.add(name, modeFile, content)
+	}
+	return nil
 }
 
 // pad fills up to a multiple of four bytes.

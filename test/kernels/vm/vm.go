@@ -1,7 +1,7 @@
 // Package vm boots a Linux kernel in qemu with nothing but one program in it, and tells how the program ended.
 //
 // The guest's whole file system is an archive in memory: an init process and a static program, such as a compiled Go
-// test, with modules of the kernel if it needs some. There is no disk, no network and no shared folder, so nothing of the machine can be harmed and nothing stays.
+// test, with modules of the kernel and programs of the machine if it needs some. There is no disk, no network and no shared folder, so nothing of the machine can be harmed and nothing stays.
 // The processor is emulated, even where the machine could lend its own: a kernel then boots in seconds anywhere, inside another
 // virtual machine, too. Good for whether something works, never for how fast.
 package vm
@@ -29,16 +29,46 @@ type Config struct {
 	Modules   []string // of the kernel, to load first, in order
 	Program   string   // static program to run
 	Arguments []string // of the program; no blanks inside
-	MemoryMiB int      // 0: 1024
+	// Environment is the program's, besides PATH, HOME and TMPDIR; no line breaks inside.
+	Environment []string
+	// Files are more files of the guest, by their path there; see Programs. What is in /bin is found by name.
+	Files     map[string]string
+	MemoryMiB int // 0: 1024
+	CPUs      int // 0: 1, which starts processes fastest
 }
 
-// Diag lists the modules of sock_diag, in a kernel's folder of modules.
-func Diag(folder string) []string {
+// Modules lists modules in a kernel's folder of modules, by name.
+func Modules(folder string, names ...string) []string {
 	var paths []string
-	for _, name := range []string{"inet_diag", "tcp_diag", "udp_diag"} {
+	for _, name := range names {
 		paths = append(paths, filepath.Join(folder, name+".ko"))
 	}
 	return paths
+}
+
+// library finds files in the output of ldd(1): "libc.so.6 => /lib/libc.so.6 (0x0)", "/lib64/ld.so (0x0)".
+var library = regexp.MustCompile(`(/\S+) \(0x`)
+
+// Programs adds programs of the machine to Files, with the libraries that they load.
+func (c *Config) Programs(names ...string) error {
+	if c.Files == nil {
+		c.Files = map[string]string{}
+	}
+	for _, name := range names {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			return err
+		}
+		c.Files["/bin/"+name] = path
+		libraries, err := exec.Command("ldd", path).Output()
+		if err != nil {
+			return fmt.Errorf("libraries of %s: %w", path, err)
+		}
+		for _, found := range library.FindAllStringSubmatch(string(libraries), -1) {
+			c.Files[found[1]] = found[1]
+		}
+	}
+	return nil
 }
 
 // Run boots the guest and returns the program's output. The error says if the guest died or the program failed.
@@ -63,7 +93,7 @@ func Run(ctx context.Context, config Config) (string, error) {
 	command := exec.CommandContext(ctx, "qemu-system-x86_64",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-machine", "q35,i8042=off,usb=off", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off",
-		"-smp", "1", "-m", strconv.Itoa(memory), "-serial", "stdio",
+		"-smp", strconv.Itoa(max(1, config.CPUs)), "-m", strconv.Itoa(memory), "-serial", "stdio",
 		"-kernel", config.Kernel, "-initrd", initrd,
 		"-append", "console=ttyS0 quiet loglevel=3 panic=-1 oops=panic mitigations=off nokaslr random.trust_cpu=on "+
 			"no_timer_check tsc=reliable apparmor=0 selinux=0 audit=0 cryptomgr.notests")
@@ -105,6 +135,9 @@ func pack(config Config) ([]byte, error) {
 		}
 		a.add(name, modeFile, content)
 	}
+	if err := a.addFiles(config.Files); err != nil {
+		return nil, err
+	}
 	a.add("modules", modeDir, nil)
 	for i, path := range config.Modules {
 		content, err := os.ReadFile(path)
@@ -114,5 +147,6 @@ func pack(config Config) ([]byte, error) {
 		a.add(fmt.Sprintf("modules/%02d-%s", i, filepath.Base(path)), modeFile, content)
 	}
 	a.add("arguments", modeFile, []byte(strings.Join(config.Arguments, "\n")))
+	a.add("environment", modeFile, []byte(strings.Join(config.Environment, "\n")))
 	return a.close(), nil
 }
