@@ -1,4 +1,5 @@
-# Sourced by run.sh: two operators before an etcd outside, by TLS. The cluster moves there from the store inside under load; then the leader is killed.
+# Sourced by run.sh: two operators before an etcd outside, by TLS. The cluster moves there from the store inside under load; then the leader is
+# killed, and at last both are replaced in order.
 replicas='[{"node": "n1", "address": "10.200.0.11"}, {"node": "n2", "address": "10.200.0.12"}]'
 outside=(--set operator.replicas="$replicas" --set 'store.external.endpoints=["10.200.0.1:22379"]' --set store.external.secret=store-etcd)
 
@@ -10,7 +11,7 @@ chart_outside() {
 }
 
 leader() { kubectl -n kube-system get lease tendril-operator -o 'jsonpath={.spec.holderIdentity}'; }
-led_by_another() { [ "$(leader)" != "$1" ]; }
+led_by_another() { local now; now=$(leader); [ -n "$now" ] && [ "$now" != "$1" ]; }
 # alive: the store has signs of life of both nodes, as n1 hears it.
 alive() { inside n1 "$root/bin/tendril" db show alive > "$state/alive" && grep -q '^n1 ' "$state/alive" && grep -q '^n2 ' "$state/alive"; }
 
@@ -41,6 +42,11 @@ replicas() {
   done
   echo "$(printf '%4d' $SECONDS) s  another operator leads, $((SECONDS - began)) s after the first was killed on $node"
   rollout
+
+  led=$(leader)
+  kubectl -n kube-system rollout restart deployment/tendril-operator > /dev/null
+  kubectl -n kube-system rollout status deployment/tendril-operator --timeout=90s > /dev/null
+  await 10 'both operators replaced, and another leads without waiting for a lease to end' led_by_another "$led"
   alive
   load_ends
 }
