@@ -1,9 +1,9 @@
 // Command image writes a container image of static programs, an archive in the OCI image layout (OCI Image Format
 // Specification 1.1) that `ctr images import`, podman and skopeo read:
 //
-//	image NAME PROGRAM... [LAYER.tar] > FILE
+//	image [-cmd ARGUMENT] NAME PROGRAM... [LAYER.tar] > FILE
 //
-// The programs lie in the root folder, and the first of them is what runs. An archive of more files may lie below them, as it is.
+// The programs lie in the root folder, and the first of them is what runs, with the argument if a container names none. An archive of more files may lie below them, as it is.
 // The same programs make the same bytes.
 package main
 
@@ -93,14 +93,19 @@ func layers(parts []string) (packed [][]byte, entry string, err error) {
 }
 
 func run(args []string, out io.Writer) error {
+	runs := map[string]any{}
+	if len(args) > 1 && args[0] == "-cmd" {
+		runs["Cmd"], args = []string{args[1]}, args[2:]
+	}
 	if len(args) < 2 {
-		return errors.New("usage: image NAME PROGRAM... [LAYER.tar] > FILE")
+		return errors.New("usage: image [-cmd ARGUMENT] NAME PROGRAM... [LAYER.tar] > FILE")
 	}
 	name := args[0]
 	packed, entry, err := layers(args[1:])
 	if err != nil {
 		return err
 	}
+	runs["Entrypoint"] = []string{entry}
 	a := archive{tar: tar.NewWriter(out)}
 	var content []descriptor
 	var digests []string
@@ -110,7 +115,7 @@ func run(args []string, out io.Writer) error {
 	}
 	config := a.object("config.v1+json", map[string]any{
 		"architecture": runtime.GOARCH, "os": "linux",
-		"config": map[string]any{"Entrypoint": []string{entry}},
+		"config": runs,
 		"rootfs": map[string]any{"type": "layers", "diff_ids": digests},
 	})
 	manifest := a.object("manifest.v1+json", map[string]any{

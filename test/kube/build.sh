@@ -77,6 +77,6 @@ if [ ! "$out/agnhost.tar" -nt "$here/build.sh" ] || [ ! "$out/agnhost.tar" -nt "
   chmod 1777 tmp
   echo 'root:x:0:0::/:/bin/sh' > etc/passwd
   tar --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 -cf "$out/tools/root.tar" .
-  cd "$here/../.." && go run ./deploy/image tendril.test/agnhost:1 "$out/bin/agnhost" "$out/tools/root.tar" > "$out/agnhost.tar"
+  cd "$here/../.." && go run ./deploy/image -cmd pause tendril.test/agnhost:1 "$out/bin/agnhost" "$out/tools/root.tar" > "$out/agnhost.tar"
   go run ./deploy/image registry.k8s.io/e2e-test-images/regression-issue-74839:1.4 "$out/bin/regression-issue-74839" > "$out/regression-issue-74839.tar"
 fi

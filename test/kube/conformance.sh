@@ -13,24 +13,23 @@ not_here+='|Disruptive|Alpha|\[Slow\]|\[Serial\]'
 e2e() {
   "$bin/ginkgo" --procs="${PROCS:-6}" --no-color --succinct --keep-going --timeout="${LIMIT:-1h}" --output-dir="$results" --json-report=specs.json \
     --focus="$1" --skip="$2" "$bin/e2e.test" -- --provider=skeleton --kubeconfig="$state/pki/admin.kubeconfig" \
-    --kubectl-path="$bin/kubectl" --num-nodes=3 --dump-logs-on-failure=false --disable-log-dump > "$results/log" 2>&1
+    --kubectl-path="$bin/kubectl" --num-nodes=6 --dump-logs-on-failure=false --disable-log-dump > "$results/log" 2>&1
 }
 
 # routes: the API server, which is on no node, reaches pods, as it must for its proxy.
 routes() {
   local name prefixes prefix
-  declare -A gateway=([n1]=10.200.0.11 [n2]=10.200.0.12 [n3]=10.200.0.13 [n1:]=fd00:200::11 [n2:]=fd00:200::12 [n3:]=fd00:200::13)
   while read -r name prefixes; do
     for prefix in $prefixes; do
-      case $prefix in *:*) ip route add "$prefix" via "${gateway[$name:]}" ;; *) ip route add "$prefix" via "${gateway[$name]}" ;; esac
+      case $prefix in *:*) ip route add "$prefix" via "fd00:200::1${name#n}" ;; *) ip route add "$prefix" via "10.200.0.1${name#n}" ;; esac
     done
   done < <(kubectl get nodes -o 'jsonpath={range .items[*]}{.metadata.name} {.spec.podCIDRs[*]}{"\n"}{end}')
 }
 
 conformance() {
   local node name failed=
-  for node in n1 n2 n3; do
-    kubectl label node "$node" "topology.kubernetes.io/zone=zone-$node" > /dev/null
+  for node in n{1..6}; do # in three zones
+    kubectl label node "$node" "topology.kubernetes.io/zone=zone-$((${node#n} % 3))" > /dev/null
     for name in agnhost regression-issue-74839; do
       inside "$node" "$debian/usr/bin/ctr" -n k8s.io images import "$root/build/kube/$name.tar" > /dev/null
     done
