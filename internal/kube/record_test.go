@@ -195,6 +195,7 @@ endpoints:
 - addresses: [10.1.0.5, 10.1.0.6]
   nodeName: node1
   zone: a
+  hints: {forZones: [{name: b}, {name: c}]}
   targetRef: {kind: Pod, namespace: shop, name: web-1}
 - {addresses: [10.1.1.5], conditions: {ready: false, serving: true, terminating: true}}
 - {addresses: [10.1.2.5], conditions: {ready: false}}
@@ -203,7 +204,7 @@ endpoints:
 				Weight: 3,
 				Ports:  []*storev1.EndpointPort{{Name: "http", Protocol: 6, Port: 8080}, {Name: "dns", Protocol: 17, Port: 53}},
 				Backends: []*storev1.Backend{
-					{Addresses: [][]byte{{10, 1, 0, 5}}, Node: "node1", Zone: "a", Ready: true, Serving: true, Pod: "shop/web-1"},
+					{Addresses: [][]byte{{10, 1, 0, 5}}, Node: "node1", Zone: "a", Ready: true, Serving: true, Pod: "shop/web-1", HintZones: []string{"b", "c"}},
 					{Addresses: [][]byte{{10, 1, 1, 5}}, Serving: true, Terminating: true},
 					{Addresses: [][]byte{{10, 1, 2, 5}}},
 				},

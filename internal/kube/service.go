@@ -345,6 +345,11 @@ func backend(e *discoveryv1.Endpoint, family discoveryv1.AddressType, at *field.
 	if e.Zone != nil {
 		out.Zone = *e.Zone
 	}
+	if e.Hints != nil {
+		for _, zone := range e.Hints.ForZones {
+			out.HintZones = append(out.HintZones, zone.Name)
+		}
+	}
 	if ref := e.TargetRef; ref != nil && ref.Kind == "Pod" {
 		out.Pod = ref.Namespace + "/" + ref.Name
 	}

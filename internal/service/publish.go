@@ -109,7 +109,7 @@ func (b *Brain) touchLate() {
 	}
 	if b.zonesDirty {
 		for key, r := range b.services {
-			if r.service != nil && r.service.TrafficDistribution != "" {
+			if r.service != nil && (r.service.TrafficDistribution != "" || r.hasHints()) {
 				b.touch(key, r)
 			}
 		}

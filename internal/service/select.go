@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"tendril.io/tendril/internal/table"
 )
@@ -31,6 +32,7 @@ type backendName struct {
 type endpoint struct {
 	key        backendKey
 	node, zone string
+	hints      string // zones that it is for, each with a comma behind it; empty: nobody says
 	weight     uint32 // at least 1
 	readiness  Readiness
 }
@@ -64,7 +66,7 @@ const (
 	OtherNode                 // than the client's or the one that was asked, and the traffic policy is Local
 	BetterReady               // it drains, and another one is ready
 	NearerNode                // trafficDistribution: one on this node will do
-	NearerZone                // trafficDistribution: one in this zone will do
+	NearerZone                // trafficDistribution or hints: one in this zone, or for it, will do
 	NoRoom                    // it is to be chosen, but a table is full
 )
 
@@ -339,9 +341,19 @@ func (r *record) endpoints(port *table.ServicePort) []endpoint {
 		}
 	}
 	slices.SortFunc(all, func(x, y endpoint) int {
-		return cmp.Or(x.key.compare(y.key), cmp.Compare(y.readiness, x.readiness), cmp.Compare(y.weight, x.weight), cmp.Compare(x.node, y.node), cmp.Compare(x.zone, y.zone))
+		return cmp.Or(x.key.compare(y.key), cmp.Compare(y.readiness, x.readiness), cmp.Compare(y.weight, x.weight), cmp.Compare(x.node, y.node), cmp.Compare(x.zone, y.zone), cmp.Compare(x.hints, y.hints))
 	})
 	return slices.CompactFunc(all, func(x, y endpoint) bool { return x.key == y.key })
+}
+
+// hasHints says whether some slice has, as all or none of its endpoints should.
+func (r *record) hasHints() bool {
+	for _, slice := range r.slices {
+		if len(slice.Backends) > 0 && len(slice.Backends[0].HintZones) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // readiness is what a row's conditions come to.
@@ -371,7 +383,12 @@ func appendEndpoints(all []endpoint, row *table.Backend, port table.NamedPort, w
 			continue
 		}
 		seen[family] = true
+		hints := ""
+		for _, zone := range row.HintZones {
+			hints += zone + ","
+		}
 		all = append(all, endpoint{
+			hints:     hints,
 			key:       backendKey{addr, port.Port, port.Protocol},
 			node:      row.Node,
 			zone:      row.Zone,
@@ -401,8 +418,18 @@ func (b *Brain) choose(endpoints []endpoint, is4, local bool, distribution strin
 		}
 	case "PreferClose", "PreferSameZone":
 		s.prefer(NearerZone, b.sameZone)
+	default:
+		if !local && s.all(func(e *endpoint) bool { return e.hints != "" }) {
+			s.prefer(NearerZone, b.hinted)
+		}
 	}
 	return s
+}
+
+// hinted says that an endpoint is for clients of this node's zone. Hints count only if all endpoints have one: else they are being written
+// (KEP-2433, as kube-proxy does).
+func (b *Brain) hinted(e *endpoint) bool {
+	return b.home != "" && strings.Contains(","+e.hints, ","+b.home+",")
 }
 
 // zone is where an endpoint is; its node's counts where the slice names none.
@@ -418,6 +445,16 @@ func (s *selection) require(reason Choice, good func(*endpoint) bool) {
 			s.choices[i] = reason
 		}
 	}
+}
+
+// all says whether all that are left are good.
+func (s *selection) all(good func(*endpoint) bool) bool {
+	for i := range s.from {
+		if s.choices[i] == Chosen && !good(&s.from[i]) {
+			return false
+		}
+	}
+	return true
 }
 
 // prefer does so if something is left that is good, and says whether there is.

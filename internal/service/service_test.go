@@ -102,6 +102,18 @@ func TestFrontendLeadsTo(t *testing.T) {
 			[]table.Backends{spread}, tcp("10.96.0.1:80"), []string{"10.0.0.1:8080"}},
 		{"all backends if none is close", with(func(s *table.Service) { s.TrafficDistribution = "PreferSameZone" }),
 			[]table.Backends{behind("web", on("n3", "z2", ready("10.0.0.3")))}, tcp("10.96.0.1:80"), []string{"10.0.0.3:8080"}},
+		{"those with a hint for the zone", web("web", "10.96.0.1"),
+			[]table.Backends{behind("web", hint(ready("10.0.0.1"), "z1", "z2"), hint(ready("10.0.0.2"), "z2"), hint(ready("10.0.0.3"), "z1"), hint(ready("10.0.0.4"), "z11"))},
+			tcp("10.96.0.1:80"), []string{"10.0.0.1:8080", "10.0.0.3:8080"}},
+		{"all if one has no hint", web("web", "10.96.0.1"),
+			[]table.Backends{behind("web", hint(ready("10.0.0.1"), "z1"), hint(ready("10.0.0.2"), "z2"), ready("10.0.0.3"))},
+			tcp("10.96.0.1:80"), []string{"10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.3:8080"}},
+		{"all if no hint is for the zone", web("web", "10.96.0.1"),
+			[]table.Backends{behind("web", hint(ready("10.0.0.1"), "z3"), hint(ready("10.0.0.2"), "z2"))},
+			tcp("10.96.0.1:80"), []string{"10.0.0.1:8080", "10.0.0.2:8080"}},
+		{"this node's if internalTrafficPolicy is Local, whatever the hints", with(func(s *table.Service) { s.InternalLocal = true }),
+			[]table.Backends{behind("web", hint(on("n1", "", ready("10.0.0.1")), "z2"), hint(on("n1", "", ready("10.0.0.2")), "z1"))},
+			tcp("10.96.0.1:80"), []string{"10.0.0.1:8080", "10.0.0.2:8080"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			n := newTestNode(t, here)
@@ -115,6 +127,32 @@ func TestFrontendLeadsTo(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A node learns its zone after the slices.
+func TestHintsCountOnceTheZoneIsKnown(t *testing.T) {
+	n := newTestNode(t, Config{})
+	n.SetService(web("web", "10.96.0.1"))
+	n.SetBackends(behind("web", hint(ready("10.0.0.1"), "z1"), hint(ready("10.0.0.2"), "z2")))
+	n.flush()
+	for _, c := range []struct {
+		zone string
+		want []string
+	}{
+		{"", []string{"10.0.0.1:8080", "10.0.0.2:8080"}}, {"z2", []string{"10.0.0.2:8080"}}, {"z1", []string{"10.0.0.1:8080"}},
+	} {
+		n.SetZone(c.zone)
+		n.flush()
+		if diff := cmp.Diff(c.want, n.kernel.slotsOf(tcp("10.96.0.1:80"))); diff != "" {
+			t.Errorf("zone %q: slots (-want +got):\n%s", c.zone, diff)
+		}
+	}
+}
+
+// hint says for which zones a backend is.
+func hint(backend table.Backend, zones ...string) table.Backend {
+	backend.HintZones = zones
+	return backend
 }
 
 func TestADeletedServiceLeavesNothing(t *testing.T) {

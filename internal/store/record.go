@@ -328,7 +328,7 @@ func backendsRow(key Key, m *storev1.Endpoints) (*table.Backends, error) {
 			return nil, err
 		}
 		row.Backends = append(row.Backends, table.Backend{
-			Addrs: at, Node: b.GetNode(), Zone: b.GetZone(), Pod: b.GetPod(),
+			Addrs: at, Node: b.GetNode(), Zone: b.GetZone(), Pod: b.GetPod(), HintZones: b.GetHintZones(),
 			Ready: b.GetReady(), Serving: b.GetServing(), Terminating: b.GetTerminating(),
 		})
 	}

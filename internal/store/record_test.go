@@ -77,11 +77,11 @@ func TestEachRecordBecomesTheRowOfItsKey(t *testing.T) {
 
 	gotBackends, err := backendsRow(EndpointsKey("ns", "web", "web-1"), &storev1.Endpoints{
 		Ports:    []*storev1.EndpointPort{{Name: "http", Port: 8080, Protocol: 6}},
-		Backends: []*storev1.Backend{{Addresses: [][]byte{four("10.1.0.5")}, Node: "n1", Zone: "z", Ready: true, Pod: "ns/web"}},
+		Backends: []*storev1.Backend{{Addresses: [][]byte{four("10.1.0.5")}, Node: "n1", Zone: "z", Ready: true, Pod: "ns/web", HintZones: []string{"a", "b"}}},
 	})
 	equal(t, &table.Backends{
 		Namespace: "ns", Service: "web", Slice: "web-1", Ports: []table.NamedPort{{Name: "http", Port: 8080, Protocol: 6}},
-		Backends: []table.Backend{{Addrs: parse("10.1.0.5"), Node: "n1", Zone: "z", Ready: true, Pod: "ns/web"}},
+		Backends: []table.Backend{{Addrs: parse("10.1.0.5"), Node: "n1", Zone: "z", Ready: true, Pod: "ns/web", HintZones: []string{"a", "b"}}},
 	}, gotBackends, err)
 
 	gotPolicy, err := policyRow(PolicyKey("ClusterNetworkPolicy", "", "p"), &storev1.Policy{Object: []byte("{}"), Revision: 3, Source: "f"})

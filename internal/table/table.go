@@ -163,7 +163,8 @@ type Backend struct {
 	Addrs       []netip.Addr
 	Node        string
 	Zone        string
-	Pod         string // namespace/name if it is one
+	Pod         string   // namespace/name if it is one
+	HintZones   []string // whose clients it is for, as the slice's controller says; none: no hint
 	Ready       bool
 	Serving     bool
 	Terminating bool

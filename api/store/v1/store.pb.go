@@ -1479,7 +1479,8 @@ type Backend struct {
 	Ready         bool                   `protobuf:"varint,4,opt,name=ready,proto3" json:"ready,omitempty"`
 	Serving       bool                   `protobuf:"varint,5,opt,name=serving,proto3" json:"serving,omitempty"`
 	Terminating   bool                   `protobuf:"varint,6,opt,name=terminating,proto3" json:"terminating,omitempty"`
-	Pod           string                 `protobuf:"bytes,7,opt,name=pod,proto3" json:"pod,omitempty"` // namespace/name if it is one
+	Pod           string                 `protobuf:"bytes,7,opt,name=pod,proto3" json:"pod,omitempty"`                              // namespace/name if it is one
+	HintZones     []string               `protobuf:"bytes,8,rep,name=hint_zones,json=hintZones,proto3" json:"hint_zones,omitempty"` // whose clients it is for (KEP-2433); none: no hint
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1561,6 +1562,13 @@ func (x *Backend) GetPod() string {
 		return x.Pod
 	}
 	return ""
+}
+
+func (x *Backend) GetHintZones() []string {
+	if x != nil {
+		return x.HintZones
+	}
+	return nil
 }
 
 type EndpointPort struct {
@@ -2204,7 +2212,7 @@ const file_store_v1_store_proto_rawDesc = "" +
 	"CLUSTER_IP\x10\x00\x12\r\n" +
 	"\tNODE_PORT\x10\x01\x12\x11\n" +
 	"\rLOAD_BALANCER\x10\x02\x12\x11\n" +
-	"\rEXTERNAL_NAME\x10\x03\"\xb3\x01\n" +
+	"\rEXTERNAL_NAME\x10\x03\"\xd2\x01\n" +
 	"\aBackend\x12\x1c\n" +
 	"\taddresses\x18\x01 \x03(\fR\taddresses\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -2212,7 +2220,9 @@ const file_store_v1_store_proto_rawDesc = "" +
 	"\x05ready\x18\x04 \x01(\bR\x05ready\x12\x18\n" +
 	"\aserving\x18\x05 \x01(\bR\aserving\x12 \n" +
 	"\vterminating\x18\x06 \x01(\bR\vterminating\x12\x10\n" +
-	"\x03pod\x18\a \x01(\tR\x03pod\"R\n" +
+	"\x03pod\x18\a \x01(\tR\x03pod\x12\x1d\n" +
+	"\n" +
+	"hint_zones\x18\b \x03(\tR\thintZones\"R\n" +
 	"\fEndpointPort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\rR\bprotocol\x12\x12\n" +
