@@ -16,7 +16,8 @@ import (
 // podRecords gives the slim record of a pod, under its node, and its label set, under the hash of its content.
 // A pod's object may have thousands of lines; nodes need five facts. The label set is a record of its own because most
 // pods share theirs with others: a deployment of a thousand pods is one label set, and its hash is the identity by which
-// policies know all of them. Addresses are not here: the node that gives them publishes them.
+// policies know all of them. Addresses are not here: the node that gives them publishes them. Nor is whether the pod is ready: slices
+// say it of backends, and policy does not ask.
 func (o *Object) podRecords(pod *corev1.Pod, cluster string) ([]Record, Mistakes) {
 	errs := checkLabels(pod.Labels)
 	nodeAt := field.NewPath("spec", "nodeName")
@@ -44,7 +45,6 @@ func (o *Object) podRecords(pod *corev1.Pod, cluster string) ([]Record, Mistakes
 		Labels:      id[:],
 		NamedPorts:  ports,
 		HostNetwork: pod.Spec.HostNetwork,
-		Ready:       isReady(pod),
 	}
 	return []Record{
 		{Key: "labels/" + id.String(), Value: set, Object: o, Shared: true},
@@ -97,17 +97,6 @@ func protocolOrTCP(name corev1.Protocol, at *field.Path) (uint32, field.ErrorLis
 	}
 	protocol, errs := kubeProtocol(name, at)
 	return uint32(protocol), errs
-}
-
-// isReady reads the condition that kubelet sets. A manifest without status is a pod that is not ready yet.
-// Policy does not ask for it: a pod is protected whether it is ready or not.
-func isReady(pod *corev1.Pod) bool {
-	for _, condition := range pod.Status.Conditions {
-		if condition.Type == corev1.PodReady {
-			return condition.Status == corev1.ConditionTrue
-		}
-	}
-	return false
 }
 
 // checkLabels applies the rules for labels, which the store does not know.

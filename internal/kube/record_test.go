@@ -129,7 +129,7 @@ status: {conditions: [{type: Initialized, status: "True"}, {type: Ready, status:
 				Cluster: "lab", Namespace: "shop", ServiceAccount: "bot", Labels: map[string]string{"app": "web"},
 			},
 			"pods/node1/shop/web-1": &storev1.Pod{
-				Uid: "u1", Labels: id[:], HostNetwork: true, Ready: true,
+				Uid: "u1", Labels: id[:], HostNetwork: true,
 				NamedPorts: []*storev1.NamedPort{{Name: "http", Port: 80, Protocol: 6}, {Name: "dns", Port: 53, Protocol: 17}},
 			},
 		}},

@@ -159,7 +159,7 @@ func (l *Lab) records() ([]store.Record, error) {
 // records is what the operator writes about a pod: its namespace, its label set, itself.
 func (p *Pod) records() []store.Record {
 	hash := identity.Of(Cluster, p.Namespace, p.ServiceAccount, label.SetOf(p.Labels))
-	record := &storev1.Pod{Uid: p.UID, Labels: hash[:], Ready: true}
+	record := &storev1.Pod{Uid: p.UID, Labels: hash[:]}
 	for _, port := range p.NamedPorts {
 		record.NamedPorts = append(record.NamedPorts,
 			&storev1.NamedPort{Name: port.Name, Port: uint32(port.Port), Protocol: uint32(port.Protocol)})

@@ -36,7 +36,12 @@ import (
 )
 
 // TestMain fails the run if a goroutine outlives the tests.
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		// libraries of the embedded etcd, whose goroutines live as long as the process
+		goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"),
+		goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"))
+}
 
 // memory is a store that can be away.
 type memory struct {

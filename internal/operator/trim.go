@@ -43,8 +43,7 @@ func keptFields(kind schema.GroupVersionKind) (string, bool) {
 	case "Pod":
 		return keptAlways + `spec.nodeName spec.hostNetwork spec.serviceAccountName status.phase
 			spec.containers.name spec.containers.ports
-			spec.initContainers.name spec.initContainers.ports spec.initContainers.restartPolicy
-			status.conditions.type status.conditions.status`, true
+			spec.initContainers.name spec.initContainers.ports spec.initContainers.restartPolicy`, true
 	case "Service":
 		return keptAlways + `metadata.annotations spec.type spec.clusterIP spec.clusterIPs spec.ports spec.selector
 			spec.sessionAffinity spec.sessionAffinityConfig spec.externalTrafficPolicy spec.internalTrafficPolicy

@@ -30,7 +30,7 @@ func TestAnAgentSeesTheStoreFirstWholeAndThenChangeByChange(t *testing.T) {
 		"counters pools 1", // namespaces have a say in pools of addresses
 		"namespaces default team=red",
 		"nodelabels n1 role=edge",
-		"pods n1 default web uid-web 01020300000000000000000000000000 - ready",
+		"pods n1 default web uid-web 01020300000000000000000000000000 - -",
 	}
 	if diff := cmp.Diff(want, a.rows()); diff != "" {
 		t.Errorf("tables (-want +got):\n%s", diff)
@@ -43,7 +43,7 @@ func TestAnAgentSeesTheStoreFirstWholeAndThenChangeByChange(t *testing.T) {
 		"counters pools 2",
 		"namespaces default team=blue",
 		"nodelabels n1 role=core",
-		"pods n1 default db uid-db 01020300000000000000000000000000 - ready",
+		"pods n1 default db uid-db 01020300000000000000000000000000 - -",
 	}
 	if diff := cmp.Diff(want, a.rows()); diff != "" {
 		t.Errorf("tables (-want +got):\n%s", diff)

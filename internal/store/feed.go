@@ -53,6 +53,11 @@ type feed struct {
 	lastError   string
 	loaded      chan struct{} // closed once the tables hold the last known records
 	synced      chan struct{} // closed once the tables are complete for an epoch
+	// Used again for each event, so that none costs an allocation.
+	epochRecord storev1.Epoch
+	scratch     []byte
+
+	events []event // of the answer at hand; for the goroutine that receives only
 }
 
 // Keys of the snapshot file that are no keys of the store.
@@ -310,10 +315,13 @@ func (f *feed) saved() {
 	if f.file == nil || len(f.applier.stale) > 0 || f.behind {
 		return
 	}
-	epoch, _ := proto.Marshal(&storev1.Epoch{Id: f.epoch})
-	f.keep(event{key: string(KindEpoch), value: epoch})
-	f.keep(event{key: fileCluster, value: binary.LittleEndian.AppendUint64(nil, f.cluster)})
-	f.keep(event{key: fileRevision, value: binary.LittleEndian.AppendUint64(nil, uint64(f.revision))})
+	f.epochRecord.Id = f.epoch
+	f.scratch, _ = proto.MarshalOptions{}.MarshalAppend(f.scratch[:0], &f.epochRecord)
+	f.keep(event{key: string(KindEpoch), value: f.scratch})
+	f.scratch = binary.LittleEndian.AppendUint64(f.scratch[:0], f.cluster)
+	f.keep(event{key: fileCluster, value: f.scratch})
+	f.scratch = binary.LittleEndian.AppendUint64(f.scratch[:0], uint64(f.revision))
+	f.keep(event{key: fileRevision, value: f.scratch})
 }
 
 // closeOnce closes a channel that only the holder of the lock closes.
@@ -397,7 +405,8 @@ func (f *feed) response(r *pb.WatchResponse) error {
 // those of a wipe, and the snapshot that follows tells.
 func (f *feed) changes(r *pb.WatchResponse) error {
 	changed := f.changesEpoch(r.Events)
-	events := make([]event, 0, len(r.Events))
+	events := f.events[:0]
+	defer func() { f.events = emptied(events) }()
 	for _, e := range r.Events {
 		remove := e.Type == mvccpb.DELETE
 		if changed && (remove || hasKind(e.Kv.Key[len(f.prefix):], KindSynced)) {
@@ -412,6 +421,15 @@ func (f *feed) changes(r *pb.WatchResponse) error {
 	f.followed(r)
 	f.answerLoss()
 	return nil
+}
+
+// emptied keeps the room of a list for the next answer, unless it was one of the rare large ones, and nothing of what was in it.
+func emptied(events []event) []event {
+	if cap(events) > MaxWrites {
+		return nil
+	}
+	clear(events)
+	return events
 }
 
 // answerLoss has this node's keys published again if its record was removed: the operator took the node for gone.

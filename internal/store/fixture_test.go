@@ -14,7 +14,7 @@ import (
 // PodRecord is a ready pod. This and what follows is for tests of this package and of store_test alike.
 func PodRecord(node, name string) Record {
 	hash := [16]byte{1, 2, 3}
-	return Record{PodKey(node, "default", name).String(), &storev1.Pod{Uid: "uid-" + name, Labels: hash[:], Ready: true}}
+	return Record{PodKey(node, "default", name).String(), &storev1.Pod{Uid: "uid-" + name, Labels: hash[:]}}
 }
 
 // NamespaceRecord is a namespace with the label team.

@@ -138,7 +138,7 @@ func nodeRow(key Key, m *storev1.Node) (*table.Node, error) {
 func podRow(key Key, m *storev1.Pod) (*table.Pod, error) {
 	row := &table.Pod{
 		Node: key.First, Namespace: key.Second, Name: key.Third,
-		UID: m.GetUid(), HostNetwork: m.GetHostNetwork(), Ready: m.GetReady(),
+		UID: m.GetUid(), HostNetwork: m.GetHostNetwork(),
 	}
 	// A pod without the hash of its label set would have no identity; to guess one would be to open a door.
 	if len(m.GetLabels()) != len(row.Labels) {

@@ -44,11 +44,11 @@ func TestEachRecordBecomesTheRowOfItsKey(t *testing.T) {
 	}, gotNode, err)
 
 	gotPod, err := podRow(PodKey("n1", "ns", "web"), &storev1.Pod{
-		Uid: "u", Labels: make([]byte, 16), HostNetwork: true, Ready: true,
+		Uid: "u", Labels: make([]byte, 16), HostNetwork: true,
 		NamedPorts: []*storev1.NamedPort{{Name: "http", Port: 80, Protocol: 6}},
 	})
 	equal(t, &table.Pod{
-		Node: "n1", Namespace: "ns", Name: "web", UID: "u", HostNetwork: true, Ready: true,
+		Node: "n1", Namespace: "ns", Name: "web", UID: "u", HostNetwork: true,
 		NamedPorts: []table.NamedPort{{Name: "http", Port: 80, Protocol: 6}},
 	}, gotPod, err)
 

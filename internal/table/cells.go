@@ -37,7 +37,7 @@ func (*Pod) TableHeader() []string {
 
 // TableRow prints the row.
 func (p *Pod) TableRow() []string {
-	flags := flagged(word{"host-network", p.HostNetwork}, word{"ready", p.Ready})
+	flags := flagged(word{"host-network", p.HostNetwork})
 	return []string{p.Node, p.Namespace, p.Name, some(p.UID), hash(p.Labels), list(p.NamedPorts), flags}
 }
 

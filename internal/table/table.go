@@ -34,7 +34,6 @@ type Pod struct {
 	Labels                [16]byte // key of its label set
 	NamedPorts            []NamedPort
 	HostNetwork           bool
-	Ready                 bool
 }
 
 // NamedPort is a container port with a name.

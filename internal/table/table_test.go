@@ -89,7 +89,7 @@ func fillStored(t *testing.T, tables *Tables) {
 		Tunnel: at("192.0.2.1")[0], Routers: at("10.1.0.1"), Healths: at("10.1.0.2"), Zone: "z1", BootID: "boot", MinVersion: 1, MaxVersion: 2,
 	})
 	insert(t, tables, tables.Pods, &Pod{Node: "n1", Namespace: "default", Name: "bare"}, &Pod{
-		Node: "n1", Namespace: "default", Name: "web", UID: "u1", Labels: [16]byte{0xab}, HostNetwork: true, Ready: true,
+		Node: "n1", Namespace: "default", Name: "web", UID: "u1", Labels: [16]byte{0xab}, HostNetwork: true,
 		NamedPorts: []NamedPort{{"http", 80, 6}, {"dns", 53, 17}, {"sig", 7, 132}, {"odd", 0, 47}},
 	})
 	insert(t, tables, tables.IPs, &IP{Node: "n1", Addr: at("10.1.0.9")[0]},

@@ -2,7 +2,7 @@
 //
 // Whatever depends on the machine is a ratio: to bare veth pairs that the same kernel routes, with no BPF and no rules,
 // measured right before or after, in turn. A figure is the median of the rounds. What each part measures stands in its
-// file: verdict.go, edge.go, policy.go, service.go, traffic.go, kubeproxy.go, pods.go, change.go.
+// file: verdict.go, edge.go, policy.go, service.go, life.go and allocs.go (of the store), traffic.go, kubeproxy.go, pods.go, change.go.
 //
 // The bench and all that it starts, agents and floor included, run at the highest priority: what else the machine does
 // then disturbs the figures less, and favours none of them.
@@ -46,7 +46,7 @@ func main() {
 	flag.StringVar(&b.bin, "bin", "bin", "folder of the project's binaries")
 	flag.IntVar(&b.rounds, "rounds", 9, "how often each figure is taken")
 	flag.DurationVar(&b.time, "time", time.Second, "how long each load runs")
-	flag.StringVar(&b.only, "only", "", "take only the figures of this part: verdict, edge, policies, services, traffic, proxies, pods or changes; nothing is written")
+	flag.StringVar(&b.only, "only", "", "take only the figures of this part: verdict, edge, policies, services, store, traffic, proxies, pods or changes; nothing is written")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -100,7 +100,7 @@ func (b *bench) parts(ctx context.Context) error {
 	parts := []struct {
 		name string
 		run  func(context.Context) error
-	}{{"verdict", b.verdict}, {"edge", b.edge}, {"policies", b.policies}, {"services", b.services}, {"traffic", b.traffic}, {"proxies", b.proxies}, {"pods", b.pods}, {"changes", b.changes}}
+	}{{"verdict", b.verdict}, {"edge", b.edge}, {"policies", b.policies}, {"services", b.services}, {"store", b.store}, {"traffic", b.traffic}, {"proxies", b.proxies}, {"pods", b.pods}, {"changes", b.changes}}
 	var errs []error
 	known := b.only == ""
 	for _, part := range parts {
@@ -114,7 +114,7 @@ func (b *bench) parts(ctx context.Context) error {
 		}
 	}
 	if !known {
-		return fmt.Errorf("-only %q: there are the parts verdict, edge, policies, services, traffic, proxies, pods and changes", b.only)
+		return fmt.Errorf("-only %q: there are the parts verdict, edge, policies, services, store, traffic, proxies, pods and changes", b.only)
 	}
 	return errors.Join(errs...)
 }
@@ -159,6 +159,9 @@ func want() map[string]float64 {
 		"svc_crr_vs_kube_proxy_nftables_20000": 0, "svc_crr_vs_kube_proxy_iptables_1": 1.0,
 		"svc_crr_vs_kube_proxy_iptables_1000": 1.3, "svc_crr_vs_kube_proxy_iptables_20000": 0,
 		"svc_program_250k_endpoints_s": -5, "svc_change_ms_p50": -5, "memory_20k_services_mib": 0,
+		"store_writes_per_pod_life": 0, "store_bytes_per_pod_event": -150,
+		"store_wire_bytes_per_pod_event": 0, "store_wire_bytes_per_node_event": 0,
+		"allocs_per_pod_event": -2, "allocs_per_pod_event_table": 0, "allocs_per_node_event": 0, "allocs_per_node_event_table": 0,
 		"agent_rss_mib_idle": -60, "bpf_maps_mib_default": -48,
 	}
 }

@@ -419,7 +419,6 @@ type Pod struct {
 	Labels        []byte                 `protobuf:"bytes,2,opt,name=labels,proto3" json:"labels,omitempty"` // key of the label set, 16 bytes
 	NamedPorts    []*NamedPort           `protobuf:"bytes,3,rep,name=named_ports,json=namedPorts,proto3" json:"named_ports,omitempty"`
 	HostNetwork   bool                   `protobuf:"varint,4,opt,name=host_network,json=hostNetwork,proto3" json:"host_network,omitempty"`
-	Ready         bool                   `protobuf:"varint,5,opt,name=ready,proto3" json:"ready,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -478,13 +477,6 @@ func (x *Pod) GetNamedPorts() []*NamedPort {
 func (x *Pod) GetHostNetwork() bool {
 	if x != nil {
 		return x.HostNetwork
-	}
-	return false
-}
-
-func (x *Pod) GetReady() bool {
-	if x != nil {
-		return x.Ready
 	}
 	return false
 }
@@ -2097,14 +2089,13 @@ const file_store_v1_store_proto_rawDesc = "" +
 	"\tNamedPort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
-	"\bprotocol\x18\x03 \x01(\rR\bprotocol\"\xa6\x01\n" +
+	"\bprotocol\x18\x03 \x01(\rR\bprotocol\"\x96\x01\n" +
 	"\x03Pod\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x16\n" +
 	"\x06labels\x18\x02 \x01(\fR\x06labels\x12<\n" +
 	"\vnamed_ports\x18\x03 \x03(\v2\x1b.tendril.store.v1.NamedPortR\n" +
 	"namedPorts\x12!\n" +
-	"\fhost_network\x18\x04 \x01(\bR\vhostNetwork\x12\x14\n" +
-	"\x05ready\x18\x05 \x01(\bR\x05ready\"g\n" +
+	"\fhost_network\x18\x04 \x01(\bR\vhostNetworkJ\x04\b\x05\x10\x06\"g\n" +
 	"\x02IP\x12\x17\n" +
 	"\apod_uid\x18\x01 \x01(\tR\x06podUid\x12\x18\n" +
 	"\asandbox\x18\x02 \x01(\tR\asandbox\x12\x1c\n" +
