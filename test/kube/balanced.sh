@@ -9,6 +9,13 @@ operators() { # COUNT
   [ "$1" = 1 ] || kubectl -n kube-system wait --for=delete pod -l app.kubernetes.io/name=tendril-operator --timeout=30s > /dev/null
 }
 
+# wipe: the store loses everything, while no operator runs.
+wipe() {
+  operators 0
+  inside n1 sh -c 'rm -r /var/lib/tendril-store/*'
+  operators 1
+}
+
 balanced() {
   await 10 'own kind and policy kinds defined' kubectl wait --for=condition=Established --timeout=1s \
     crd/loadbalancerpools.tendril.io crd/ciliumnetworkpolicies.cilium.io crd/adminnetworkpolicies.policy.networking.k8s.io
@@ -24,9 +31,7 @@ balanced() {
   await 10 'policy of a kind that the operator defined in the store' stored "$here/manifests/pool.yaml"
 
   kubectl -n balanced delete service first > /dev/null
-  operators 0
-  inside n1 sh -c 'rm -r /var/lib/tendril-store/*'
-  operators 1
+  wipe
   await 60 'a store that lost everything is filled' refilled
   sleep 2 # it would have said another by now
   shows second 192.0.2.66

@@ -1,8 +1,10 @@
 # Sourced by run.sh: the control plane, in the network of its caller, at 10.200.0.1. Needs $bin, $state.
+declare -A started # process of each
 start() { # NAME PROGRAM ARGUMENT...
   local name=$1
   shift
-  "$@" > "$state/log/$name" 2>&1 < /dev/null &
+  "$@" >> "$state/log/$name" 2>&1 < /dev/null &
+  started[$name]=$!
 }
 
 await() { # SECONDS WHAT COMMAND...
@@ -17,8 +19,10 @@ await() { # SECONDS WHAT COMMAND...
 
 kubectl() { "$bin/kubectl" --kubeconfig "$state/pki/admin.kubeconfig" "$@"; }
 
+services=10.96.0.0/12${DUAL:+,fd00:96::/108}
+etcd=http://127.0.0.1:12379 # the product's own store has the usual port
+
 control_plane() {
-  local services=10.96.0.0/12${DUAL:+,fd00:96::/108} etcd=http://127.0.0.1:12379 # the product's own store has the usual port
   ip link set lo up
   ip link add fabric type bridge
   ip addr add 10.200.0.1/24 dev fabric
@@ -26,6 +30,17 @@ control_plane() {
   ip link set fabric up
   start etcd "$bin/etcd" --data-dir "$state/etcd" --unsafe-no-fsync --log-level warn \
     --listen-client-urls $etcd --advertise-client-urls $etcd --listen-peer-urls http://127.0.0.1:12380
+  api_server
+  # Not before: their back-off would delay the first service account by seconds.
+  start controllers "$bin/kube-controller-manager" --kubeconfig "$state/pki/controllers.kubeconfig" \
+    --use-service-account-credentials --service-account-private-key-file "$state/pki/accounts.key" \
+    --root-ca-file "$state/pki/ca.crt" --leader-elect=false \
+    --service-cluster-ip-range $services
+  start scheduler "$bin/kube-scheduler" --kubeconfig "$state/pki/scheduler.kubeconfig" --leader-elect=false
+  await 60 'default service account' kubectl get serviceaccount default
+}
+
+api_server() {
   start apiserver "$bin/kube-apiserver" --etcd-servers $etcd --advertise-address 10.200.0.1 --service-cluster-ip-range $services \
     --service-account-issuer https://kubernetes.default.svc --service-account-key-file "$state/pki/accounts.pub" \
     --service-account-signing-key-file "$state/pki/accounts.key" --client-ca-file "$state/pki/ca.crt" \
@@ -34,11 +49,4 @@ control_plane() {
     --kubelet-certificate-authority "$state/pki/ca.crt" --kubelet-preferred-address-types InternalIP \
     --authorization-mode Node,RBAC --allow-privileged
   await 90 'API server ready' kubectl get --raw /readyz
-  # Not before: their back-off would delay the first service account by seconds.
-  start controllers "$bin/kube-controller-manager" --kubeconfig "$state/pki/controllers.kubeconfig" \
-    --use-service-account-credentials --service-account-private-key-file "$state/pki/accounts.key" \
-    --root-ca-file "$state/pki/ca.crt" --leader-elect=false \
-    --service-cluster-ip-range $services
-  start scheduler "$bin/kube-scheduler" --kubeconfig "$state/pki/scheduler.kubeconfig" --leader-elect=false
-  await 60 'default service account' kubectl get serviceaccount default
 }

@@ -32,7 +32,7 @@ load_ends() {
   grep -q 'answered [1-9][0-9]* lost 0$' "$state/log/load"
 }
 
-# update: agents and operator are replaced under load.
+# update: agents and operator are replaced under load, and the store loses all it has.
 update() {
   load_begins
   kubectl -n kube-system rollout restart daemonset/tendril-agent > /dev/null
@@ -41,6 +41,9 @@ update() {
   kubectl -n kube-system rollout restart deployment/tendril-operator > /dev/null
   kubectl -n kube-system rollout status deployment/tendril-operator --timeout=90s > /dev/null
   echo "$(printf '%4d' $SECONDS) s  operator replaced"
+  wipe
+  await 60 'the store, which lost everything, filled' stored "$here/manifests/allow.yaml"
+  sleep 2 # agents compare
   load_ends
 }
 
