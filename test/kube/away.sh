@@ -31,9 +31,17 @@ api_server_away() {
 
 # in_container NODE ID COMMAND ARGUMENT: probe in a container, which kubectl cannot reach now.
 in_container() { inside "$1" "$debian/usr/bin/ctr" -n k8s.io tasks exec --exec-id "probe-$3" "$2" /probe "${@:3}"; }
+
+# late POD asks the service from a pod on n1.
 late() { in_container n1 "$(container "$1" container)" get http://10.96.7.8; }
-container() { inside n1 "$debian/usr/bin/ctr" -n k8s.io containers ls -q "labels.\"io.kubernetes.pod.name\"==$1,labels.\"io.cri-containerd.kind\"==$2" | while read -r id; do
-  inside n1 "$debian/usr/bin/ctr" -n k8s.io tasks ls | grep -q "^$id .*RUNNING" && echo "$id"; done; }
+
+# container POD sandbox|container prints the one of the pod on n1 that runs.
+container() {
+  local id
+  for id in $(inside n1 "$debian/usr/bin/ctr" -n k8s.io containers ls -q "labels.\"io.kubernetes.pod.name\"==$1,labels.\"io.cri-containerd.kind\"==$2"); do
+    if inside n1 "$debian/usr/bin/ctr" -n k8s.io tasks ls | grep -q "^$id .*RUNNING"; then echo "$id"; fi
+  done
+}
 
 # again POD ends the pod's sandbox and waits until kubelet has made it another.
 again() {
