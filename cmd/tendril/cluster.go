@@ -9,15 +9,18 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
 // cluster is a Kubernetes cluster by its API server.
 type cluster struct {
 	client dynamic.Interface
 	server string // its URL
+	exec   execFunc
 }
 
 // dialCluster follows a kubeconfig as kubectl does; nothing is asked yet.
@@ -35,13 +38,21 @@ func dialCluster(kubeconfig string) (*cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("client of the API server: %w", err)
 	}
-	return &cluster{client, config.Host}, nil
+	exec, err := execBy(config)
+	return &cluster{client, config.Host, exec}, err
 }
 
-// resourceOf names the resource of a kind that the chart has.
+// hasKubeconfig says whether there is any that leads somewhere.
+func hasKubeconfig() bool {
+	config, err := clientcmd.NewDefaultClientConfigLoadingRules().Load()
+	return err == nil && !clientcmdapi.IsConfigEmpty(config)
+}
+
+// resourceOf names the resource of a kind that is asked for.
 func resourceOf(kind schema.GroupVersionKind) (schema.GroupVersionResource, bool) {
 	resource, known := map[string]string{
-		"Node": "nodes", "Pod": "pods", "ConfigMap": "configmaps", "Secret": "secrets", "ServiceAccount": "serviceaccounts", "Lease": "leases",
+		"Node": "nodes", "Namespace": "namespaces", "Pod": "pods", "Service": "services", "NetworkPolicy": "networkpolicies",
+		"ConfigMap": "configmaps", "Secret": "secrets", "ServiceAccount": "serviceaccounts", "Lease": "leases",
 		"DaemonSet": "daemonsets", "Deployment": "deployments",
 		"ClusterRole": "clusterroles", "ClusterRoleBinding": "clusterrolebindings", "Role": "roles", "RoleBinding": "rolebindings",
 		"CustomResourceDefinition": "customresourcedefinitions",
@@ -53,7 +64,7 @@ func resourceOf(kind schema.GroupVersionKind) (schema.GroupVersionResource, bool
 func (c *cluster) at(object *unstructured.Unstructured) (dynamic.ResourceInterface, error) {
 	resource, known := resourceOf(object.GroupVersionKind())
 	if !known {
-		return nil, fmt.Errorf("%s: a kind that the chart did not have", nameOf(object))
+		return nil, fmt.Errorf("%s: a kind that tendril does not know how to ask for", nameOf(object))
 	}
 	if object.GetNamespace() == "" {
 		return c.client.Resource(resource), nil
@@ -68,6 +79,33 @@ func (c *cluster) list(ctx context.Context, kind string, options metav1.ListOpti
 		return nil, fmt.Errorf("list %s: %w", resource.Resource, err)
 	}
 	return list.Items, nil
+}
+
+// get reads an object into its Go type.
+func get[T any](ctx context.Context, c *cluster, kind schema.GroupVersionKind, namespace, name string) (*T, error) {
+	resource, _ := resourceOf(kind)
+	object, err := c.client.Resource(resource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("%s %s/%s: %w", kind.Kind, namespace, name, err)
+	}
+	into := new(T)
+	return into, runtime.DefaultUnstructuredConverter.FromUnstructured(object.Object, into)
+}
+
+// listAs reads all objects of a kind into their Go type.
+func listAs[T any](ctx context.Context, c *cluster, kind, namespace string, options metav1.ListOptions) ([]T, error) {
+	resource, _ := resourceOf(schema.GroupVersionKind{Version: "v1", Kind: kind})
+	objects, err := c.client.Resource(resource).Namespace(namespace).List(ctx, options)
+	if err != nil {
+		return nil, fmt.Errorf("list %s: %w", resource.Resource, err)
+	}
+	all := make([]T, len(objects.Items))
+	for i := range objects.Items {
+		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(objects.Items[i].Object, &all[i]); err != nil {
+			return nil, fmt.Errorf("%s: %w", nameOf(&objects.Items[i]), err)
+		}
+	}
+	return all, nil
 }
 
 // apply makes an object what the manifest says, and leaves what others wrote in it.

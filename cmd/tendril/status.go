@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,37 +14,139 @@ import (
 	"tendril.io/tendril/internal/flow"
 )
 
-// newStatusCommand shows one agent's state on one screen.
+// statusCommand is what `tendril status` is asked.
+type statusCommand struct {
+	*app
+	cluster    bool
+	kubeconfig string
+	namespace  string
+	wait       bool
+	timeout    time.Duration
+}
+
+// newStatusCommand shows one agent's state on one screen, or a whole cluster's.
 func newStatusCommand(a *app) *cobra.Command {
-	var wait bool
-	var timeout time.Duration
+	s := &statusCommand{app: a}
 	cmd := &cobra.Command{
 		Use:     "status",
 		GroupID: groupSee,
-		Short:   "Show what the agent does and whether the datapath enforces what the store says",
+		Short:   "Show whether the datapath enforces what the store says, on a node or in a whole Kubernetes cluster",
+		Long: `Show whether the datapath enforces what the store says.
+
+Of one node, if --socket or --node names its agent, or an agent runs on this machine. Of the whole Kubernetes cluster, if --cluster or
+--kubeconfig is given, or no agent runs here and a kubeconfig leads to a cluster: its objects are read, and in each agent's pod the agent is
+asked, as ` + "`kubectl exec`" + ` does. The first line says whose status it is.
+
+With --wait it ends with status 0 once all is in force, and with 1 and what is missing at the timeout. Without, what is missing is shown, and the
+status is 0.`,
 		Example: `  tendril status
-  tendril --node node1 status --wait      until everything in the store is in force`,
+  tendril status --cluster --wait --timeout 5m    until every node of the cluster enforces what it should
+  tendril --node node1 status --wait              until everything in the store is in force there`,
 		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return s.run(cmd) },
 	}
-	cmd.Flags().BoolVar(&wait, "wait", false, "wait until the store is connected and its policies are in force")
-	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long to wait")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		// Waiting includes an agent that has not made its socket yet.
-		look := askStatus
-		if wait {
-			look = func(ctx context.Context, a *app) (*agentv1.StatusResponse, error) { return waitReady(ctx, a, timeout) }
-		}
-		status, err := look(cmd.Context(), a)
+	flags := cmd.Flags()
+	flags.BoolVar(&s.cluster, "cluster", false, "the whole Kubernetes cluster, also where an agent runs")
+	flags.StringVar(&s.kubeconfig, "kubeconfig", "", "file that leads to the cluster's API server (default: $KUBECONFIG, else ~/.kube/config)")
+	flags.StringVar(&s.namespace, "namespace", "kube-system", "namespace of agents and operator")
+	flags.BoolVar(&s.wait, "wait", false, "wait until the store is connected and everything is in force")
+	flags.DurationVar(&s.timeout, "timeout", time.Minute, "how long to wait")
+	return cmd
+}
+
+func (s *statusCommand) run(cmd *cobra.Command) error {
+	ofCluster, err := s.ofCluster()
+	if err != nil {
+		return err
+	}
+	told := newProgress(cmd.ErrOrStderr())
+	v := newView(cmd.OutOrStdout())
+	if ofCluster {
+		c, err := dialCluster(s.kubeconfig)
 		if err != nil {
 			return err
 		}
-		v := newView(cmd.OutOrStdout())
-		if a.json() {
+		look := func(ctx context.Context) (*clusterStatus, error, error) {
+			status, err := c.status(ctx, s.namespace)
+			if err != nil {
+				return nil, nil, err
+			}
+			return status, status.lacks(), nil
+		}
+		return show(cmd.Context(), s, told, time.Second, look, func(status *clusterStatus) error { return showCluster(v, status, s.json()) })
+	}
+	look := func(ctx context.Context) (*agentv1.StatusResponse, error, error) {
+		status, err := askStatus(ctx, s.app)
+		if err != nil {
+			return nil, nil, err
+		}
+		return status, notReady(status), nil
+	}
+	return show(cmd.Context(), s, told, 100*time.Millisecond, look, func(status *agentv1.StatusResponse) error {
+		if s.json() {
 			return v.json(status)
 		}
 		return showStatus(v, status, time.Now())
+	})
+}
+
+// ofCluster says whether the cluster is meant. What the flags say goes first; then an agent of this machine.
+func (s *statusCommand) ofCluster() (bool, error) {
+	agent := s.socket != "" || s.node != ""
+	if s.cluster || s.kubeconfig != "" {
+		if agent {
+			return false, errors.New("flags --cluster and --kubeconfig mean a cluster, --socket and --node one agent: give one kind of them")
+		}
+		return true, nil
 	}
-	return cmd
+	if agent {
+		return false, nil
+	}
+	_, err := s.socketPath()
+	return err != nil && hasKubeconfig(), nil
+}
+
+// show prints what look finds: once, or when nothing is lacking any more. Look returns a status and what it lacks, or that it failed; to a wait
+// that is the same, as agents and whole clusters may still be starting.
+func show[S any](ctx context.Context, s *statusCommand, told *progress, every time.Duration,
+	look func(context.Context) (status *S, lacks, failed error), print func(*S) error) error {
+	if !s.wait {
+		status, _, err := look(ctx)
+		if err != nil {
+			return err
+		}
+		return print(status)
+	}
+	end := time.Now().Add(s.timeout)
+	waited, cancel := context.WithDeadline(ctx, end)
+	defer cancel()
+	var last *S
+	var lacks error // when it was last asked in time
+	for {
+		status, missing, err := look(waited)
+		if err == nil && missing == nil {
+			told.end()
+			return print(status)
+		}
+		if lacks == nil || time.Now().Before(end) { // an answer that was cut off at the end says nothing
+			last, lacks = status, cmp.Or(err, missing)
+		}
+		told.say(lacks.Error())
+		select {
+		case <-time.After(every):
+			continue
+		case <-waited.Done():
+		}
+		told.end()
+		if ctx.Err() != nil {
+			return fmt.Errorf("not ready when interrupted: %w", lacks)
+		}
+		failed := fmt.Errorf("not ready after %s: %w", s.timeout, lacks)
+		if last == nil {
+			return failed
+		}
+		return errors.Join(print(last), failed)
+	}
 }
 
 // askStatus asks the agent once.
@@ -51,33 +154,6 @@ func askStatus(ctx context.Context, a *app) (*agentv1.StatusResponse, error) {
 	return askAgent(ctx, a, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.StatusResponse, error) {
 		return agent.Status(ctx, &agentv1.StatusRequest{})
 	})
-}
-
-// waitReady asks until the agent is ready, also while it is still starting.
-func waitReady(ctx context.Context, a *app, timeout time.Duration) (*agentv1.StatusResponse, error) {
-	end := time.Now().Add(timeout)
-	ctx, cancel := context.WithDeadline(ctx, end)
-	defer cancel()
-	ticker := time.NewTicker(100 * time.Millisecond)
-	defer ticker.Stop()
-	var lacks error // what the agent lacked when it was last asked in time
-	for {
-		status, err := askStatus(ctx, a)
-		if err == nil {
-			err = notReady(status)
-		}
-		if err == nil {
-			return status, nil
-		}
-		if lacks == nil || time.Now().Before(end) { // an answer that was cut off at the end says nothing of the agent
-			lacks = err
-		}
-		select {
-		case <-ticker.C:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("not ready after %s: %w", timeout, lacks)
-		}
-	}
 }
 
 // notReady says what an agent still lacks, or nil.

@@ -50,6 +50,7 @@ func (s *api) Status(context.Context, *agentv1.StatusRequest) (*agentv1.StatusRe
 		StoreConnected: kept.Connected, StoreAgeMs: kept.Age.Milliseconds(), StoreRevision: kept.Revision, StoreEpoch: kept.Epoch,
 		PolicyRevision: a.policies.inForce.Load(), PolicyRevisionWanted: a.policies.latest.Load(),
 		Endpoints: uint32(a.tables.Endpoints.NumObjects(txn)), Nodes: uint32(a.tables.Nodes.NumObjects(txn)),
+		Policies: uint32(a.tables.Policies.NumObjects(txn)), Services: uint32(a.tables.Services.NumObjects(txn)),
 		DatapathVersion: a.datapath.Version(), VerdictEpoch: uint64(a.datapath.VerdictEpoch()),
 		Mtu: a.mtus.Route, Problems: s.problems(kept.Problems), LbMode: string(a.config.LBMode),
 		Xdp: &agentv1.XDP{Wanted: string(a.config.XDP), Mode: string(a.xdp.mode), Reason: a.xdp.reason},

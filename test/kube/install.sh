@@ -13,6 +13,9 @@ install() {
   "$root/bin/tendril" install "${settings[@]}" --timeout 90s > "$state/log/install"
   echo "$(printf '%4d' $SECONDS) s  tendril installed"
   await 60 'nodes ready' kubectl wait --for=condition=Ready node --all --timeout=1s
+  "$root/bin/tendril" status --kubeconfig "$state/pki/admin.kubeconfig" --wait --timeout 60s > "$state/log/status"
+  grep -q '^agents  *\([1-9][0-9]*\) of \1 ready' "$state/log/status"
+  echo "$(printf '%4d' $SECONDS) s  in force, says tendril status"
 }
 
 # load_begins has pods on both nodes talk, until load_ends, which fails if a request was lost.

@@ -84,6 +84,8 @@ type StatusResponse struct {
 	Xdp                  *XDP                   `protobuf:"bytes,21,opt,name=xdp,proto3" json:"xdp,omitempty"`
 	CertificateUntilUnix int64                  `protobuf:"varint,23,opt,name=certificate_until_unix,json=certificateUntilUnix,proto3" json:"certificate_until_unix,omitempty"` // when this node's certificate for the store expires; 0: it has none
 	LbMode               string                 `protobuf:"bytes,22,opt,name=lb_mode,json=lbMode,proto3" json:"lb_mode,omitempty"`                                              // snat or dsr, for services that do not say
+	Policies             uint32                 `protobuf:"varint,24,opt,name=policies,proto3" json:"policies,omitempty"`                                                       // that the node knows of, the refused ones included
+	Services             uint32                 `protobuf:"varint,25,opt,name=services,proto3" json:"services,omitempty"`                                                       // that the node knows of
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -277,6 +279,20 @@ func (x *StatusResponse) GetLbMode() string {
 		return x.LbMode
 	}
 	return ""
+}
+
+func (x *StatusResponse) GetPolicies() uint32 {
+	if x != nil {
+		return x.Policies
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetServices() uint32 {
+	if x != nil {
+		return x.Services
+	}
+	return 0
 }
 
 // XDP is whether service packets that need no decision leave before the kernel has made packets of them.
@@ -4914,7 +4930,7 @@ var File_agent_v1_agent_proto protoreflect.FileDescriptor
 const file_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"\x14agent/v1/agent.proto\x12\x10tendril.agent.v1\"\x0f\n" +
-	"\rStatusRequest\"\xd5\x06\n" +
+	"\rStatusRequest\"\x8d\a\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12*\n" +
@@ -4941,7 +4957,9 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\bfeatures\x18\x14 \x03(\v2\x19.tendril.agent.v1.FeatureR\bfeatures\x12'\n" +
 	"\x03xdp\x18\x15 \x01(\v2\x15.tendril.agent.v1.XDPR\x03xdp\x124\n" +
 	"\x16certificate_until_unix\x18\x17 \x01(\x03R\x14certificateUntilUnix\x12\x17\n" +
-	"\alb_mode\x18\x16 \x01(\tR\x06lbMode\"I\n" +
+	"\alb_mode\x18\x16 \x01(\tR\x06lbMode\x12\x1a\n" +
+	"\bpolicies\x18\x18 \x01(\rR\bpolicies\x12\x1a\n" +
+	"\bservices\x18\x19 \x01(\rR\bservices\"I\n" +
 	"\x03XDP\x12\x16\n" +
 	"\x06wanted\x18\x01 \x01(\tR\x06wanted\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12\x16\n" +
