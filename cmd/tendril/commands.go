@@ -11,6 +11,7 @@ import (
 func agentCommands(a *app) []*cobra.Command {
 	return []*cobra.Command{
 		newStatusCommand(a),
+		newConnectivityCommand(a),
 		newObserveCommand(a),
 		newPolicyCommand(a),
 		newEndpointCommand(a),

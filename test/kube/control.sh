@@ -41,12 +41,13 @@ control_plane() {
 }
 
 api_server() {
+  audit_policy
   start apiserver "$bin/kube-apiserver" --etcd-servers $etcd --advertise-address 10.200.0.1 --service-cluster-ip-range $services \
     --service-account-issuer https://kubernetes.default.svc --service-account-key-file "$state/pki/accounts.pub" \
     --service-account-signing-key-file "$state/pki/accounts.key" --client-ca-file "$state/pki/ca.crt" \
     --tls-cert-file "$state/pki/apiserver.crt" --tls-private-key-file "$state/pki/apiserver.key" \
     --kubelet-client-certificate "$state/pki/to-kubelets.crt" --kubelet-client-key "$state/pki/to-kubelets.key" \
     --kubelet-certificate-authority "$state/pki/ca.crt" --kubelet-preferred-address-types InternalIP \
-    --authorization-mode Node,RBAC --allow-privileged
+    --authorization-mode Node,RBAC --allow-privileged --audit-policy-file "$state/audit.yaml" --audit-log-path "$state/log/audit"
   await 90 'API server ready' kubectl get --raw /readyz
 }

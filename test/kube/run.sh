@@ -19,10 +19,10 @@ finish() {
 }
 trap finish EXIT
 trap 'echo "FAIL at line $LINENO" >&2; kubectl get pods -A -o wide >&2 || true
-  kubectl -n kube-system logs -l app.kubernetes.io/part-of=tendril --prefix --tail=20 >&2 || true; for log in apiserver n1-init n1-containerd n1-kubelet install uninstall load store; do
+  kubectl -n kube-system logs -l app.kubernetes.io/part-of=tendril --prefix --tail=20 >&2 || true; for log in apiserver n1-init n1-containerd n1-kubelet install uninstall load store connectivity connectivity-wrong; do
   echo "--- $log"; tail -n 15 "$state/log/$log" || true; done >&2' ERR
 mkdir -p "$state/pki" "$state/log"
-for part in control nodes install operator certificates balanced workload rollout away departed replicas conformance; do . "$here/$part.sh"; done
+for part in control nodes install connectivity operator certificates balanced workload rollout requests away departed replicas conformance; do . "$here/$part.sh"; done
 "$here/pki.sh" "$state/pki"
 control_groups
 chart
@@ -40,8 +40,10 @@ operator
 certificates
 balanced
 workload
+connectivity
 rollout
 update
+requests
 api_server_away
 departed
 replicas
