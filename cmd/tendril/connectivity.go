@@ -30,12 +30,12 @@ type connectivity struct {
 	within     time.Duration // what was just made is in force
 
 	cluster *cluster
-	nodes   []string                // at most two, each with an agent
-	pods    map[string]*corev1.Pod  // by name
-	service *corev1.Service         // before the servers
-	addrs   map[string][]string     // of nodes
-	agent   map[string]string       // pod of each node's agent
-	told    func(checkResult) error // each result as it comes
+	nodes   []string               // at most two, each with an agent
+	pods    map[string]*corev1.Pod // by name
+	service *corev1.Service        // before the servers
+	addrs   map[string][]string    // of nodes
+	agent   map[string]string      // pod of each node's agent
+	told    func(checkResult)      // each result as it comes
 	results []checkResult
 }
 
@@ -276,11 +276,11 @@ func testObject(apiVersion, kind, namespace, name string) *unstructured.Unstruct
 }
 
 // teller shows each result as it comes; JSON waits for all.
-func (c *connectivity) teller(out io.Writer) func(checkResult) error {
+func (c *connectivity) teller(out io.Writer) func(checkResult) {
 	v := newView(out)
-	return func(r checkResult) error {
+	return func(r checkResult) {
 		if c.json() {
-			return nil
+			return
 		}
 		state := v.right.Render("ok    ")
 		if !r.OK {
@@ -293,6 +293,5 @@ func (c *connectivity) teller(out io.Writer) func(checkResult) error {
 				v.line("       %s", line)
 			}
 		}
-		return nil
 	}
 }

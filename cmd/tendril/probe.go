@@ -21,9 +21,9 @@ func newProbeCommand() *cobra.Command {
 func newProbeServeCommand() *cobra.Command {
 	var listen string
 	command := &cobra.Command{
-		Use:     "serve",
+		Use:     "serve NAME",
 		Short:   "Answer everyone with a name and the address that was seen",
-		Example: `  tendril probe serve --listen :8080`,
+		Example: `  tendril probe serve server-1`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			server := &http.Server{Addr: listen, ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -32,7 +32,6 @@ func newProbeServeCommand() *cobra.Command {
 			return server.ListenAndServe()
 		},
 	}
-	command.Use = "serve NAME"
 	command.Flags().StringVar(&listen, "listen", ":8080", "where to answer")
 	return command
 }
