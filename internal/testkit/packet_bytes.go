@@ -98,7 +98,7 @@ func (p *Packet) ip4Bytes(payload []byte) []byte {
 	binary.BigEndian.PutUint16(ip[6:], fragment)
 	copy(ip[12:], p.Source.Addr().AsSlice())
 	copy(ip[16:], p.Dest.Addr().AsSlice())
-	binary.BigEndian.PutUint16(ip[10:], checksum(ip))
+	binary.BigEndian.PutUint16(ip[10:], Checksum(ip))
 	return append(ip, payload...)
 }
 
@@ -169,8 +169,8 @@ func (p *Packet) icmpBytes() []byte {
 	return out
 }
 
-// checksum is the Internet checksum (RFC 1071).
-func checksum(parts ...[]byte) uint16 {
+// Checksum is the Internet checksum (RFC 1071) of parts, of which only the last may have an odd number of bytes.
+func Checksum(parts ...[]byte) uint16 {
 	var sum uint32
 	for _, part := range parts {
 		for i := 0; i < len(part); i += 2 {
@@ -197,11 +197,11 @@ func sctpChecksum(packet []byte) uint32 {
 // transportChecksum covers the pseudo header, except for ICMP of IPv4.
 func transportChecksum(source, dest netip.Addr, number byte, segment []byte) uint16 {
 	if number == 1 {
-		return checksum(segment)
+		return Checksum(segment)
 	}
 	length := make([]byte, 4)
 	binary.BigEndian.PutUint32(length, uint32(len(segment)))
-	return checksum(source.AsSlice(), dest.AsSlice(), length, []byte{0, number}, segment)
+	return Checksum(source.AsSlice(), dest.AsSlice(), length, []byte{0, number}, segment)
 }
 
 // DecodePacket reads a frame that the text form can express. A wrong checksum is a word in it, not an error.
@@ -273,7 +273,7 @@ func (p *Packet) decode4(ip []byte, quoted bool) error {
 	p.TTL, p.ID = int(ip[8]), int(binary.BigEndian.Uint16(ip[4:]))
 	p.DF, p.More, p.Frag = fragment&0x4000 != 0, fragment&0x2000 != 0, int(fragment&0x1fff)*8
 	header := min(max(20, int(ip[0]&0xf)*4), len(ip))
-	p.BadSum = checksum(ip[:header]) != 0
+	p.BadSum = Checksum(ip[:header]) != 0
 	if header == 28 && ip[20] == serviceType4 && ip[21] == 8 {
 		service, _ := netip.AddrFromSlice(ip[24:28])
 		p.Service = netip.AddrPortFrom(service, binary.BigEndian.Uint16(ip[22:]))

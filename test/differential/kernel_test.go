@@ -35,6 +35,7 @@ import (
 	"tendril.io/tendril/internal/policy"
 	"tendril.io/tendril/internal/policy/policytest"
 	"tendril.io/tendril/internal/table"
+	"tendril.io/tendril/internal/testkit"
 )
 
 // kernel is a node whose datapath is the real one.
@@ -446,7 +447,7 @@ func frame(source, destination netip.Addr, protocol uint8, sourcePort, port uint
 		binary.BigEndian.PutUint16(header[2:], uint16(20+len(transport)))
 		copy(header[12:], source.AsSlice())
 		copy(header[16:], destination.AsSlice())
-		binary.BigEndian.PutUint16(header[10:], checksum(header))
+		binary.BigEndian.PutUint16(header[10:], testkit.Checksum(header))
 		b = append(b, header...)
 	} else {
 		b = append(make([]byte, 12), 0x86, 0xdd)
@@ -478,16 +479,4 @@ func transportOf(protocol uint8, sourcePort, port uint16) []byte {
 		binary.BigEndian.PutUint16(b[4:], 20)
 	}
 	return b
-}
-
-// checksum is RFC 1071's.
-func checksum(b []byte) uint16 {
-	var sum uint32
-	for i := 0; i < len(b); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(b[i:]))
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
 }

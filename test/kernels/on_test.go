@@ -18,10 +18,7 @@ func supported() []string { return []string{"6.1", "6.12"} }
 // TestOn boots each supported kernel and runs the tests of this package in it that say something about kernels. The kernels are where TENDRIL_KERNELS says;
 // `make test` fetches them.
 func TestOn(t *testing.T) {
-	dir := os.Getenv("TENDRIL_KERNELS")
-	if dir == "" {
-		t.Skip("TENDRIL_KERNELS is not set; `make test` fetches kernels and sets it")
-	}
+	dir := kernels(t)
 	init := build(t, "build", "./init")
 	program := build(t, "test", "-c", ".")
 	for _, version := range supported() {
@@ -48,16 +45,23 @@ func TestOn(t *testing.T) {
 	}
 }
 
+// kernels is the folder of the kernels, or the test is skipped.
+func kernels(t *testing.T) string {
+	t.Helper()
+	dir := os.Getenv("TENDRIL_KERNELS")
+	if dir == "" {
+		t.Skip("TENDRIL_KERNELS is not set; `make test` fetches kernels and sets it")
+	}
+	return dir
+}
+
 // inside lists the tests that run in guests.
 func inside() []string { return []string{"TestEveryProgramLoads", "TestClientsOfAGoneBackendEnd"} }
 
 // TestAGuestThatFailsIsSeen makes sure that TestOn can fail: a program's status comes through, and so does a guest that
 // never gets as far.
 func TestAGuestThatFailsIsSeen(t *testing.T) {
-	dir := os.Getenv("TENDRIL_KERNELS")
-	if dir == "" {
-		t.Skip("TENDRIL_KERNELS is not set; `make test` fetches kernels and sets it")
-	}
+	dir := kernels(t)
 	kernel := filepath.Join(dir, supported()[0], "vmlinux")
 	init := build(t, "build", "./init")
 	program := build(t, "test", "-c", ".")

@@ -2,7 +2,6 @@ package kernels
 
 import (
 	"context"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,12 +12,9 @@ import (
 
 // TestServicesOverSCTP runs a lab in a guest: the machine's own kernel need not have SCTP, and Debian's has.
 func TestServicesOverSCTP(t *testing.T) {
-	dir := os.Getenv("TENDRIL_KERNELS")
-	if dir == "" {
-		t.Skip("TENDRIL_KERNELS is not set; `make test` fetches kernels and sets it")
-	}
-	kernels := supported()
-	folder := filepath.Join(dir, kernels[len(kernels)-1])
+	dir := kernels(t)
+	versions := supported()
+	folder := filepath.Join(dir, versions[len(versions)-1])
 	config := vm.Config{
 		Kernel: filepath.Join(folder, "vmlinux"),
 		Modules: vm.Modules(filepath.Join(folder, "modules"),

@@ -340,19 +340,9 @@ func (c *cellTable) refusals(t *testing.T) map[string]uint64 {
 	t.Helper()
 	counts := map[string]uint64{}
 	for _, node := range c.NodeNames() {
-		agent, err := c.Agent(node)
-		if err != nil {
-			t.Fatal(err)
-		}
-		list, err := agent.Counters(t.Context(), &agentv1.CountersRequest{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, counter := range list.GetCounters() {
-			if counter.GetReason() == "no-backend" && !strings.Contains(counter.GetHook(), "_") {
-				counts[node] += counter.GetPackets()
-			}
-		}
+		counts[node] = c.counted(t, node, func(counter *agentv1.CountersResponse_Counter) bool {
+			return counter.GetReason() == "no-backend" && !strings.Contains(counter.GetHook(), "_")
+		})
 	}
 	return counts
 }

@@ -13,6 +13,7 @@ import (
 
 	agentv1 "tendril.io/tendril/api/agent/v1"
 	"tendril.io/tendril/internal/lab"
+	"tendril.io/tendril/internal/testkit"
 )
 
 // floodVariable makes the test binary send SYNs under forged addresses to the address and port that it holds, until it is killed.
@@ -80,9 +81,8 @@ func synOf(from, to netip.AddrPort) []byte {
 	tcp = append(tcp, 0, 0, 0, 0, size/4<<4, syn)
 	tcp = binary.BigEndian.AppendUint16(tcp, window)
 	tcp = append(tcp, 0, 0, 0, 0)
-	pseudo := append(from.Addr().AsSlice(), to.Addr().AsSlice()...)
-	pseudo = append(pseudo, 0, unix.IPPROTO_TCP, 0, size)
-	binary.BigEndian.PutUint16(tcp[16:], onesComplement(append(pseudo, tcp...)))
+	sum := testkit.Checksum(from.Addr().AsSlice(), to.Addr().AsSlice(), []byte{0, unix.IPPROTO_TCP, 0, size}, tcp)
+	binary.BigEndian.PutUint16(tcp[16:], sum)
 	var packet []byte
 	if from.Addr().Is4() {
 		packet = []byte{0x45, 0, 0, 20 + size, 0, 0, 0, 0, 64, unix.IPPROTO_TCP, 0, 0} // the kernel fills the checksum
@@ -92,18 +92,6 @@ func synOf(from, to netip.AddrPort) []byte {
 	packet = append(packet, from.Addr().AsSlice()...)
 	packet = append(packet, to.Addr().AsSlice()...)
 	return append(packet, tcp...)
-}
-
-// onesComplement is the checksum of RFC 1071 over an even number of bytes.
-func onesComplement(data []byte) uint16 {
-	var sum uint32
-	for i := 0; i < len(data); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(data[i:]))
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
 }
 
 // A flood of SYNs under forged addresses at a node port takes the quota of clients outside and no more: who has a connection keeps it,
@@ -163,7 +151,13 @@ func (c *cluster) startFlood(t *testing.T, target netip.AddrPort) {
 }
 
 // dropped counts a node's packets of a reason.
-func (c *cluster) dropped(t *testing.T, node, reason string) (packets uint64) {
+func (c *cluster) dropped(t *testing.T, node, reason string) uint64 {
+	t.Helper()
+	return c.counted(t, node, func(counter *agentv1.CountersResponse_Counter) bool { return counter.GetReason() == reason })
+}
+
+// counted sums up those of a node's counters of packets that are meant.
+func (c *cluster) counted(t *testing.T, node string, meant func(*agentv1.CountersResponse_Counter) bool) (packets uint64) {
 	t.Helper()
 	agent, err := c.Agent(node)
 	if err != nil {
@@ -174,7 +168,7 @@ func (c *cluster) dropped(t *testing.T, node, reason string) (packets uint64) {
 		t.Fatal(err)
 	}
 	for _, counter := range list.GetCounters() {
-		if counter.GetReason() == reason {
+		if meant(counter) {
 			packets += counter.GetPackets()
 		}
 	}
