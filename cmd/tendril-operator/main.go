@@ -170,8 +170,12 @@ func (o *options) serve(ctx context.Context, client kubernetes.Interface, log *s
 // put right.
 func (o *options) issuer(ctx context.Context, client kubernetes.Interface, log *slog.Logger) (*server.Authority, error) {
 	backoff := store.Backoff{Max: 5 * time.Second}
-	cert, key, err := operator.KeepAuthority(ctx, client, o.namespace, o.authority, server.MakeAuthority)
-	for err != nil {
+	var cert, key []byte
+	for {
+		var err error
+		if cert, key, err = operator.KeepAuthority(ctx, client, o.namespace, o.authority, server.MakeAuthority); err == nil {
+			break
+		}
 		if refused := apierrors.APIStatus(nil); errors.As(err, &refused) && refused.Status().Code < http.StatusInternalServerError {
 			return nil, err
 		}
@@ -181,7 +185,6 @@ func (o *options) issuer(ctx context.Context, client kubernetes.Interface, log *
 			return nil, err
 		case <-time.After(backoff.Next()):
 		}
-		cert, key, err = operator.KeepAuthority(ctx, client, o.namespace, o.authority, server.MakeAuthority)
 	}
 	config := server.AuthorityConfig{
 		Cert: cert, Key: key, Life: o.life, Tokens: operator.Tokens{Client: client, Account: "system:serviceaccount:" + o.namespace + ":" + agentAccount},

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -363,9 +362,7 @@ func outcomesOf(records []kube.Record, results map[*kube.Object]string, dryRun b
 // print writes a line for each object, or one JSON list.
 func (f *manifestFlags) print(w io.Writer, outcomes []outcome) error {
 	if f.json() {
-		encoder := json.NewEncoder(w)
-		encoder.SetIndent("", "  ")
-		return encoder.Encode(slices.Concat([]outcome{}, outcomes))
+		return printJSON(w, slices.Concat([]outcome{}, outcomes))
 	}
 	for _, o := range outcomes {
 		name := strings.TrimPrefix(o.Namespace+"/"+o.Name, "/")

@@ -72,9 +72,10 @@ func (c *cluster) at(object *unstructured.Unstructured) (dynamic.ResourceInterfa
 	return c.client.Resource(resource).Namespace(object.GetNamespace()), nil
 }
 
-func (c *cluster) list(ctx context.Context, kind string, options metav1.ListOptions) ([]unstructured.Unstructured, error) {
+// list is all objects of a kind in a namespace; "": in all, or of the cluster.
+func (c *cluster) list(ctx context.Context, kind, namespace string, options metav1.ListOptions) ([]unstructured.Unstructured, error) {
 	resource, _ := resourceOf(schema.GroupVersionKind{Version: "v1", Kind: kind})
-	list, err := c.client.Resource(resource).List(ctx, options)
+	list, err := c.client.Resource(resource).Namespace(namespace).List(ctx, options)
 	if err != nil {
 		return nil, fmt.Errorf("list %s: %w", resource.Resource, err)
 	}
@@ -92,17 +93,16 @@ func get[T any](ctx context.Context, c *cluster, kind schema.GroupVersionKind, n
 	return into, runtime.DefaultUnstructuredConverter.FromUnstructured(object.Object, into)
 }
 
-// listAs reads all objects of a kind into their Go type.
+// listAs is list, into the objects' Go type.
 func listAs[T any](ctx context.Context, c *cluster, kind, namespace string, options metav1.ListOptions) ([]T, error) {
-	resource, _ := resourceOf(schema.GroupVersionKind{Version: "v1", Kind: kind})
-	objects, err := c.client.Resource(resource).Namespace(namespace).List(ctx, options)
+	objects, err := c.list(ctx, kind, namespace, options)
 	if err != nil {
-		return nil, fmt.Errorf("list %s: %w", resource.Resource, err)
+		return nil, err
 	}
-	all := make([]T, len(objects.Items))
-	for i := range objects.Items {
-		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(objects.Items[i].Object, &all[i]); err != nil {
-			return nil, fmt.Errorf("%s: %w", nameOf(&objects.Items[i]), err)
+	all := make([]T, len(objects))
+	for i := range objects {
+		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(objects[i].Object, &all[i]); err != nil {
+			return nil, fmt.Errorf("%s: %w", nameOf(&objects[i]), err)
 		}
 	}
 	return all, nil

@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -15,9 +14,7 @@ const screenNodes = 16
 // showCluster prints one screen.
 func showCluster(v *view, s *clusterStatus, asJSON bool) error {
 	if asJSON {
-		encoder := json.NewEncoder(v.out)
-		encoder.SetIndent("", "  ")
-		return encoder.Encode(s)
+		return printJSON(v.out, s)
 	}
 	state := v.right.Render("ready")
 	if len(s.Missing) > 0 {

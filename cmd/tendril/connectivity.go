@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +15,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/yaml"
 )
 
@@ -33,7 +31,6 @@ type connectivity struct {
 	nodes   []string               // at most two, each with an agent
 	pods    map[string]*corev1.Pod // by name
 	service *corev1.Service        // before the servers
-	addrs   map[string][]string    // of nodes
 	agent   map[string]string      // pod of each node's agent
 	told    func(checkResult)      // each result as it comes
 	results []checkResult
@@ -42,8 +39,7 @@ type connectivity struct {
 // Names of what a test makes.
 const (
 	testNamespace = "tendril-connectivity-test"
-	testLabel     = "app.kubernetes.io/part-of"
-	testPart      = "tendril-connectivity-test"
+	testLabel     = "app.kubernetes.io/part-of" // of the namespace, whose name it has
 	testPort      = 8080
 )
 
@@ -88,9 +84,7 @@ func (c *connectivity) run(cmd *cobra.Command) (err error) {
 	}
 	defer func() {
 		told.end()
-		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.timeout)
-		defer cancel()
-		err = errors.Join(err, c.cluster.remove(ending, testObject("v1", "Namespace", "", testNamespace)))
+		err = errors.Join(err, c.removeNamespace(context.WithoutCancel(ctx)))
 	}()
 	told.say("pods on " + strings.Join(c.nodes, " and "))
 	if err := c.start(ctx); err != nil {
@@ -101,9 +95,7 @@ func (c *connectivity) run(cmd *cobra.Command) (err error) {
 		return err
 	}
 	if c.json() {
-		encoder := json.NewEncoder(cmd.OutOrStdout())
-		encoder.SetIndent("", "  ")
-		if err := encoder.Encode(c.results); err != nil {
+		if err := printJSON(cmd.OutOrStdout(), c.results); err != nil {
 			return err
 		}
 	}
@@ -157,18 +149,27 @@ func (c *connectivity) removeLeftovers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if there.Labels[testLabel] != testPart {
+	if there.Labels[testLabel] != testNamespace {
 		return fmt.Errorf("namespace %s: it is not of a connectivity test, its label %s is %q: delete or rename it", testNamespace, testLabel, there.Labels[testLabel])
 	}
+	return c.removeNamespace(ctx)
+}
+
+// removeNamespace takes all away that a test makes.
+func (c *connectivity) removeNamespace(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	return c.cluster.remove(ctx, testObject("v1", "Namespace", "", testNamespace))
+	namespace := &unstructured.Unstructured{}
+	namespace.SetAPIVersion("v1")
+	namespace.SetKind("Namespace")
+	namespace.SetName(testNamespace)
+	return c.cluster.remove(ctx, namespace)
 }
 
 // testObjects are the pods and the service. They tolerate all that a node may be tainted with, since the test is of nodes.
 var testObjects = template.Must(template.New("").Parse(`apiVersion: v1
 kind: Namespace
-metadata: {name: {{.Namespace}}, labels: {app.kubernetes.io/part-of: {{.Part}}, pod-security.kubernetes.io/enforce: privileged}}
+metadata: {name: {{.Namespace}}, labels: { {{.Label}}: {{.Namespace}}, pod-security.kubernetes.io/enforce: privileged}}
 ---
 apiVersion: v1
 kind: Service
@@ -213,20 +214,13 @@ func (c *connectivity) start(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	c.pods, c.addrs = map[string]*corev1.Pod{}, map[string][]string{}
+	c.pods = map[string]*corev1.Pod{}
+	var err error
 	for _, pod := range pods {
-		running, err := c.awaitPod(ctx, pod.Name)
-		if err != nil {
+		if c.pods[pod.Name], err = c.awaitPod(ctx, pod.Name); err != nil {
 			return err
 		}
-		c.pods[pod.Name] = running
-		if pod.Host {
-			for _, ip := range running.Status.HostIPs {
-				c.addrs[pod.Node] = append(c.addrs[pod.Node], ip.IP)
-			}
-		}
 	}
-	var err error
 	c.service, err = get[corev1.Service](ctx, c.cluster, corev1.SchemeGroupVersion.WithKind("Service"), testNamespace, "server")
 	return err
 }
@@ -250,7 +244,7 @@ func (c *connectivity) awaitPod(ctx context.Context, name string) (*corev1.Pod, 
 
 // apply makes the objects of a template.
 func (c *connectivity) apply(ctx context.Context, from *template.Template, with map[string]any) error {
-	with["Namespace"], with["Part"], with["Port"] = testNamespace, testPart, testPort
+	with["Namespace"], with["Label"], with["Port"] = testNamespace, testLabel, testPort
 	var text bytes.Buffer
 	if err := from.Execute(&text, with); err != nil {
 		return err
@@ -265,14 +259,6 @@ func (c *connectivity) apply(ctx context.Context, from *template.Template, with 
 		}
 	}
 	return nil
-}
-
-func testObject(apiVersion, kind, namespace, name string) *unstructured.Unstructured {
-	object := &unstructured.Unstructured{}
-	object.SetGroupVersionKind(schema.FromAPIVersionAndKind(apiVersion, kind))
-	object.SetNamespace(namespace)
-	object.SetName(name)
-	return object
 }
 
 // teller shows each result as it comes; JSON waits for all.

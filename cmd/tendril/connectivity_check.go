@@ -62,7 +62,8 @@ func (c *connectivity) openChecks() (all []check) {
 		all = append(all, check{what: what, from: from, target: target, to: to})
 	}
 	for i := 1; i <= last; i++ {
-		for _, server := range []string{"server-1", fmt.Sprintf("server-%d", last)}[:min(last, 2)] {
+		for j := 1; j <= last; j++ {
+			server := fmt.Sprintf("server-%d", j)
 			for _, ip := range c.pods[server].Status.PodIPs {
 				across := between[c.pods[server].Spec.NodeName != c.nodes[i-1]]
 				add("pod to pod "+across, fmt.Sprintf("client-%d", i), hostPort(ip.IP, testPort), server)
@@ -74,10 +75,10 @@ func (c *connectivity) openChecks() (all []check) {
 			add("process of a node to service", fmt.Sprintf("host-%d", i), hostPort(ip, 80), "")
 		}
 		add("pod to service by its name", fmt.Sprintf("client-%d", i), "server."+testNamespace+".svc:80", "")
-		for _, node := range c.nodes {
-			for _, ip := range c.addrs[node] {
-				if c.serves(ip) {
-					add("pod to node port of "+node, fmt.Sprintf("client-%d", i), hostPort(ip, uint32(c.service.Spec.Ports[0].NodePort)), "")
+		for j, node := range c.nodes {
+			for _, ip := range c.pods[fmt.Sprintf("host-%d", j+1)].Status.HostIPs {
+				if c.serves(ip.IP) {
+					add("pod to node port of "+node, fmt.Sprintf("client-%d", i), hostPort(ip.IP, uint32(c.service.Spec.Ports[0].NodePort)), "")
 				}
 			}
 		}

@@ -14,16 +14,16 @@ import (
 func onNodes(exec execFunc, nodes ...string) *connectivity {
 	c := &connectivity{
 		app: &app{}, cluster: &cluster{exec: exec}, nodes: nodes, agents: "kube-system", agent: map[string]string{}, within: time.Nanosecond,
-		pods: map[string]*corev1.Pod{}, addrs: map[string][]string{},
+		pods:    map[string]*corev1.Pod{},
 		service: &corev1.Service{Spec: corev1.ServiceSpec{ClusterIPs: []string{"10.96.0.9"}, Ports: []corev1.ServicePort{{NodePort: 30080}}}},
 		told:    func(checkResult) {},
 	}
 	for i, node := range nodes {
 		c.agent[node] = "agent-" + node
-		c.addrs[node] = []string{"192.0.2." + string(rune('1'+i)), "2001:db8::1"}
 		for _, role := range []string{"server", "client", "other", "stranger", "host"} {
 			pod := &corev1.Pod{Spec: corev1.PodSpec{NodeName: node}}
 			pod.Status.PodIPs = []corev1.PodIP{{IP: "10.0.0." + string(rune('1'+i))}}
+			pod.Status.HostIPs = []corev1.HostIP{{IP: "192.0.2." + string(rune('1'+i))}, {IP: "2001:db8::1"}}
 			c.pods[role+"-"+string(rune('1'+i))] = pod
 		}
 	}

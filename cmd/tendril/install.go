@@ -149,7 +149,7 @@ func (c *cluster) fill(ctx context.Context, values helm.Values) error {
 	if knowsOperator(values) {
 		return nil
 	}
-	nodes, err := c.list(ctx, "Node", metav1.ListOptions{})
+	nodes, err := c.list(ctx, "Node", "", metav1.ListOptions{})
 	if err != nil {
 		return err
 	}

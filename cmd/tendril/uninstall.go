@@ -77,7 +77,7 @@ func (i *installation) lease() *unstructured.Unstructured {
 
 // clean has a pod on each node take away what the agent left there.
 func (i *installation) clean(ctx context.Context, out io.Writer, c *cluster, values helm.Values) error {
-	nodes, err := c.list(ctx, "Node", metav1.ListOptions{})
+	nodes, err := c.list(ctx, "Node", "", metav1.ListOptions{})
 	if err != nil {
 		return err
 	}

@@ -133,7 +133,7 @@ func (a *announcer) choose() []<-chan struct{} {
 	services, changed2 := t.Services.AllWatch(txn)
 	backends, changed3 := t.Backends.AllWatch(txn)
 	_, changed4 := t.NodeLabels.AllWatch(txn)
-	nodes, changed5 := t.Nodes.AllWatch(txn)
+	watched := []<-chan struct{}{changed1, changed2, changed3, changed4}
 	var candidates []service.Candidate
 	for row := range alive {
 		labels, _, _ := t.NodeLabels.Get(txn, table.NodeLabelsByNode(row.Node))
@@ -142,9 +142,13 @@ func (a *announcer) choose() []<-chan struct{} {
 		}
 	}
 	nodesOwn := make(map[netip.Addr]bool)
-	for row := range nodes {
-		for _, addr := range row.Addresses {
-			nodesOwn[addr] = true
+	if a.external {
+		nodes, changed := t.Nodes.AllWatch(txn)
+		watched = append(watched, changed)
+		for row := range nodes {
+			for _, addr := range row.Addresses {
+				nodesOwn[addr] = true
+			}
 		}
 	}
 	owners, local := make(map[netip.Addr]string), localNodes(services, backends)
@@ -163,7 +167,7 @@ func (a *announcer) choose() []<-chan struct{} {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.owners = owners
-	return []<-chan struct{}{changed1, changed2, changed3, changed4, changed5}
+	return watched
 }
 
 // wanted lists the addresses of a service that some node is to answer for.

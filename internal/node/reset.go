@@ -145,8 +145,8 @@ func (r *clientResetter) resetHere() error {
 	return errors.Join(err, r.end(sockets))
 }
 
-// features are what the kernel has, of what the node can use.
-func features() []datapath.Feature {
+// features are what the kernel has, of what the node can use. They are tried once: it stays the same kernel, and one trial ends sockets.
+var features = sync.OnceValue(func() []datapath.Feature {
 	diag := datapath.Feature{
 		Name: "sock-diag-destroy", Available: true,
 		Detail: "without it, and without kfunc-sock-destroy, clients at the socket keep waiting for a backend that is gone",
@@ -155,4 +155,4 @@ func features() []datapath.Feature {
 		diag.Available, diag.Detail = false, fmt.Sprintf("%s: %v", diag.Detail, err)
 	}
 	return append(datapath.Features(), diag)
-}
+})

@@ -32,7 +32,7 @@ type backendName struct {
 type endpoint struct {
 	key        backendKey
 	node, zone string
-	hints      string // zones that it is for, each with a comma behind it; empty: nobody says
+	hints      string // zones that it is for, each between commas; empty: nobody says
 	weight     uint32 // at least 1
 	readiness  Readiness
 }
@@ -384,8 +384,8 @@ func appendEndpoints(all []endpoint, row *table.Backend, port table.NamedPort, w
 		}
 		seen[family] = true
 		hints := ""
-		for _, zone := range row.HintZones {
-			hints += zone + ","
+		if len(row.HintZones) > 0 {
+			hints = "," + strings.Join(row.HintZones, ",") + ","
 		}
 		all = append(all, endpoint{
 			hints:     hints,
@@ -429,7 +429,7 @@ func (b *Brain) choose(endpoints []endpoint, is4, local bool, distribution strin
 // hinted says that an endpoint is for clients of this node's zone. Hints count only if all endpoints have one: else they are being written
 // (KEP-2433, as kube-proxy does).
 func (b *Brain) hinted(e *endpoint) bool {
-	return b.home != "" && strings.Contains(","+e.hints, ","+b.home+",")
+	return b.home != "" && strings.Contains(e.hints, ","+b.home+",")
 }
 
 // zone is where an endpoint is; its node's counts where the slice names none.

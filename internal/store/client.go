@@ -203,8 +203,10 @@ func (c *Client) Status() Status {
 
 // describeCertificate says until when the node's certificate is good, and why if it is not.
 func (c *Client) describeCertificate(s *Status) {
-	var err error
-	s.CertificateUntil, err = c.config.TLS.check(c.config.Node, time.Now())
+	cert, err := c.config.TLS.check(c.config.Node, time.Now())
+	if cert != nil {
+		s.CertificateUntil = cert.NotAfter
+	}
 	if c.enrolment != nil {
 		if last := c.enrolment.lastError(); last != nil {
 			s.Problems = append(s.Problems, Problem{

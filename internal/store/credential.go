@@ -60,16 +60,16 @@ func (f Files) authorities() (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// check says until when a node's certificate is good, and what is wrong with it.
-func (f Files) check(node string, now time.Time) (until time.Time, err error) {
+// check returns a node's certificate, nil if there is none, and what is wrong with it.
+func (f Files) check(node string, now time.Time) (*x509.Certificate, error) {
 	cert, pool, err := f.Load()
 	if err != nil {
-		return time.Time{}, err
+		return nil, err
 	}
 	if cert.Leaf.Subject.CommonName != node {
-		return cert.Leaf.NotAfter, fmt.Errorf("certificate %s is of %q, and this node is %q", f.Cert, cert.Leaf.Subject.CommonName, node)
+		return cert.Leaf, fmt.Errorf("certificate %s is of %q, and this node is %q", f.Cert, cert.Leaf.Subject.CommonName, node)
 	}
-	return cert.Leaf.NotAfter, explainCertificate(cert.Leaf, verifyAt(cert, pool, now))
+	return cert.Leaf, explainCertificate(cert.Leaf, verifyAt(cert, pool, now))
 }
 
 // verifyAt checks our own certificate as the other side will, if it believes the same authorities.

@@ -85,16 +85,12 @@ func (e *enrolment) lastError() error {
 
 // left is in which time another certificate is wanted; none is: now.
 func (e *enrolment) left(now time.Time, share float64) time.Duration {
-	until, err := e.files.check(e.node, now)
+	cert, err := e.files.check(e.node, now)
 	if err != nil {
 		return 0
 	}
-	cert, _, err := e.files.Load()
-	if err != nil {
-		return 0
-	}
-	life := until.Sub(cert.Leaf.NotBefore)
-	return max(0, until.Sub(now)-time.Duration((1-share)*float64(life)))
+	life := cert.NotAfter.Sub(cert.NotBefore)
+	return max(0, cert.NotAfter.Sub(now)-time.Duration((1-share)*float64(life)))
 }
 
 // enrol makes a new key and has it certified. The key never leaves this node.
@@ -150,14 +146,14 @@ func (e *enrolment) keep(cert, key []byte) error {
 	if err := writeSecret(fresh, text.Bytes()); err != nil {
 		return fmt.Errorf("keep the certificate: %w", err)
 	}
-	until, err := Files{CA: e.files.CA, Cert: fresh, Key: fresh}.check(e.node, time.Now())
+	issued, err := Files{CA: e.files.CA, Cert: fresh, Key: fresh}.check(e.node, time.Now())
 	if err != nil {
 		return fmt.Errorf("what %v issued is no use: %w", e.publish, errors.Join(err, os.Remove(fresh)))
 	}
 	if err := os.Rename(fresh, e.files.Cert); err != nil {
 		return fmt.Errorf("keep the certificate: %w", err)
 	}
-	e.logger.Info("certificate issued", "file", e.files.Cert, "until", until)
+	e.logger.Info("certificate issued", "file", e.files.Cert, "until", issued.NotAfter)
 	return nil
 }
 
