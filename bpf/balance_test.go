@@ -121,16 +121,18 @@ func fairLimit(degrees int) float64 {
 	return k * math.Pow(1-2/(9*k)+2.326*math.Sqrt(2/(9*k)), 3)
 }
 
-// 100k clients after 100 random changes of the backends are spread as by fair dice (chi-square, p > 0.01). Hashed, each of
-// them goes where any other node would send it.
+// 100k clients after 100 random changes of the backends are spread as by fair dice (chi-square, p > 0.01). The kernel's dice
+// have no seed, and fair ones fail that once in a hundred times: unfair is what fails it five times in a row (10^-10).
+// Hashed, each client goes where any other node would send it, so that once is enough.
 func TestTheKernelsChoiceIsFairAfterManyChanges(t *testing.T) {
 	for name, c := range map[string]struct {
 		anywhere netip.Addr
 		flags    FrontendFlag
 		client   netip.Addr
+		throws   int
 	}{
-		"random, IPv4": {netip.IPv4Unspecified(), 0, netip.MustParseAddr("198.51.100.0")},
-		"hashed, IPv6": {netip.IPv6Unspecified(), FrontendHash, netip.MustParseAddr("2001:db9::")},
+		"random, IPv4": {netip.IPv4Unspecified(), 0, netip.MustParseAddr("198.51.100.0"), 5},
+		"hashed, IPv6": {netip.IPv6Unspecified(), FrontendHash, netip.MustParseAddr("2001:db9::"), 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			random := rand.New(rand.NewPCG(3, 4))
@@ -145,34 +147,49 @@ func TestTheKernelsChoiceIsFairAfterManyChanges(t *testing.T) {
 				}
 				b.serve(t, in)
 			}
-			hits := map[netip.Addr]int{}
-			const clients = 100_000
-			addr := c.client
-			for i := range clients {
-				if i%500 == 0 { // room for other flows
-					addr = addr.Next()
-					if _, err := b.do("sweep all force"); err != nil {
-						t.Fatal(err)
-					}
+			limit := fairLimit(len(in) - 1)
+			var unfair []float64
+			for len(unfair) < c.throws {
+				sum := b.unfairness(t, in, c.client)
+				if sum <= limit {
+					return
 				}
-				client := netip.AddrPortFrom(addr, uint16(1024+i%60000))
-				got := b.reach(t, client)
-				hits[got]++
-				if slot := referenceHash(client, b.key) % uint32(len(in)); c.flags&FrontendHash != 0 && got != b.backendAddr(in[slot]) {
-					t.Fatalf("%s went to %s, want the backend in slot %d", client, got, slot)
-				}
+				unfair = append(unfair, sum)
 			}
-			var sum float64
-			expected := float64(clients) / float64(len(in))
-			for _, number := range in {
-				difference := float64(hits[b.backendAddr(number)]) - expected
-				sum += difference * difference / expected
-			}
-			if limit := fairLimit(len(in) - 1); sum > limit || len(hits) != len(in) {
-				t.Errorf("chi-square %.1f over %d of %d backends, want at most %.1f", sum, len(hits), len(in), limit)
-			}
+			t.Errorf("chi-square %.1f over %d backends, want at most %.1f", unfair, len(in), limit)
 		})
 	}
+}
+
+// unfairness is the chi-square of where 100k clients, from one address on, go among these backends. All of them must be
+// among these, and hashed ones in their slots.
+func (b *balancer) unfairness(t *testing.T, in []uint32, addr netip.Addr) (sum float64) {
+	t.Helper()
+	hits := map[netip.Addr]int{}
+	const clients = 100_000
+	for i := range clients {
+		if i%500 == 0 { // room for other flows
+			addr = addr.Next()
+			if _, err := b.do("sweep all force"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		client := netip.AddrPortFrom(addr, uint16(1024+i%60000))
+		got := b.reach(t, client)
+		hits[got]++
+		if slot := referenceHash(client, b.key) % uint32(len(in)); b.flags&FrontendHash != 0 && got != b.backendAddr(in[slot]) {
+			t.Fatalf("%s went to %s, want the backend in slot %d", client, got, slot)
+		}
+	}
+	expected := float64(clients) / float64(len(in))
+	for _, number := range in {
+		difference := float64(hits[b.backendAddr(number)]) - expected
+		sum += difference * difference / expected
+	}
+	if len(hits) != len(in) {
+		t.Fatalf("clients went to %d of %d backends", len(hits), len(in))
+	}
+	return sum
 }
 
 // One of ten backends goes: what the other nine had stays, and nobody new comes to it.
