@@ -23,14 +23,15 @@ const targets = 9
 
 // contender is a node that balances services in one way, with a client and a server.
 type contender struct {
-	name           string // tendril, nftables or iptables
+	name           string // tendril, nftables, iptables or veth
 	lab            *lab.Lab
 	client, server *lab.Pod
 	services       int // that there are
 }
 
 // proxies compares a connection through a ClusterIP with the same through kube-proxy's rules, beside so many services.
-// The rules are made by kube-proxy itself, of the version in kubeproxy/go.mod, in the node of a bare lab; it has ended when the
+// What nobody can beat who leaves the devices and the stack as they are is measured beside them: the server's own address, over
+// bare veth, with nothing to balance. The rules are made by kube-proxy itself, of the version in kubeproxy/go.mod, in the node of a bare lab; it has ended when the
 // rules are asked, so that it takes no time from anybody.
 func (b *bench) proxies(ctx context.Context) error {
 	tools, err := b.buildTools(ctx)
@@ -41,8 +42,10 @@ func (b *bench) proxies(ctx context.Context) error {
 		return b.up(ctx, "many", lab.ModeNative, 1, func(many *lab.Lab) error {
 			return b.up(ctx, "nft", lab.ModeBare, 1, func(nft *lab.Lab) error {
 				return b.up(ctx, "ipt", lab.ModeBare, 1, func(ipt *lab.Lab) error {
-					all := []*contender{{name: "one", lab: one}, {name: "tendril", lab: many}, {name: "nftables", lab: nft}, {name: "iptables", lab: ipt}}
-					return b.compare(ctx, tools, all)
+					return b.up(ctx, "veth", lab.ModeBare, 1, func(veth *lab.Lab) error {
+						return b.compare(ctx, tools, []*contender{{name: "one", lab: one}, {name: "veth", lab: veth},
+							{name: "tendril", lab: many}, {name: "nftables", lab: nft}, {name: "iptables", lab: ipt}})
+					})
 				})
 			})
 		})
@@ -63,13 +66,13 @@ func (b *bench) compare(ctx context.Context, tools toolbox, all []*contender) er
 			return fmt.Errorf("lab %s: %w", c.lab.Name, err)
 		}
 	}
-	one, ours := all[0], all[1]
+	one, ours, proxies := all[0], all[2], all[3:]
 	if err := one.fill(ctx, b, 1); err != nil {
 		return err
 	}
 	for _, services := range []int{1, 1000, manyServices} {
 		err := ours.fill(ctx, b, services)
-		for _, c := range all[2:] {
+		for _, c := range proxies {
 			begin := time.Now()
 			err = errors.Join(err, tools.program(ctx, b, c, services))
 			fmt.Fprintf(os.Stderr, "bench: kube-proxy wrote %d services for %s in %.1f s\n", services, c.name, time.Since(begin).Seconds())
@@ -91,17 +94,22 @@ func (b *bench) compareOnce(ctx context.Context, round int, all []*contender) er
 	rates := map[string]float64{}
 	for i := range all {
 		c := all[(i+round)%len(all)]
-		target := fleetIP(targetOf(round, c.services)).String()
-		out, err := b.ask(ctx, c.client, "crr", target, loadPort, connections, b.time.String())
+		target := c.server.Addr(4)
+		if c.name != "veth" {
+			target = fleetIP(targetOf(round, c.services))
+		}
+		out, err := b.ask(ctx, c.client, "crr", target.String(), loadPort, connections, b.time.String())
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
 		rates[c.name] = out.PerSecond
 	}
-	services := strconv.Itoa(all[1].services)
-	b.sample("svc_crr_vs_kube_proxy_nftables_"+services, rates["tendril"]/rates["nftables"])
-	b.sample("svc_crr_vs_kube_proxy_iptables_"+services, rates["tendril"]/rates["iptables"])
-	if all[1].services == manyServices {
+	services := strconv.Itoa(all[2].services)
+	for _, proxy := range []string{"nftables", "iptables"} {
+		b.sample("svc_crr_vs_kube_proxy_"+proxy+"_"+services, rates["tendril"]/rates[proxy])
+		b.sample("veth_crr_vs_kube_proxy_"+proxy+"_"+services, rates["veth"]/rates[proxy])
+	}
+	if all[2].services == manyServices {
 		b.sample("svc_crr_20k_vs_1", rates["tendril"]/rates["one"])
 	}
 	return nil

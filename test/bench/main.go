@@ -158,6 +158,8 @@ func want() map[string]float64 {
 		"svc_crr_20k_vs_1": 0.95, "svc_crr_vs_kube_proxy_nftables_1": 1.0, "svc_crr_vs_kube_proxy_nftables_1000": 1.3,
 		"svc_crr_vs_kube_proxy_nftables_20000": 0, "svc_crr_vs_kube_proxy_iptables_1": 1.0,
 		"svc_crr_vs_kube_proxy_iptables_1000": 1.3, "svc_crr_vs_kube_proxy_iptables_20000": 0,
+		"veth_crr_vs_kube_proxy_nftables_1": 0, "veth_crr_vs_kube_proxy_nftables_1000": 0, "veth_crr_vs_kube_proxy_nftables_20000": 0,
+		"veth_crr_vs_kube_proxy_iptables_1": 0, "veth_crr_vs_kube_proxy_iptables_1000": 0, "veth_crr_vs_kube_proxy_iptables_20000": 0,
 		"svc_program_250k_endpoints_s": -5, "svc_change_ms_p50": -5, "memory_20k_services_mib": 0,
 		"store_writes_per_pod_life": 0, "store_bytes_per_pod_event": -150,
 		"store_wire_bytes_per_pod_event": 0, "store_wire_bytes_per_node_event": 0,

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime"
 	"strconv"
 	"time"
 )
@@ -33,6 +34,9 @@ type result struct {
 }
 
 func main() {
+	// More processors than threads ever run: else the scheduler takes a processor from each thread that waits for the network,
+	// and that thread has to ask for another when it has been answered.
+	runtime.GOMAXPROCS(256)
 	out, err := run(os.Args[1:])
 	if err == nil {
 		err = json.NewEncoder(os.Stdout).Encode(out)

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -55,7 +56,8 @@ func exchange(fd int, buffer []byte) error {
 	return err
 }
 
-// serve answers forever: a thread for datagrams, a thread for each TCP connection.
+// serve answers forever: a thread for datagrams, and for TCP always one more than there are connections. A thread that has
+// answered a connection accepts the next one itself, so that nothing is handed from thread to thread.
 func serve(port uint16) error {
 	datagrams, err := listener(unix.SOCK_DGRAM, port)
 	if err != nil {
@@ -66,13 +68,27 @@ func serve(port uint16) error {
 	if err != nil {
 		return err
 	}
-	for {
-		fd, _, err := unix.Accept4(streams, unix.SOCK_CLOEXEC)
-		if err != nil {
-			return fmt.Errorf("accept: %w", err)
+	failed := make(chan error)
+	var waiting atomic.Int32
+	var accept func()
+	start := func() { waiting.Add(1); go accept() }
+	accept = func() {
+		runtime.LockOSThread()
+		for {
+			fd, _, err := unix.Accept4(streams, unix.SOCK_CLOEXEC)
+			if err != nil {
+				failed <- fmt.Errorf("accept: %w", err)
+				return
+			}
+			if waiting.Add(-1) == 0 {
+				start()
+			}
+			serveStream(fd)
+			waiting.Add(1)
 		}
-		go serveStream(fd)
 	}
+	start()
+	return <-failed
 }
 
 // listener takes both families on one socket.
@@ -106,8 +122,6 @@ func serveDatagrams(fd int) {
 }
 
 func serveStream(fd int) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	defer unix.Close(fd)
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	buffer := make([]byte, 64)
