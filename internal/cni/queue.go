@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/google/renameio/v2"
 )
 
 // Queue is a folder of deletions that were asked for while the agent was away, one file each. The plugin writes it,
@@ -39,17 +41,7 @@ func (q Queue) Put(raw *Raw) error {
 	if err != nil {
 		return err
 	}
-	temporary, err := os.CreateTemp(q.dir, "new-*")
-	if err != nil {
-		return fmt.Errorf("queue deletion: %w", err)
-	}
-	_, err = temporary.Write(encoded)
-	err = errors.Join(err, temporary.Close())
-	if err == nil {
-		err = os.Rename(temporary.Name(), q.path(raw))
-	}
-	if err != nil {
-		os.Remove(temporary.Name())
+	if err := renameio.WriteFile(q.path(raw), encoded, 0o600, renameio.WithTempDir(q.dir)); err != nil {
 		return fmt.Errorf("queue deletion: %w", err)
 	}
 	return nil

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/google/renameio/v2"
 )
 
 // record folders below the state folder: one file for each thing, so that several programs can work on one lab without
@@ -27,11 +29,7 @@ func saveRecord(path string, record any) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("record %s: %w", path, err)
 	}
-	fresh := path + ".new"
-	if err := os.WriteFile(fresh, append(raw, '\n'), 0o644); err != nil {
-		return fmt.Errorf("record %s: %w", path, err)
-	}
-	return os.Rename(fresh, path)
+	return renameio.WriteFile(path, append(raw, '\n'), 0o644, renameio.WithTempDir(filepath.Dir(path)))
 }
 
 // loadRecord reads one record.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/cilium/statedb"
+	"github.com/google/renameio/v2"
 
 	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/identity"
@@ -266,21 +267,8 @@ func notedVersions(versions map[policy.Key]string) (noted []notedPolicy) {
 }
 
 // replaceFile writes a file whole or not at all, and returns once the disk has it.
-func replaceFile(path string, content []byte) (err error) {
-	file, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(file.Name()))
-		}
-	}()
-	_, err = file.Write(content)
-	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
-		return err
-	}
-	return os.Rename(file.Name(), path)
+func replaceFile(path string, content []byte) error {
+	return renameio.WriteFile(path, content, 0o600, renameio.WithTempDir(filepath.Dir(path)))
 }
 
 // loadTrial takes a note up. It reports whether an agent was killed in the middle of a trial, which is then rolled back.

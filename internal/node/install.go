@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
 	"tendril.io/tendril/internal/datapath"
@@ -37,11 +38,7 @@ func Install(config Config, plugin string, log *slog.Logger) error {
 		return nil
 	}
 	// Replaced as a whole: the runtime may call it at this moment.
-	fresh := target + ".new"
-	if err := os.WriteFile(fresh, content, 0o755); err != nil {
-		return err
-	}
-	return os.Rename(fresh, target)
+	return renameio.WriteFile(target, content, 0o755, renameio.WithTempDir(config.CNIBinDir), renameio.WithStaticPermissions(0o755))
 }
 
 // checkKernel looks for what the datapath needs.
