@@ -7,7 +7,7 @@ import (
 )
 
 // startPatience is how long a program may take until it answers; one that has ended is not waited for. On an emulated machine it takes long.
-const startPatience = time.Minute
+const startPatience = 3 * time.Minute
 
 // Wait polls until check returns nil, and fails with check's last error when the time is over.
 func Wait(ctx context.Context, what string, within time.Duration, check func(context.Context) error) error {

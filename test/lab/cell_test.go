@@ -1,32 +1,37 @@
 package lab
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	agentv1 "tendril.io/tendril/api/agent/v1"
 	"tendril.io/tendril/internal/cni"
+	"tendril.io/tendril/internal/kube"
 	"tendril.io/tendril/internal/lab"
 )
 
-// Every cell of (kind of service x family x protocol x client's place x traffic policies x node that the client comes by) is an
-// exchange with the one backend, which says whom it saw; or it must fail, for a reason that is named.
+// Every cell of (kind of service x family x protocol x client's place x traffic policies x way of the answers x node that the client
+// comes by) is an exchange with the one backend, which says whom it saw; or it must fail, for a reason that is named. Of the node that
+// leads a client to the backend it is known whether it has seen the answer.
 //
 // The backend is a pod of node1, or a process of node1 itself, so node2 is the node without one. What is expected is in
 // (*cellTable).want.
 
 func TestEveryCellOfServicesWithNativeRouting(t *testing.T) {
-	testCells(t, lab.ModeNative, "tcp", "udp", "udp-connected")
+	testCells(t, lab.Config{Mode: lab.ModeNative}, "tcp", "udp", "udp-connected")
 }
 
 func TestEveryCellOfServicesInVXLAN(t *testing.T) {
-	testCells(t, lab.ModeVXLAN, "tcp", "udp", "udp-connected")
+	testCells(t, lab.Config{Mode: lab.ModeVXLAN, LBMode: "dsr"}, "tcp", "udp", "udp-connected")
 }
 
 // cellPlace is where clients are.
@@ -39,13 +44,20 @@ type cellPlace struct {
 	sources []netip.Addr
 }
 
-// cellPolicy is one setting of both traffic policies; each has a service, with all kinds of frontends.
+// cellPolicy is one setting of both traffic policies, with one way of the answers; each has a service, with all kinds of frontends.
 type cellPolicy struct {
 	internalLocal, externalLocal bool
-	hostNetwork                  bool // the backend is a process of the node
+	hostNetwork                  bool   // the backend is a process of the node
+	way                          string // of answers to clients outside: snat or dsr
 }
 
-var cellPolicies = []cellPolicy{{}, {internalLocal: true}, {externalLocal: true}, {internalLocal: true, externalLocal: true}, {hostNetwork: true}}
+func cellPolicies() (all []cellPolicy) {
+	for _, way := range []string{"snat", "dsr"} {
+		all = append(all, cellPolicy{way: way}, cellPolicy{way: way, internalLocal: true}, cellPolicy{way: way, externalLocal: true},
+			cellPolicy{way: way, internalLocal: true, externalLocal: true}, cellPolicy{way: way, hostNetwork: true})
+	}
+	return all
+}
 
 // backend is the name under which the backend answers.
 func (p cellPolicy) backend() string {
@@ -61,17 +73,23 @@ type cell struct {
 	policy cellPolicy
 	by     string // node whose address is asked, or by which the client comes from outside; "": none in particular
 	exchange
+	outcome
+}
 
-	sees   []netip.Addr // one of these; none: it must fail
-	reason string       // why it must fail; "": nobody is there
-	at     string       // node that says so
+// outcome is what must become of an exchange.
+type outcome struct {
+	sees    []netip.Addr // one of these; none: it must fail
+	through string       // node in between that the answer comes back by; "": there is none
+	past    string       // node in between that the question comes by, and the answer does not
+	reason  string       // why it must fail; "": nobody is there
+	at      string       // node that says so
 }
 
 // String names the cell.
 func (c *cell) String() string {
 	policy := map[bool]string{true: "Local", false: "Cluster"}
-	return fmt.Sprintf("%s internal=%s external=%s of %s %s %s by %q", c.kind, policy[c.policy.internalLocal], policy[c.policy.externalLocal],
-		c.policy.backend(), c.Protocol, c.Target, c.by)
+	return fmt.Sprintf("%s internal=%s external=%s of %s, %s, %s %s by %q", c.kind, policy[c.policy.internalLocal], policy[c.policy.externalLocal],
+		c.policy.backend(), c.policy.way, c.Protocol, c.Target, c.by)
 }
 
 // cellHostPort is the backend's own host port.
@@ -79,6 +97,9 @@ const cellHostPort = 31100
 
 // cellFirstPort is the first of the clients' ports, of which none is the kernel's to give away.
 const cellFirstPort = 20000
+
+// cellPatience is for exchanges that must succeed: no machine is so slow.
+const cellPatience = time.Minute
 
 // cellTable is the lab of one routing mode.
 type cellTable struct {
@@ -88,8 +109,10 @@ type cellTable struct {
 	places    []cellPlace
 }
 
-func testCells(t *testing.T, mode lab.Mode, protocols ...string) {
-	c := &cellTable{cluster: up(t, lab.Config{Mode: mode, Nodes: 2}), protocols: protocols, nodes: map[string][]netip.Addr{}}
+// testCells has a lab for all services: lb_mode is the one way, and their annotation is the other.
+func testCells(t *testing.T, config lab.Config, protocols ...string) {
+	config.Nodes = 2
+	c := &cellTable{cluster: up(t, config), protocols: protocols, nodes: map[string][]netip.Addr{}}
 	pod, err := c.AddPod(t.Context(), lab.PodSpec{Node: "node1", Namespace: namespace, Name: "web", HostPorts: []cni.PortMapping{
 		{HostPort: cellHostPort, ContainerPort: witnessPort, Protocol: "tcp"}, {HostPort: cellHostPort, ContainerPort: witnessPort, Protocol: "udp"},
 		{HostPort: cellHostPort, ContainerPort: witnessPort, Protocol: "sctp"},
@@ -103,12 +126,16 @@ func testCells(t *testing.T, mode lab.Mode, protocols ...string) {
 	c.witness(t, pod.Place, "web", pod.Addrs)
 	node1 := c.nodeAddrs(t, "node1")
 	c.witness(t, c.hosts(t)[0], "node1", node1)
-	for i, policy := range cellPolicies {
+	for i, policy := range cellPolicies() {
 		backends := pod.Addrs
 		if policy.hostNetwork {
 			backends = node1
 		}
-		c.apply(t, manifest(t, cellManifest(i, policy, backends)))
+		annotation := kube.AnnotationForwarding + ": " + policy.way
+		if policy.way == cmp.Or(c.LBMode, "snat") {
+			annotation = ""
+		}
+		c.apply(t, manifest(t, cellManifest(i, policy, annotation, backends)))
 	}
 	c.lay(t)
 	refused := c.refusals(t)
@@ -129,17 +156,18 @@ func testCells(t *testing.T, mode lab.Mode, protocols ...string) {
 		count += len(results[i])
 	}
 	c.judgeRefusals(t, refused, results)
+	c.judgeWays(t, slices.Concat(results...))
 	t.Logf("%d cells", count)
 }
 
 // cellManifest is a service with every kind of address but a host port. Its addresses end in the policy's number, those that clients
 // outside reach by node2 in 100 more.
-func cellManifest(i int, policy cellPolicy, backends []netip.Addr) string {
+func cellManifest(i int, policy cellPolicy, annotation string, backends []netip.Addr) string {
 	name := map[bool]string{true: "Local", false: "Cluster"}
 	text := fmt.Sprintf(`
 apiVersion: v1
 kind: Service
-metadata: {name: cell-%[1]d, namespace: shop}
+metadata: {name: cell-%[1]d, namespace: shop, annotations: {%[4]s}}
 spec:
   type: LoadBalancer
   internalTrafficPolicy: %[2]s
@@ -150,7 +178,7 @@ spec:
   ports: [{name: tcp, port: 80, nodePort: 3100%[1]d}, {name: udp, port: 80, nodePort: 3100%[1]d, protocol: UDP},
     {name: sctp, port: 80, nodePort: 3100%[1]d, protocol: SCTP}]
 status: {loadBalancer: {ingress: [{ip: 192.0.2.%[1]d}, {ip: 192.0.2.10%[1]d}, {ip: "2001:db8:f::%[1]d"}, {ip: "2001:db8:f::10%[1]d"}]}}
-`, i, name[policy.internalLocal], name[policy.externalLocal])
+`, i, name[policy.internalLocal], name[policy.externalLocal], annotation)
 	for _, backend := range backends {
 		family := familyOf(backend)
 		text += fmt.Sprintf(`---
@@ -170,7 +198,7 @@ func (c *cellTable) lay(t *testing.T) {
 	for _, node := range c.NodeNames() {
 		c.nodes[node] = c.nodeAddrs(t, node)
 	}
-	for i := range cellPolicies {
+	for i := range cellPolicies() {
 		for text, node := range map[string]string{
 			"10.96.2.%d": "node1", "fd96::2:%d": "node1", "203.0.113.%d": "node1", "2001:db8:e::%d": "node1", "192.0.2.%d": "node1", "2001:db8:f::%d": "node1",
 			"203.0.113.10%d": "node2", "2001:db8:e::10%d": "node2", "192.0.2.10%d": "node2", "2001:db8:f::10%d": "node2",
@@ -231,14 +259,14 @@ func (c *cellTable) cells(place cellPlace) (cells []cell) {
 	add := func(kind string, policy cellPolicy, by string, target netip.AddrPort) {
 		for _, protocol := range c.protocols {
 			one := cell{kind: kind, policy: policy, by: by, exchange: exchange{Protocol: protocol, Target: target}}
-			one.sees, one.reason, one.at = c.want(place, &one)
+			one.outcome = c.want(place, &one)
 			cells = append(cells, one)
 		}
 	}
 	at := func(text string, i int) netip.AddrPort {
 		return netip.AddrPortFrom(netip.MustParseAddr(fmt.Sprintf(text, i)), 80)
 	}
-	for i, policy := range cellPolicies {
+	for i, policy := range cellPolicies() {
 		for _, text := range []string{"10.96.2.%d", "fd96::2:%d"} {
 			add("ClusterIP", policy, "", at(text, i))
 		}
@@ -262,32 +290,38 @@ func (c *cellTable) cells(place cellPlace) (cells []cell) {
 	return cells
 }
 
-// want says whom the backend sees, or why there is no answer, and where.
-func (c *cellTable) want(place cellPlace, one *cell) (sees []netip.Addr, reason, at string) {
-	family := familyOf(one.Target.Addr())
+// want says what must become of an exchange.
+func (c *cellTable) want(place cellPlace, one *cell) outcome {
 	outside := place.node == ""
 	switch {
 	case outside && one.kind == "ClusterIP":
-		return nil, "", "" // a cluster's address is not for outside
+		return outcome{} // a cluster's address is not for outside
 	case one.kind == "HostPort" && one.by == "node2":
-		return nil, "", "" // the pod is of the other node
+		return outcome{} // the pod is of the other node
 	case place.host && one.Protocol == "sctp" && (one.kind != "NodePort" && one.kind != "HostPort" || one.by == place.node):
-		return nil, "", "" // see sctp_test.go
+		return outcome{} // see sctp_test.go
 	case outside || (one.by != place.node && (one.kind == "NodePort" || one.kind == "HostPort")):
-		// It comes to the node by the wire: externalTrafficPolicy holds, and only a node that must send it on puts its own name on it.
-		if one.by == "node1" {
-			return place.sources, "", ""
-		}
-		if one.policy.externalLocal {
-			return nil, "no-backend", "node2"
-		}
-		return []netip.Addr{c.nodeAddr("node2", family)}, "", ""
+		return c.wantByWire(place, one)
 	case one.kind == "ClusterIP" && one.policy.internalLocal && place.node == "node2":
-		return nil, "no-backend", "node2"
+		return outcome{reason: "no-backend", at: "node2"}
 	case place.itself && place.perHop && !one.policy.hostNetwork: // a pod cannot answer itself under its own name
-		return []netip.Addr{netip.MustParseAddr("169.254.7.71"), netip.MustParseAddr("fd74:656e:6472:696c::71")}, "", ""
+		return outcome{sees: []netip.Addr{netip.MustParseAddr("169.254.7.71"), netip.MustParseAddr("fd74:656e:6472:696c::71")}}
 	}
-	return place.sources, "", ""
+	return outcome{sees: place.sources}
+}
+
+// wantByWire is what becomes of what comes to the node that was asked by the wire: externalTrafficPolicy holds, and only a node that must send
+// it on puts its own name on it, unless the backend's node is to answer a client outside itself. That can be of TCP and UDP, for pods.
+func (c *cellTable) wantByWire(place cellPlace, one *cell) outcome {
+	switch {
+	case one.by == "node1":
+		return outcome{sees: place.sources}
+	case one.policy.externalLocal:
+		return outcome{reason: "no-backend", at: "node2"}
+	case one.policy.way == "dsr" && place.node == "" && !one.policy.hostNetwork && one.Protocol != "sctp":
+		return outcome{sees: place.sources, past: "node2"}
+	}
+	return outcome{sees: []netip.Addr{c.nodeAddr("node2", familyOf(one.Target.Addr()))}, through: "node2"}
 }
 
 // play makes all exchanges of one place, from ports that count on from first: two connections of one port to two services would be
@@ -297,6 +331,9 @@ func (c *cellTable) play(ctx context.Context, place cellPlace, first int) ([]cel
 	asked := make([]exchange, len(cells))
 	for i := range cells {
 		cells[i].Port = first + i
+		if len(cells[i].sees) > 0 {
+			cells[i].Patience = cellPatience
+		}
 		asked[i] = cells[i].exchange
 	}
 	made, err := exchanges(ctx, place.Place, asked)
@@ -333,6 +370,50 @@ func (c *cellTable) judgeDrop(t *testing.T, one *cell) {
 	if err := c.WaitFlow(t.Context(), one.at, request, func(flow *agentv1.Flow) bool { return flow.GetReason() == one.reason }); err != nil {
 		t.Errorf("%s: want a record of its loss as %s: %v", one, one.reason, err)
 	}
+}
+
+// judgeWays wants each node in between to have counted the answers that come back by it, and none of those that do not. Every client has a
+// port of its own, by which its flow is known.
+func (c *cellTable) judgeWays(t *testing.T, cells []cell) {
+	for _, node := range c.NodeNames() {
+		ends := c.flowEnds(t, node, cells)
+		for i := range cells {
+			one := &cells[i]
+			if one.through != node && one.past != node || one.Failed != "" {
+				continue
+			}
+			if flow := ends[uint32(one.Port)]; flow.GetForwardPackets() == 0 || (flow.GetReversePackets() > 0) != (one.through == node) {
+				t.Errorf("%s: %s has seen %d packets and %d answers; want answers: %v", one, node, flow.GetForwardPackets(), flow.GetReversePackets(),
+					one.through == node)
+			}
+		}
+	}
+}
+
+// flowEnds ends the flows of a node, and reads the last record of each by its client's port: all that cells expect.
+func (c *cellTable) flowEnds(t *testing.T, node string, cells []cell) map[uint32]*agentv1.Flow {
+	t.Helper()
+	agent, err := c.Agent(node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := agent.FlushFlows(t.Context(), &agentv1.FlushFlowsRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	ends := map[uint32]*agentv1.Flow{}
+	eventually(t, "the records of flows that have ended on "+node, time.Minute, func(ctx context.Context) error {
+		flows, err := c.Flows(ctx, node, &agentv1.ObserveRequest{Kind: "end"})
+		for _, flow := range flows {
+			ends[flow.GetSource().GetPort()] = flow
+		}
+		for i := range cells {
+			if one := &cells[i]; (one.through == node || one.past == node) && one.Failed == "" && ends[uint32(one.Port)] == nil {
+				return errors.Join(err, fmt.Errorf("none of %d is that of %s", len(ends), one))
+			}
+		}
+		return err
+	})
+	return ends
 }
 
 // refusals counts what sockets of each node were refused for want of a backend.
@@ -372,21 +453,26 @@ func TestTheTableOfCellsIsWhole(t *testing.T) {
 		"node2": {netip.MustParseAddr("172.30.0.2"), netip.MustParseAddr("fd30::2")},
 	}}
 	seen := map[string]bool{}
-	reasons := map[string]int{}
+	reasons, ways := map[string]int{}, map[string]int{}
 	for _, one := range c.cells(cellPlace{}) {
 		if seen[one.String()] {
 			t.Errorf("%s is there twice", &one)
 		}
 		seen[one.String()] = true
+		ways["through "+one.through]++
+		ways["past "+one.past]++
 		if len(one.sees) == 0 {
 			reasons[one.reason]++
 		}
 	}
-	// Three ways to ask, in two families: one cluster address, two of each other kind for each of five services, two host ports.
-	if got, want := len(seen), 3*2*(5*(1+3*2)+2); got != want {
+	// Three ways to ask, in two families: one cluster address, two of each other kind for each of ten services, two host ports.
+	if got, want := len(seen), 3*2*(10*(1+3*2)+2); got != want {
 		t.Errorf("%d cells, want %d", got, want)
 	}
-	if reasons["no-backend"] != 3*2*2*3 {
+	if reasons["no-backend"] != 3*2*3*4 {
 		t.Errorf("cells that fail, by reason: %v", reasons)
+	}
+	if ways["through node2"] != 3*2*3*(3+1) || ways["past node2"] != 3*2*3*2 {
+		t.Errorf("cells that another node leads to the backend: %v", ways)
 	}
 }

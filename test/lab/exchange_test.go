@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -36,7 +37,8 @@ type exchange struct {
 	// Protocol is tcp, udp (from a socket without a peer), udp-connected, or sctp.
 	Protocol string
 	Target   netip.AddrPort
-	Port     int // of the asking socket; 0: any
+	Port     int           // of the asking socket; 0: any
+	Patience time.Duration // how long it may take; 0: exchangePatience
 
 	Name   string         // who answered
 	Sees   netip.AddrPort // whom he saw
@@ -44,8 +46,11 @@ type exchange struct {
 	Failed string         // the error, if there was no answer
 }
 
-// exchangePatience is how long an exchange may take; a datagram is sent three times meanwhile.
-const exchangePatience = 900 * time.Millisecond
+// exchangePatience is how long an exchange may take unless it says otherwise; a datagram is sent again in each of exchangeAgain.
+const (
+	exchangePatience = 900 * time.Millisecond
+	exchangeAgain    = 300 * time.Millisecond
+)
 
 // runExchanges is the process that asks.
 func runExchanges() int {
@@ -82,7 +87,7 @@ func (e *exchange) make() error {
 	if e.Protocol == "sctp" {
 		return e.makeSCTP()
 	}
-	end := time.Now().Add(exchangePatience)
+	end := time.Now().Add(cmp.Or(e.Patience, exchangePatience))
 	if e.Protocol == "udp" {
 		conn, err := net.ListenUDP("udp", &net.UDPAddr{Port: e.Port})
 		if err != nil {
@@ -132,7 +137,7 @@ func (e *exchange) datagrams(end time.Time, conn net.Conn, ask func() error, rea
 		if err := ask(); err != nil {
 			return err
 		}
-		if err := conn.SetReadDeadline(time.Now().Add(exchangePatience / 3)); err != nil {
+		if err := conn.SetReadDeadline(time.Now().Add(exchangeAgain)); err != nil {
 			return err
 		}
 		n, from, err := read(buffer)

@@ -17,15 +17,19 @@ import (
 // The cells of services again, over SCTP (RFC 9260). They are for a kernel that has it; test/kernels brings one. Every client is
 // translated per packet, for the socket's hooks know TCP and UDP only; so a node's own processes have no service, unless another node does it.
 
-func TestEveryCellOfServicesOverSCTPWithNativeRouting(t *testing.T) { testSCTP(t, lab.ModeNative) }
+func TestEveryCellOfServicesOverSCTPWithNativeRouting(t *testing.T) {
+	testSCTP(t, lab.Config{Mode: lab.ModeNative})
+}
 
-func TestEveryCellOfServicesOverSCTPInVXLAN(t *testing.T) { testSCTP(t, lab.ModeVXLAN) }
+func TestEveryCellOfServicesOverSCTPInVXLAN(t *testing.T) {
+	testSCTP(t, lab.Config{Mode: lab.ModeVXLAN, LBMode: "dsr"})
+}
 
-func testSCTP(t *testing.T, mode lab.Mode) {
+func testSCTP(t *testing.T, config lab.Config) {
 	if !sctpHere() {
 		t.Skip("this kernel has no SCTP; test/kernels runs this test on one that has")
 	}
-	testCells(t, mode, "sctp")
+	testCells(t, config, "sctp")
 }
 
 // sctpPatience is longer than that of others, since kernels with SCTP are emulated. An INIT that is lost is sent again after three seconds.
