@@ -2,6 +2,7 @@
 # install.sh GROUP...: installs the Debian packages of the groups that are not there yet.
 #   generate  compilers of the BPF programs and protobufs
 #   lab       what pods of the lab run, and what tests look at the network with
+#   runtimes  a container engine that takes CNI plugins, other than kubelet's
 #   bench     what kube-proxy makes its rules with, for the comparison with it
 #   kernels   what boots other kernels
 set -euo pipefail
@@ -10,6 +11,7 @@ packages() {
 	case $1 in
 	generate) echo clang-19 llvm-19 libbpf-dev linux-libc-dev protobuf-compiler ;;
 	lab) echo iproute2 procps nginx-light curl iperf3 bind9-dnsutils iputils-ping ;;
+	runtimes) echo podman ;;
 	bench) echo nftables iptables ;;
 	kernels) echo qemu-system-x86 seabios zstd xz-utils python3-minimal dpkg ;;
 	*) echo "install.sh: no such group: $1" >&2; exit 2 ;;

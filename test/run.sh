@@ -64,7 +64,7 @@ if [ -n "$(test/sweep.sh list)" ]; then
 fi
 trap 'failed+=(interrupted); finish' INT TERM
 
-step packages test/install.sh generate lab kernels
+step packages test/install.sh generate lab runtimes kernels
 step kernels-fetch test/kernels/fetch.sh "$kernels"
 step build make -s build
 step vet go vet ./...

@@ -13,6 +13,9 @@ import (
 	"tendril.io/tendril/internal/ipproto"
 )
 
+// DefaultNamespace is where a pod is whose runtime has no namespaces, as podman.
+const DefaultNamespace = "default"
+
 // Args says which pod a container is (CNI_ARGS, and the configuration's args and runtimeConfig).
 type Args struct {
 	Namespace string // K8S_POD_NAMESPACE
@@ -122,6 +125,9 @@ func parseArgs(env string, config *Config) (Args, error) {
 		return Args{}, err
 	}
 	args.HostPorts = ports
+	if args.Pod != "" {
+		args.Namespace = cmp.Or(args.Namespace, DefaultNamespace)
+	}
 	return args, args.validate()
 }
 
@@ -216,19 +222,19 @@ func parsePorts(field string, list []string) ([]NamedPort, error) {
 // validate checks the merged arguments. Names end up in keys of the store, in flow records and in the journal, so
 // nothing that could split a key or a line gets past it.
 func (a *Args) validate() error {
-	names := []struct{ key, value string }{
-		{"K8S_POD_NAMESPACE", a.Namespace}, {"K8S_POD_NAME", a.Pod}, {"TENDRIL_SERVICE_ACCOUNT", a.ServiceAccount},
-	}
-	for _, name := range names {
-		if name.value != "" && !validObject(name.value) {
-			return invalidArgs("%s is %s: use lower-case letters, digits, '-' and '.'", name.key, abbreviated(name.value))
+	for _, name := range []struct{ key, value string }{{"K8S_POD_NAMESPACE", a.Namespace}, {"K8S_POD_NAME", a.Pod}} {
+		if name.value != "" && !validContainer(name.value) {
+			return invalidArgs("%s is %s: use letters, digits, '-', '.' and '_'", name.key, abbreviated(name.value))
 		}
 	}
-	if (a.Namespace == "") != (a.Pod == "") {
-		return invalidArgs("K8S_POD_NAMESPACE and K8S_POD_NAME: one is given without the other")
+	if a.ServiceAccount != "" && !validObject(a.ServiceAccount) {
+		return invalidArgs("TENDRIL_SERVICE_ACCOUNT is %s: use lower-case letters, digits, '-' and '.'", abbreviated(a.ServiceAccount))
+	}
+	if a.Namespace != "" && a.Pod == "" {
+		return invalidArgs("K8S_POD_NAMESPACE is given without K8S_POD_NAME: name the pod, too")
 	}
 	if a.Labels != nil && a.Namespace == "" {
-		return invalidArgs("labels are given, but K8S_POD_NAMESPACE and K8S_POD_NAME are not: name the pod, too")
+		return invalidArgs("labels are given, but K8S_POD_NAME is not: name the pod, too")
 	}
 	if len(a.UID) > 255 || !printable(a.UID) || strings.Contains(a.UID, "/") {
 		return invalidArgs("K8S_POD_UID is %s: use at most 255 printable characters without '/'", abbreviated(a.UID))

@@ -88,6 +88,17 @@ func TestPodWithoutLabelsDiffersFromPodOfUnknownLabels(t *testing.T) {
 	}
 }
 
+// Podman gives a container's name as the pod's, with capitals and underscores, and no namespace.
+func TestContainersOfRuntimesWithoutNamespacesAreInTheDefaultOne(t *testing.T) {
+	got, err := parse(map[string]string{"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=;K8S_POD_NAME=Quiet_Fox.1"}, goodConfig)
+	if err != nil || got.Args.Namespace != DefaultNamespace || got.Args.Pod != "Quiet_Fox.1" {
+		t.Errorf("pod is %s/%s, %v", got.Args.Namespace, got.Args.Pod, err)
+	}
+	if got, err := parse(map[string]string{"CNI_ARGS": "IgnoreUnknown=1"}, goodConfig); err != nil || got.Args.Namespace != "" {
+		t.Errorf("without a pod the namespace is %q, %v", got.Args.Namespace, err)
+	}
+}
+
 // pod is CNI_ARGS with more pairs.
 func pod(more string) map[string]string {
 	return map[string]string{"CNI_ARGS": "K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;" + more}
@@ -113,10 +124,11 @@ func TestBadEnvironmentIsRefusedByNameWithTheRemedy(t *testing.T) {
 		{map[string]string{"CNI_NETNS": ""}, "CNI_NETNS", "give the path"},
 		{map[string]string{"CNI_NETNS": "run/netns/x"}, "CNI_NETNS", "absolute"},
 		{map[string]string{"CNI_ARGS": "K8S_POD_NAME"}, "CNI_ARGS", "KEY=VALUE"},
-		{map[string]string{"CNI_ARGS": "K8S_POD_NAME=web"}, "CNI_ARGS", "one is given without the other"},
+		{map[string]string{"CNI_ARGS": "K8S_POD_NAMESPACE=default"}, "CNI_ARGS", "name the pod"},
 		{map[string]string{"CNI_ARGS": "TENDRIL_LABELS=a=b"}, "CNI_ARGS", "name the pod"},
 		{pod("K8S_POD_UID=a/b"), "K8S_POD_UID", "without '/'"},
-		{map[string]string{"CNI_ARGS": "K8S_POD_NAMESPACE=A;K8S_POD_NAME=b"}, "K8S_POD_NAMESPACE", "lower-case"},
+		{map[string]string{"CNI_ARGS": "K8S_POD_NAMESPACE=a/b;K8S_POD_NAME=b"}, "K8S_POD_NAMESPACE", "use letters"},
+		{map[string]string{"CNI_ARGS": "K8S_POD_NAMESPACE=a;K8S_POD_NAME=_b"}, "K8S_POD_NAME", "use letters"},
 		{pod("TENDRIL_SERVICE_ACCOUNT=a_b"), "TENDRIL_SERVICE_ACCOUNT", "lower-case"},
 		{pod("TENDRIL_LABELS=app"), "TENDRIL_LABELS", "key=value"},
 		{pod("TENDRIL_LABELS=a=1,a=2"), "TENDRIL_LABELS", "twice"},

@@ -33,6 +33,10 @@ func validIdentifier(s string) bool {
 // validObject is a name of a Kubernetes object (RFC 1123 subdomain).
 func validObject(s string) bool { return dressed(s, 253, ".-", false) }
 
+// validContainer is a name of a pod or its namespace as any runtime may spell it: podman gives containers names such as
+// Quiet_Fox, and Kubernetes' own names are among these.
+func validContainer(s string) bool { return dressed(s, 253, "._-", true) }
+
 // validPortName is a name of a container port (RFC 6335).
 func validPortName(s string) bool { return dressed(s, 15, "-", false) }
 

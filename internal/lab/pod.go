@@ -175,14 +175,19 @@ func (p *Pod) callCNI(ctx context.Context, command cni.Command) (string, error) 
 	return out, nil
 }
 
-func (p *Pod) cniConfig() cni.Config {
-	config := cni.Config{
+// NetworkConfig is what a runtime on a node would find in the folder of networks: which plugin, and where its agent is.
+func (l *Lab) NetworkConfig(node string) cni.Config {
+	return cni.Config{
 		CNIVersion: "1.1.0",
 		Name:       "tendril",
 		Type:       "tendril-cni",
-		Socket:     p.lab.state(p.Node, "cni.sock"),
-		DataDir:    p.lab.state(p.Node, "cni"),
+		Socket:     l.state(node, "cni.sock"),
+		DataDir:    l.state(node, "state"),
 	}
+}
+
+func (p *Pod) cniConfig() cni.Config {
+	config := p.lab.NetworkConfig(p.Node)
 	labels := p.Labels
 	if labels == nil {
 		labels = map[string]string{} // nil would mean that an operator knows them
