@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	random "math/rand/v2"
 	"sync"
 	"time"
 
@@ -13,10 +12,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/resolver"
-	"google.golang.org/grpc/resolver/manual"
 
 	storev1 "tendril.io/tendril/api/store/v1"
 	"tendril.io/tendril/internal/table"
@@ -24,12 +19,13 @@ import (
 
 // Client is an agent's side of the store: a feed that fills the tables and a publisher of the node's own keys.
 type Client struct {
-	// As it was given, with a logger.
-	config Config
+	// As it was given, with a logger; addresses may be others by now.
+	config    Config
+	addresses *addresses
 	// For reading; its role in etcd may do nothing else.
 	etcd *clientv3.Client
 	// For writing the node's own keys.
-	publish   *grpc.ClientConn
+	publish   *publishConn
 	calls     *calls
 	publisher *Publisher
 	enrolment *enrolment // nil: the certificate is somebody else's to renew
@@ -60,8 +56,9 @@ func Dial(config Config) (*Client, error) {
 	if err != nil {
 		return nil, errors.Join(err, etcd.Close())
 	}
+	addresses := &addresses{store: config.Endpoints, publish: config.Publish}
 	c := &Client{
-		config: config, etcd: etcd, publish: publish, calls: calls, started: time.Now(),
+		config: config, addresses: addresses, etcd: etcd, publish: publish, calls: calls, started: time.Now(),
 		loaded: make(chan struct{}), synced: make(chan struct{}),
 	}
 	c.publisher, err = openPublisher(config.Node, config.JournalPath, storev1.NewPublishClient(publish), calls, config.Logger)
@@ -69,7 +66,7 @@ func Dial(config Config) (*Client, error) {
 		return nil, errors.Join(err, publish.Close(), etcd.Close())
 	}
 	if config.Token != "" {
-		c.enrolment = &enrolment{files: config.TLS, node: config.Node, tokenPath: config.Token, publish: config.Publish, logger: config.Logger}
+		c.enrolment = &enrolment{files: config.TLS, node: config.Node, tokenPath: config.Token, addresses: addresses, logger: config.Logger}
 	}
 	return c, nil
 }
@@ -100,29 +97,6 @@ func reconnect() grpc.DialOption {
 		Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 4 * time.Second},
 		MinConnectTimeout: 3 * time.Second,
 	})
-}
-
-// dialPublish makes a connection to whoever of several answers; each call goes to another one, so that one whose own way to the store is broken
-// is not asked again and again. A nil identity: plaintext.
-func dialPublish(addrs []string, identity Identity) (*grpc.ClientConn, error) {
-	creds := insecure.NewCredentials()
-	if identity != nil {
-		creds = NewCredentials(identity)
-	}
-	several := manual.NewBuilderWithScheme("publish")
-	var state resolver.State
-	for _, addr := range addrs {
-		state.Addresses = append(state.Addresses, resolver.Address{Addr: addr, ServerName: addr})
-	}
-	random.Shuffle(len(addrs), func(i, j int) { state.Addresses[i], state.Addresses[j] = state.Addresses[j], state.Addresses[i] })
-	several.InitialState(state)
-	conn, err := grpc.NewClient("publish:///"+addrs[0], grpc.WithResolvers(several), grpc.WithTransportCredentials(creds), reconnect(),
-		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}))
-	if err != nil {
-		return nil, fmt.Errorf("dial publish servers %v: %w", addrs, err)
-	}
-	return conn, nil
 }
 
 // Run fills the tables and publishes the node's keys until the context ends; it can be called once. The store may come

@@ -81,7 +81,8 @@ func checkCluster(cluster string) error {
 type WriterConfig struct {
 	Endpoints []string
 	Cluster   string
-	TLS       Files // zero: plaintext
+	Term      uint64 // of the leader that keeps the store, for an epoch that this writer begins; 0: the store is nobody's own
+	TLS       Files  // zero: plaintext
 	Logger    *slog.Logger
 }
 

@@ -10,9 +10,10 @@
 //     all its own keys are (synced/<epoch>/ips/<node>)
 //   - a record that cannot be a row is kept out and reported; the last good row stays
 //   - what was last known is on disk and in the tables before the store answers
+//   - of several addresses one is the leader's (address.go); the store of a leader who was replaced is not followed, by the term in its epoch
 //
 // Writing by agents (publisher.go, send.go): a Publisher takes the node's own keys, writes them to a journal and sends them
-// in order to the Publish service (package server), which checks that they are the node's own. When the store has a new epoch,
+// in order to the Publish service (package server), which checks that they are the node's own, and for the epoch that it keeps. When the store has a new epoch,
 // all of them are sent again, and then the marker. When the marker comes back by the watch, addresses under this node that
 // the publisher does not know, left by a lost journal or brought back by a backup, are removed.
 //

@@ -27,8 +27,8 @@ import (
 type enrolment struct {
 	files     Files // Cert and Key are one file, so that both change at once
 	node      string
-	tokenPath string   // says on which node we run; somebody else keeps it fresh
-	publish   []string // addresses of the authority
+	tokenPath string     // says on which node we run; somebody else keeps it fresh
+	addresses *addresses // the authority is where the Publish service is
 	logger    *slog.Logger
 
 	mu  sync.Mutex
@@ -120,7 +120,8 @@ func (e *enrolment) enrol(ctx context.Context) error {
 
 // ask sends a request over a connection of its own, which has no certificate to show.
 func (e *enrolment) ask(ctx context.Context, request *storev1.IssueRequest) (cert []byte, err error) {
-	conn, err := dialPublish(e.publish, stranger{e.files})
+	_, publish := e.addresses.get()
+	conn, err := dialPublish(publish, stranger{e.files})
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +130,7 @@ func (e *enrolment) ask(ctx context.Context, request *storev1.IssueRequest) (cer
 	defer cancel()
 	answer, err := storev1.NewAuthorityClient(conn).Issue(ctx, request)
 	if err != nil {
-		return nil, fmt.Errorf("ask %v for a certificate: %w", e.publish, err)
+		return nil, fmt.Errorf("ask %v for a certificate: %w", publish, err)
 	}
 	return answer.GetCertificate(), nil
 }
@@ -148,7 +149,7 @@ func (e *enrolment) keep(cert, key []byte) error {
 	}
 	issued, err := Files{CA: e.files.CA, Cert: fresh, Key: fresh}.check(e.node, time.Now())
 	if err != nil {
-		return fmt.Errorf("what %v issued is no use: %w", e.publish, errors.Join(err, os.Remove(fresh)))
+		return fmt.Errorf("what was issued is no use: %w", errors.Join(err, os.Remove(fresh)))
 	}
 	if err := os.Rename(fresh, e.files.Cert); err != nil {
 		return fmt.Errorf("keep the certificate: %w", err)

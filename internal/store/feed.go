@@ -46,8 +46,9 @@ type feed struct {
 	mu          sync.Mutex // guards what follows and the applier
 	cluster     uint64
 	epoch       string
-	revision    int64 // of the last event applied; 0: none, a snapshot is due
-	behind      bool  // the store went back in time; cleared once its kinds are marked complete again
+	term        uint64 // of the leader that keeps the store, see Epoch
+	revision    int64  // of the last event applied; 0: none, a snapshot is due
+	behind      bool   // the store went back in time; cleared once its kinds are marked complete again
 	answered    time.Time
 	isConnected bool
 	lastError   string
@@ -75,6 +76,9 @@ const (
 // errEpochChanged ends a session that is followed at once by another.
 var errEpochChanged = errors.New("the store was filled anew")
 
+// errOther ends a session in which two stores answered: one that was replaced meanwhile, or those of two who both believe to lead.
+var errOther = errors.New("the store is not the one that answered before")
+
 // run goes from session to session until the context ends.
 func (f *feed) run(ctx context.Context) error {
 	var backoff Backoff
@@ -98,12 +102,16 @@ func (f *feed) run(ctx context.Context) error {
 
 // session is steps 1 to 3.
 func (f *feed) session(ctx context.Context, backoff *Backoff) error {
-	head, epoch, err := f.head(ctx)
+	head, record, err := f.head(ctx)
+	if err == nil {
+		err = f.follows(record)
+	}
 	if err != nil {
 		return err
 	}
+	epoch := record.GetId()
 	if f.resumable(head, epoch) {
-		err = f.resume(ctx, epoch)
+		err = f.resume(ctx, head.ClusterId, epoch)
 	} else {
 		err = f.snapshot(ctx, head, epoch)
 	}
@@ -116,28 +124,43 @@ func (f *feed) session(ctx context.Context, backoff *Backoff) error {
 }
 
 // head asks the store who it is. The answer is linearizable: a member that lags cannot give it.
-func (f *feed) head(ctx context.Context) (*pb.ResponseHeader, string, error) {
+func (f *feed) head(ctx context.Context) (*pb.ResponseHeader, *storev1.Epoch, error) {
 	response, err := f.get(ctx, f.prefix+string(KindEpoch))
 	if err != nil {
-		return nil, "", fmt.Errorf("ask the store for its epoch: %w", err)
+		return nil, nil, fmt.Errorf("ask the store for its epoch: %w", err)
 	}
 	if len(response.Kvs) == 0 {
-		return response.Header, "", nil
+		return response.Header, nil, nil
 	}
 	epoch, err := ReadEpoch(response.Kvs[0].Value)
 	return response.Header, epoch, err
 }
 
-// ReadEpoch decodes the value of the key epoch: the id of this filling of the store.
-func ReadEpoch(value []byte) (string, error) {
+// follows refuses the store of a leader who has been replaced and does not know it yet: it would lead back in time. A store that has no epoch is being
+// filled, and takes nothing away.
+func (f *feed) follows(epoch *storev1.Epoch) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if epoch == nil {
+		return nil
+	}
+	if epoch.GetTerm() != 0 && epoch.GetTerm() < f.term {
+		return fmt.Errorf("the store that answered is of term %d, and that of term %d is known: another operator leads by now", epoch.GetTerm(), f.term)
+	}
+	f.term = epoch.GetTerm()
+	return nil
+}
+
+// ReadEpoch decodes the value of the key epoch: the id of this filling of the store, and whose it is.
+func ReadEpoch(value []byte) (*storev1.Epoch, error) {
 	var m storev1.Epoch
 	if err := proto.Unmarshal(value, &m); err != nil {
-		return "", fmt.Errorf("key %q: %w", KindEpoch, err)
+		return nil, fmt.Errorf("key %q: %w", KindEpoch, err)
 	}
 	if err := CheckName(m.GetId()); err != nil {
-		return "", fmt.Errorf("key %q: %w", KindEpoch, err)
+		return nil, fmt.Errorf("key %q: %w", KindEpoch, err)
 	}
-	return m.GetId(), nil
+	return &m, nil
 }
 
 func (f *feed) get(ctx context.Context, key string, options ...clientv3.OpOption) (*clientv3.GetResponse, error) {
@@ -160,14 +183,14 @@ func (f *feed) resumable(head *pb.ResponseHeader, epoch string) bool {
 }
 
 // resume asks for the markers where they are not known, which is so after a start from the file.
-func (f *feed) resume(ctx context.Context, epoch string) error {
+func (f *feed) resume(ctx context.Context, cluster uint64, epoch string) error {
 	f.calls.resumes.Add(1)
 	f.mu.Lock()
 	// Within one run the watch brings the markers; only a start from the file has none.
 	known, lost := f.applier.complete(), !f.applier.hasSelf()
 	f.mu.Unlock()
 	if !known && epoch != "" {
-		if err := f.readMarkers(ctx, epoch); err != nil {
+		if err := f.readMarkers(ctx, cluster, epoch); err != nil {
 			return err
 		}
 	}
@@ -179,7 +202,7 @@ func (f *feed) resume(ctx context.Context, epoch string) error {
 
 // readMarkers asks which kinds are complete for the epoch. Nothing is stale in a table that came from the file alone, so
 // the answer can be newer than our revision.
-func (f *feed) readMarkers(ctx context.Context, epoch string) error {
+func (f *feed) readMarkers(ctx context.Context, cluster uint64, epoch string) error {
 	var reads []clientv3.Op
 	for _, kind := range Filled() {
 		reads = append(reads, clientv3.OpGet(f.prefix+syncedKey(epoch, kind).String(), clientv3.WithKeysOnly()))
@@ -191,6 +214,9 @@ func (f *feed) readMarkers(ctx context.Context, epoch string) error {
 	})
 	if err != nil {
 		return fmt.Errorf("ask the store what is complete: %w", err)
+	}
+	if response.Header.GetClusterId() != cluster {
+		return errOther
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -220,7 +246,7 @@ func (f *feed) snapshot(ctx context.Context, head *pb.ResponseHeader, epoch stri
 
 	// Keys, not rows: a bad record is in the store as well, and its last good row must not become stale.
 	seen := map[Key]bool{}
-	counters, err := f.pages(ctx, head.Revision, seen)
+	counters, err := f.pages(ctx, head, seen)
 	if err != nil {
 		return fmt.Errorf("read the store: %w", err)
 	}
@@ -239,14 +265,17 @@ func (f *feed) snapshot(ctx context.Context, head *pb.ResponseHeader, epoch stri
 	return nil
 }
 
-// pages reads all records at a revision and applies each page as it comes, except for the counters: those say how far
+// pages reads all records at the revision of head and applies each page as it comes, except for the counters: those say how far
 // the tables are, so they are for when the last page is in and what the store no longer has is out.
-func (f *feed) pages(ctx context.Context, revision int64, seen map[Key]bool) (counters []event, err error) {
+func (f *feed) pages(ctx context.Context, head *pb.ResponseHeader, seen map[Key]bool) (counters []event, err error) {
 	from, end := f.prefix, clientv3.GetPrefixRangeEnd(f.prefix)
 	for {
-		page, err := f.get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(pageSize), clientv3.WithRev(revision))
+		page, err := f.get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(pageSize), clientv3.WithRev(head.Revision))
 		if err != nil {
 			return nil, err
+		}
+		if page.Header.GetClusterId() != head.ClusterId {
+			return nil, errOther
 		}
 		events := make([]event, 0, len(page.Kvs))
 		for _, kv := range page.Kvs {
@@ -315,7 +344,7 @@ func (f *feed) saved() {
 	if f.file == nil || len(f.applier.stale) > 0 || f.behind {
 		return
 	}
-	f.epochRecord.Id = f.epoch
+	f.epochRecord.Id, f.epochRecord.Term = f.epoch, f.term
 	f.scratch, _ = proto.MarshalOptions{}.MarshalAppend(f.scratch[:0], &f.epochRecord)
 	f.keep(event{key: string(KindEpoch), value: f.scratch})
 	f.scratch = binary.LittleEndian.AppendUint64(f.scratch[:0], f.cluster)
@@ -389,7 +418,7 @@ func (f *feed) response(r *pb.WatchResponse) error {
 	f.mu.Unlock()
 	switch {
 	case other:
-		return errors.New("watch: the store is not the one that answered before")
+		return fmt.Errorf("watch: %w", errOther)
 	case r.Canceled && r.CompactRevision > 0:
 		f.mu.Lock()
 		f.revision = 0 // what we missed is gone: read everything
@@ -467,7 +496,7 @@ func (f *feed) changesEpoch(events []*mvccpb.Event) bool {
 			continue
 		}
 		epoch, err := ReadEpoch(e.Kv.Value)
-		if e.Type == mvccpb.DELETE || err != nil || epoch != f.epoch {
+		if e.Type == mvccpb.DELETE || err != nil || epoch.GetId() != f.epoch {
 			return true
 		}
 	}
@@ -584,10 +613,10 @@ func (f *feed) restore(last map[string][]byte) {
 	defer f.mu.Unlock()
 	// Without all three the rows still count, and the store is read whole.
 	if epoch, err := ReadEpoch(last[string(KindEpoch)]); err == nil && len(last[fileCluster]) == 8 && len(last[fileRevision]) == 8 {
-		f.epoch = epoch
+		f.epoch, f.term = epoch.GetId(), epoch.GetTerm()
 		f.cluster = binary.LittleEndian.Uint64(last[fileCluster])
 		f.revision = int64(binary.LittleEndian.Uint64(last[fileRevision]))
-		f.applier.epoch = epoch
+		f.applier.epoch = f.epoch
 	}
 	events := make([]event, 0, len(last))
 	for key, value := range last {

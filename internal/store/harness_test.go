@@ -42,6 +42,7 @@ type world struct {
 	stop                    context.CancelFunc
 	raw                     *clientv3.Client // past every check
 	writer                  *Writer
+	term                    uint64 // of the leader that keeps it
 }
 
 // newWorld makes one, beside those of other tests: they mostly wait, for disks and for time to pass.
@@ -83,7 +84,7 @@ func (w *world) start() {
 	if w.raw, err = clientv3.New(clientv3.Config{Endpoints: []string{w.clientAddr}, Logger: EtcdLogger(slog.New(slog.DiscardHandler))}); err != nil {
 		w.t.Fatal(err)
 	}
-	if w.writer, err = NewWriter(WriterConfig{Endpoints: []string{w.clientAddr}, Cluster: cluster}); err != nil {
+	if w.writer, err = NewWriter(WriterConfig{Endpoints: []string{w.clientAddr}, Cluster: cluster, Term: w.term}); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -148,8 +149,14 @@ type agent struct {
 // agent starts one; its files are in a folder of the world named after it.
 func (w *world) agent(node string) *agent {
 	w.t.Helper()
+	return w.agentAt(node, []string{w.clientAddr}, []string{w.publishAddr})
+}
+
+// agentAt starts one that goes to other addresses.
+func (w *world) agentAt(node string, endpoints, publish []string) *agent {
+	w.t.Helper()
 	client, err := Dial(Config{
-		Endpoints: []string{w.clientAddr}, Publish: []string{w.publishAddr}, Cluster: cluster, Node: node, RateLimit: 1000,
+		Endpoints: endpoints, Publish: publish, Cluster: cluster, Node: node, RateLimit: 1000,
 		SnapshotPath: filepath.Join(w.dir, node, "snapshot"), JournalPath: filepath.Join(w.dir, node, "journal"),
 	})
 	if err != nil {
@@ -205,7 +212,7 @@ func (a *agent) has(part string) bool {
 // until waits for something to hold.
 func until(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !holds() {
 		if time.Now().After(deadline) {
 			t.Fatalf("still not so: %s", what)

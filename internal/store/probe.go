@@ -18,7 +18,8 @@ func (c *Client) Probe(ctx context.Context) error {
 }
 
 func (c *Client) probeStore(ctx context.Context) (err error) {
-	client, err := DialEtcd(c.config.Endpoints, c.config.TLS, c.config.Logger)
+	endpoints, _ := c.addresses.get()
+	client, err := DialEtcd(endpoints, c.config.TLS, c.config.Logger)
 	if err != nil {
 		return err
 	}
@@ -31,7 +32,8 @@ func (c *Client) probeStore(ctx context.Context) (err error) {
 
 // probePublish sends nothing to write, which the service refuses: the refusal is the answer.
 func (c *Client) probePublish(ctx context.Context) (err error) {
-	conn, err := dialPublish(c.config.Publish, c.config.identity())
+	_, publish := c.addresses.get()
+	conn, err := dialPublish(publish, c.config.identity())
 	if err != nil {
 		return err
 	}

@@ -158,7 +158,7 @@ func TestAnAgentKilledWhilePublishingAnewStartsOver(t *testing.T) {
 	}
 }
 
-func TestAMarkerOfAnEpochThatIsOverIsGivenUp(t *testing.T) {
+func TestWhatIsForAnEpochThatIsOverWaitsForTheNext(t *testing.T) {
 	fake := newFake()
 	p := testPublisher(t, filepath.Join(t.TempDir(), "journal"), fake)
 	defer p.close()
@@ -172,11 +172,27 @@ func TestAMarkerOfAnEpochThatIsOverIsGivenUp(t *testing.T) {
 		return nil
 	}
 	p.republish("e1", false)
-	if err := p.drain(t.Context()); err != nil {
-		t.Fatal(err)
+	if err := p.drain(t.Context()); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("a marker of an epoch that is over: got %v, want it to be tried again", err)
+	}
+	if p.republish("e1", false) {
+		t.Error("the epoch that it waits for was news")
 	}
 	if !p.republish("e2", false) {
 		t.Error("the next epoch was not news")
+	}
+	fake.puts = nil
+	if err := p.drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"+nodes/n1", "+synced/e2/ips/n1"}
+	if diff := cmp.Diff(want, fake.keys()); diff != "" {
+		t.Errorf("published to the next epoch (-want +got):\n%s", diff)
+	}
+	for _, put := range fake.puts {
+		if put.GetEpoch() != "e2" {
+			t.Errorf("%v is for epoch %q, want e2", put.GetWrites(), put.GetEpoch())
+		}
 	}
 }
 

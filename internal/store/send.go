@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -103,10 +104,17 @@ func (p *Publisher) beat(ctx context.Context) error {
 
 func (p *Publisher) put(ctx context.Context, writes []*storev1.Write) (response *storev1.PutResponse, err error) {
 	err = p.calls.write(ctx, "publish", func(ctx context.Context) (err error) {
-		response, err = p.client.Put(ctx, &storev1.PutRequest{Node: p.node, Writes: writes})
+		response, err = p.client.Put(ctx, &storev1.PutRequest{Node: p.node, Writes: writes, Epoch: p.filling()})
 		return err
 	})
 	return response, err
+}
+
+// filling is the epoch that own keys are in, or on their way to; empty: none is known.
+func (p *Publisher) filling() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return cmp.Or(p.target, p.epoch)
 }
 
 // drain sends batch after batch until nothing is queued.
@@ -168,8 +176,6 @@ func (p *Publisher) settle(batch []queued, err error) error {
 	switch code := status.Code(err); {
 	case code == codes.OK:
 		p.single = false
-	case code == codes.FailedPrecondition && marker: // another epoch: the feed will tell which
-		p.target = ""
 	// One write of the batch is bad and the server takes all or none: one at a time from here.
 	case code == codes.InvalidArgument && len(batch) > 1:
 		p.single = true
@@ -177,7 +183,8 @@ func (p *Publisher) settle(batch []queued, err error) error {
 	// Found it. Nobody but this agent can correct it, so the others must not wait.
 	case code == codes.InvalidArgument:
 		p.refuse(batch[0].key, err)
-	// The store is away, or has no room, or does not know us: nothing of it is lost, all of it is tried again.
+	// The store is away, or has no room, or does not know us, or has another epoch, of which the feed will tell: nothing is lost, all of it is tried
+	// again.
 	default:
 		return err
 	}

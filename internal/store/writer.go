@@ -25,6 +25,8 @@ type Writer struct {
 	client *clientv3.Client
 	// Of the cluster, see Prefix.
 	prefix string
+	// Of the leader that keeps the store.
+	term   uint64
 	logger *slog.Logger
 }
 
@@ -70,7 +72,7 @@ func NewWriter(config WriterConfig) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Writer{client, Prefix(config.Cluster), config.Logger}, nil
+	return &Writer{client, Prefix(config.Cluster), config.Term, config.Logger}, nil
 }
 
 // Close ends the connection.
@@ -219,9 +221,11 @@ func (w *Writer) State(ctx context.Context) (state State, err error) {
 		return State{}, fmt.Errorf("read the store's epoch and counter: %w", err)
 	}
 	for _, kv := range response.Responses[0].GetResponseRange().GetKvs() { // one or none, as below
-		if state.Epoch, err = ReadEpoch(kv.Value); err != nil {
+		epoch, err := ReadEpoch(kv.Value)
+		if err != nil {
 			return State{}, err
 		}
+		state.Epoch = epoch.GetId()
 	}
 	for _, kv := range response.Responses[1].GetResponseRange().GetKvs() {
 		var counter storev1.Synced
@@ -301,7 +305,7 @@ func checkRecord(key Key, value proto.Message) error {
 // ensureEpoch returns the store's epoch, starting one if the store is empty.
 func (w *Writer) ensureEpoch(ctx context.Context) (string, error) {
 	name := w.prefix + string(KindEpoch)
-	value, err := proto.Marshal(&storev1.Epoch{Id: newEpoch()})
+	value, err := proto.Marshal(&storev1.Epoch{Id: newEpoch(), Term: w.term})
 	if err != nil {
 		return "", err
 	}
@@ -314,7 +318,8 @@ func (w *Writer) ensureEpoch(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("read or start the store's epoch: %w", err)
 	}
 	last := response.Responses[len(response.Responses)-1].GetResponseRange()
-	return ReadEpoch(last.Kvs[0].Value)
+	epoch, err := ReadEpoch(last.Kvs[0].Value)
+	return epoch.GetId(), err
 }
 
 // newEpoch is a random id; two fillings never share one.

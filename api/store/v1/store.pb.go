@@ -80,6 +80,7 @@ func (Service_Type) EnumDescriptor() ([]byte, []int) {
 type Epoch struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Term          uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"` // of the leader that keeps the store; readers follow no earlier one. 0: it is nobody's own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -119,6 +120,13 @@ func (x *Epoch) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+func (x *Epoch) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
 }
 
 // Key: synced/<epoch>/<prefix>. Everything under the prefix has been written.
@@ -1862,6 +1870,7 @@ type PutRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`     // must equal the certificate's node name where there is one
 	Writes        []*Write               `protobuf:"bytes,2,rep,name=writes,proto3" json:"writes,omitempty"` // at most 128, applied in one transaction
+	Epoch         string                 `protobuf:"bytes,3,opt,name=epoch,proto3" json:"epoch,omitempty"`   // of the store that they are for; empty: whichever it is
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1908,6 +1917,13 @@ func (x *PutRequest) GetWrites() []*Write {
 		return x.Writes
 	}
 	return nil
+}
+
+func (x *PutRequest) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
 }
 
 type PutResponse struct {
@@ -2062,9 +2078,10 @@ var File_store_v1_store_proto protoreflect.FileDescriptor
 
 const file_store_v1_store_proto_rawDesc = "" +
 	"\n" +
-	"\x14store/v1/store.proto\x12\x10tendril.store.v1\"\x17\n" +
+	"\x14store/v1/store.proto\x12\x10tendril.store.v1\"+\n" +
 	"\x05Epoch\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"$\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\"$\n" +
 	"\x06Synced\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\"\xe2\x02\n" +
 	"\x04Node\x12\x1c\n" +
@@ -2232,11 +2249,12 @@ const file_store_v1_store_proto_rawDesc = "" +
 	"\x05Write\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x12\x16\n" +
-	"\x06remove\x18\x03 \x01(\bR\x06remove\"Q\n" +
+	"\x06remove\x18\x03 \x01(\bR\x06remove\"g\n" +
 	"\n" +
 	"PutRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12/\n" +
-	"\x06writes\x18\x02 \x03(\v2\x17.tendril.store.v1.WriteR\x06writes\"N\n" +
+	"\x06writes\x18\x02 \x03(\v2\x17.tendril.store.v1.WriteR\x06writes\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\tR\x05epoch\"N\n" +
 	"\vPutResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12#\n" +
 	"\rlease_seconds\x18\x02 \x01(\rR\fleaseSeconds\">\n" +

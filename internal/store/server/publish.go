@@ -112,24 +112,19 @@ func checkValue(key store.Key, w *storev1.Write) error {
 
 var errEpochGone = errors.New("the store's epoch is another one")
 
-// commit writes the transaction. A marker is written only while its epoch is the store's.
+// commit writes the transaction. What is for an epoch is written only while that is the store's.
 func (s *publishService) commit(ctx context.Context, r *storev1.PutRequest, keys []store.Key) (*storev1.PutResponse, error) {
 	answer := &storev1.PutResponse{}
+	conditions, err := s.conditions(ctx, r, keys)
+	if err != nil {
+		return nil, err
+	}
 	var ops []clientv3.Op
-	var conditions []clientv3.Cmp
 	for i, w := range r.GetWrites() {
 		name := s.prefix + keys[i].String()
-		switch {
-		case w.GetRemove():
+		if w.GetRemove() {
 			ops = append(ops, clientv3.OpDelete(name))
 			continue
-		// Else a marker that was long on its way would vouch for a filling that its node has not seen.
-		case keys[i].Kind == store.KindSynced:
-			condition, err := s.epochIs(ctx, keys[i].First)
-			if err != nil {
-				return nil, err
-			}
-			conditions = append(conditions, condition)
 		}
 		// Only a sign of life goes away by itself; all other keys outlive their agent.
 		var options []clientv3.OpOption
@@ -157,17 +152,40 @@ func (s *publishService) commit(ctx context.Context, r *storev1.PutRequest, keys
 	return answer, nil
 }
 
+// conditions of a request: what a node has published to a store that has been replaced would be taken for published to the one that replaced it, and
+// a marker that was long on its way would vouch for a filling that its node has not seen.
+func (s *publishService) conditions(ctx context.Context, r *storev1.PutRequest, keys []store.Key) (conditions []clientv3.Cmp, err error) {
+	var epochs []string
+	if r.GetEpoch() != "" {
+		epochs = append(epochs, r.GetEpoch())
+	}
+	for i, w := range r.GetWrites() {
+		if keys[i].Kind == store.KindSynced && !w.GetRemove() {
+			epochs = append(epochs, keys[i].First)
+		}
+	}
+	slices.Sort(epochs)
+	for _, epoch := range slices.Compact(epochs) {
+		condition, err := s.epochIs(ctx, epoch)
+		if err != nil {
+			return nil, err
+		}
+		conditions = append(conditions, condition)
+	}
+	return conditions, nil
+}
+
 // epochIs is the condition that the store is still in an epoch.
 func (s *publishService) epochIs(ctx context.Context, epoch string) (clientv3.Cmp, error) {
 	name := s.prefix + string(store.KindEpoch)
-	response, err := s.client.Get(ctx, name)
+	response, err := s.client.Get(ctx, name, clientv3.WithSerializable()) // the transaction sees whether that is old
 	if err != nil {
 		return clientv3.Cmp{}, fmt.Errorf("read epoch: %w", err)
 	}
 	if len(response.Kvs) == 0 {
 		return clientv3.Cmp{}, errEpochGone
 	}
-	if now, err := store.ReadEpoch(response.Kvs[0].Value); err != nil || now != epoch {
+	if now, err := store.ReadEpoch(response.Kvs[0].Value); err != nil || now.GetId() != epoch {
 		return clientv3.Cmp{}, errEpochGone
 	}
 	// Compared again in the transaction itself: the epoch may change between here and there.
@@ -223,7 +241,7 @@ func (s *publishService) leaseTime(ctx context.Context, name string, value []byt
 
 // grpcError keeps apart what a caller must not repeat.
 func grpcError(err error) error {
-	// The node publishes to the new epoch when it hears of it; trying this again is no use.
+	// The node publishes to the new epoch once it has heard of it, or comes to the store that has this one.
 	if errors.Is(err, errEpochGone) {
 		return status.Error(codes.FailedPrecondition, err.Error())
 	}

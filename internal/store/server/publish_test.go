@@ -84,9 +84,11 @@ func (r *running) fill(t *testing.T) {
 	if _, err := writer.Fill(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
-	if r.epoch, err = store.ReadEpoch(r.get(t, "epoch").Kvs[0].Value); err != nil {
+	epoch, err := store.ReadEpoch(r.get(t, "epoch").Kvs[0].Value)
+	if err != nil {
 		t.Fatal(err)
 	}
+	r.epoch = epoch.GetId()
 }
 
 func (r *running) get(t *testing.T, key string) *clientv3.GetResponse {
@@ -164,6 +166,26 @@ func TestPublishTakesANodesOwnKeysAndRefusesAllOthers(t *testing.T) {
 		if changed := r.get(t, "epoch").Header.Revision != before; changed != (test.want == codes.OK) {
 			t.Errorf("%s: the store changed: %t", test.what, changed)
 		}
+	}
+}
+
+func TestPublishTakesWhatIsForItsEpochAndNothingThatIsForAnother(t *testing.T) {
+	r := serve(t)
+	put := func(epoch string) codes.Code {
+		_, err := r.publish.Put(t.Context(), &storev1.PutRequest{Node: "n1", Epoch: epoch, Writes: []*storev1.Write{write("ips/n1/10.0.0.1", address(t))}})
+		return status.Code(err)
+	}
+	if got := put("other"); got != codes.FailedPrecondition || len(r.get(t, "ips/n1/10.0.0.1").Kvs) > 0 {
+		t.Errorf("an address for another epoch: got %v, and the store has %v", got, r.get(t, "ips/n1/10.0.0.1").Kvs)
+	}
+	if got := put(r.epoch); got != codes.OK {
+		t.Errorf("an address for the store's epoch: got %v", got)
+	}
+	if _, err := r.raw.Delete(t.Context(), store.Prefix(cluster)+"epoch"); err != nil {
+		t.Fatal(err)
+	}
+	if got := put(r.epoch); got != codes.FailedPrecondition {
+		t.Errorf("an address for an epoch, and the store has none: got %v", got)
 	}
 }
 
