@@ -176,6 +176,9 @@ func showStatus(v *view, s *agentv1.StatusResponse, now time.Time) error {
 	v.row(v.strong.Render(s.GetNode()), state)
 	started := time.Unix(0, s.GetStartedUnixNano())
 	v.row("agent", fmt.Sprintf("version %s, up %s", s.GetVersion(), ago(now.Sub(started))))
+	if c := s.GetConfiguration(); c.GetFile() != "" {
+		v.row("configuration", configurationText(c, now))
+	}
 	v.row("store", storeText(s))
 	if until := s.GetCertificateUntilUnix(); until != 0 {
 		v.row("certificate", certificateText(time.Unix(until, 0), now))
@@ -216,6 +219,22 @@ func storeText(s *agentv1.StatusResponse) string {
 		return "not connected, last answer " + age + " ago; what was in force stays in force"
 	}
 	return fmt.Sprintf("connected, answered %s ago, revision %d, epoch %s", age, s.GetStoreRevision(), s.GetStoreEpoch())
+}
+
+// configurationText says which file is in force, since when, and what of it is not.
+func configurationText(c *agentv1.Configuration, now time.Time) string {
+	text := fmt.Sprintf("%s, SHA-256 %.12s, in force for %s", c.GetFile(), c.GetDigest(), ago(now.Sub(time.Unix(0, c.GetSinceUnixNano()))))
+	var keys []string
+	for _, setting := range c.GetWaiting() {
+		keys = append(keys, setting.GetKey())
+	}
+	if len(keys) > 0 {
+		text += "; waiting for a restart: " + strings.Join(keys, ", ")
+	}
+	if c.GetRefused() {
+		text += "; the file is another now and is not followed, see below"
+	}
+	return text
 }
 
 // certificateText says how long the node may still speak to the store.

@@ -16,6 +16,7 @@ type Ring struct {
 	mu    sync.Mutex
 	slots []slot        // a power of two of them
 	head  uint64        // sequence number of the next event; event n stands in slots[n % len]
+	first uint64        // what came before it had gone when the ring was last resized
 	lost  uint64        // events that the kernel could not deliver, ever
 	wake  chan struct{} // closed at the next event; nil while nobody waits
 }
@@ -27,11 +28,29 @@ type slot struct {
 }
 
 // NewRing returns a ring that keeps at least history events; 0: DefaultHistory.
-func NewRing(history int) *Ring {
+func NewRing(history int) *Ring { return &Ring{slots: make([]slot, ringSize(history))} }
+
+func ringSize(history int) int {
 	if history <= 0 {
 		history = DefaultHistory
 	}
-	return &Ring{slots: make([]slot, 1<<bits.Len(uint(history-1)))}
+	return 1 << bits.Len(uint(history-1))
+}
+
+// Resize has the ring keep at least history events from now on, in place of what it was made for. Those that have room stay.
+func (r *Ring) Resize(history int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	size := ringSize(history)
+	if size == len(r.slots) {
+		return
+	}
+	before, slots := uint64(len(r.slots)-1), make([]slot, size)
+	r.first = max(r.oldest(), r.head-min(r.head, uint64(size)))
+	for n := r.first; n < r.head; n++ {
+		slots[n&uint64(size-1)] = r.slots[n&before]
+	}
+	r.slots = slots
 }
 
 // Store appends events and wakes followers that wait. It copies them and does not allocate.
@@ -56,7 +75,11 @@ func (r *Ring) Store(events []bpf.Event) {
 }
 
 // Len is how many events the ring can keep.
-func (r *Ring) Len() int { return len(r.slots) }
+func (r *Ring) Len() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.slots)
+}
 
 // Lose notes that the kernel had to drop n events between what was stored and what comes next.
 func (r *Ring) Lose(n uint64) {
@@ -73,7 +96,7 @@ func (r *Ring) Totals() (stored, lost uint64) {
 }
 
 // oldest is the sequence number of the first event that is still kept.
-func (r *Ring) oldest() uint64 { return r.head - min(r.head, uint64(len(r.slots))) }
+func (r *Ring) oldest() uint64 { return max(r.first, r.head-min(r.head, uint64(len(r.slots)))) }
 
 // Follower reads a ring at its own pace. It is for one goroutine.
 type Follower struct {

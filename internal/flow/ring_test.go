@@ -34,11 +34,13 @@ func TestAFollowerKnowsWhatItMissed(t *testing.T) {
 		}
 		var readers []*reader
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
-			switch rapid.SampledFrom([]string{"store", "store", "lose", "follow", "read"}).Draw(t, "step") {
+			switch rapid.SampledFrom([]string{"store", "store", "lose", "follow", "read", "resize"}).Draw(t, "step") {
 			case "store":
 				n := rapid.Uint64Range(0, 20).Draw(t, "n")
 				r.Store(numbered(stored, n))
 				stored += n
+			case "resize":
+				r.Resize(rapid.IntRange(1, 16).Draw(t, "history"))
 			case "lose":
 				n := rapid.Uint64Range(1, 5).Draw(t, "lost")
 				r.Lose(n)
@@ -103,6 +105,26 @@ func TestASlowFollowerIsToldHowManyItLost(t *testing.T) {
 	}
 	if n, lost := f.Read(buf); n != 0 || lost != 0 {
 		t.Errorf("read %d events and %d losses again", n, lost)
+	}
+}
+
+func TestAResizedRingKeepsWhatFits(t *testing.T) {
+	r := NewRing(4)
+	r.Store(numbered(0, 6)) // 2 to 5 are kept
+	buf := make([]bpf.Event, 16)
+	for _, step := range []struct {
+		size        int
+		first, kept uint64
+	}{{4, 2, 4}, {8, 2, 4}, {2, 4, 2}, {16, 4, 2}} {
+		r.Resize(step.size)
+		n, lost := r.Follow(false).Read(buf)
+		if r.Len() != step.size || uint64(n) != step.kept || lost != 0 || buf[0].Time != step.first {
+			t.Errorf("of %d (%d) there are %d from %d, %d lost; want %d from %d", r.Len(), step.size, n, buf[0].Time, lost, step.kept, step.first)
+		}
+	}
+	r.Store(numbered(6, 14))
+	if n, _ := r.Follow(false).Read(buf); n != 16 || buf[0].Time != 4 || buf[15].Time != 19 {
+		t.Errorf("then there are %d from %d to %d, want 4 to 19", n, buf[0].Time, buf[15].Time)
 	}
 }
 

@@ -40,13 +40,13 @@ type announcer struct {
 	tables *table.Tables
 	self   string
 	mac    [6]byte
-	// external has services' external IPs answered for as well, but for those that a node has itself.
-	external bool
-	kernel   announcements
-	link     link
-	lease    func() (ends time.Duration, changed <-chan struct{})
-	now      func() time.Duration // since boot
-	log      *slog.Logger
+	// configured says whether services' external IPs are answered for as well, but for those that a node has itself.
+	configured func() (config *Config, changed <-chan struct{})
+	kernel     announcements
+	link       link
+	lease      func() (ends time.Duration, changed <-chan struct{})
+	now        func() time.Duration // since boot
+	log        *slog.Logger
 
 	mu     sync.Mutex // guards owners, which the API reads, and rivals
 	owners map[netip.Addr]string
@@ -133,7 +133,8 @@ func (a *announcer) choose() []<-chan struct{} {
 	services, changed2 := t.Services.AllWatch(txn)
 	backends, changed3 := t.Backends.AllWatch(txn)
 	_, changed4 := t.NodeLabels.AllWatch(txn)
-	watched := []<-chan struct{}{changed1, changed2, changed3, changed4}
+	config, changed5 := a.configured()
+	watched := []<-chan struct{}{changed1, changed2, changed3, changed4, changed5}
 	var candidates []service.Candidate
 	for row := range alive {
 		labels, _, _ := t.NodeLabels.Get(txn, table.NodeLabelsByNode(row.Node))
@@ -142,7 +143,7 @@ func (a *announcer) choose() []<-chan struct{} {
 		}
 	}
 	nodesOwn := make(map[netip.Addr]bool)
-	if a.external {
+	if config.AnnounceExternalIPs {
 		nodes, changed := t.Nodes.AllWatch(txn)
 		watched = append(watched, changed)
 		for row := range nodes {
@@ -153,7 +154,7 @@ func (a *announcer) choose() []<-chan struct{} {
 	}
 	owners, local := make(map[netip.Addr]string), localNodes(services, backends)
 	for row := range services {
-		for _, addr := range a.wanted(row, nodesOwn) {
+		for _, addr := range addressesOf(row, config.AnnounceExternalIPs, nodesOwn) {
 			if _, taken := owners[addr]; taken { // of two services the first by name has it
 				continue
 			}
@@ -170,13 +171,13 @@ func (a *announcer) choose() []<-chan struct{} {
 	return watched
 }
 
-// wanted lists the addresses of a service that some node is to answer for.
-func (a *announcer) wanted(row *table.Service, nodesOwn map[netip.Addr]bool) []netip.Addr {
-	if !a.external || len(row.ExternalIPs) == 0 {
+// addressesOf lists the addresses of a service that some node is to answer for.
+func addressesOf(row *table.Service, external bool, nodesOwn map[netip.Addr]bool) []netip.Addr {
+	if !external || len(row.ExternalIPs) == 0 {
 		return row.LoadBalancerIPs
 	}
-	external := slices.DeleteFunc(slices.Clone(row.ExternalIPs), func(addr netip.Addr) bool { return nodesOwn[addr] })
-	return slices.Concat(row.LoadBalancerIPs, external)
+	others := slices.DeleteFunc(slices.Clone(row.ExternalIPs), func(addr netip.Addr) bool { return nodesOwn[addr] })
+	return slices.Concat(row.LoadBalancerIPs, others)
 }
 
 func has(labels map[string]string, key string) bool {

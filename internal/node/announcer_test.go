@@ -49,7 +49,8 @@ func (a *air) Ignore(addr netip.Addr) error                   { delete(a.heard, 
 type voiced struct {
 	*announcer
 	*air
-	t *testing.T
+	config *Config
+	t      *testing.T
 }
 
 var announced = netip.MustParseAddr("2001:db8::7")
@@ -61,11 +62,13 @@ func newVoiced(t *testing.T, nodes ...string) voiced {
 		t.Fatal(err)
 	}
 	out := &air{told: map[netip.Addr]int{}, heard: map[netip.Addr]bool{}, now: 100 * time.Second, ends: 105 * time.Second}
+	config := &Config{}
 	v := voiced{&announcer{
-		tables: tables, self: "node1", mac: [6]byte{2, 0, 0, 0, 0, 1}, kernel: out, link: out,
+		configured: func() (*Config, <-chan struct{}) { return config, nil },
+		tables:     tables, self: "node1", mac: [6]byte{2, 0, 0, 0, 0, 1}, kernel: out, link: out,
 		lease: func() (time.Duration, <-chan struct{}) { return out.ends, nil },
 		now:   func() time.Duration { return out.now }, log: slog.New(slog.DiscardHandler),
-	}, out, t}
+	}, out, config, t}
 	for _, node := range nodes {
 		hold(v, tables.Alive, &table.Alive{Node: node})
 	}
@@ -159,7 +162,7 @@ func TestExternalIPsAreAnnouncedOnlyWhereAskedFor(t *testing.T) {
 	external, nodesOwn := netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("192.0.2.1")
 	for _, asked := range []bool{false, true} {
 		v := newVoiced(t, "node1")
-		v.external = asked
+		v.config.AnnounceExternalIPs = asked
 		hold(v, v.tables.Nodes, &table.Node{Name: "node2", Addresses: []netip.Addr{nodesOwn}})
 		hold(v, v.tables.Services, &table.Service{
 			Namespace: "shop", Name: "web", Type: "LoadBalancer", LoadBalancerIPs: []netip.Addr{announced}, ExternalIPs: []netip.Addr{external, nodesOwn},
@@ -180,7 +183,7 @@ func TestExternalIPsAreAnnouncedOnlyWhereAskedFor(t *testing.T) {
 // An external IP, too, is for a node with a backend where the policy asks for one.
 func TestAnExternalIPFollowsTheLocalPolicy(t *testing.T) {
 	v := newVoiced(t, "node1", "node2")
-	v.external = true
+	v.config.AnnounceExternalIPs = true
 	external := netip.MustParseAddr("192.0.2.7")
 	hold(v, v.tables.Services, &table.Service{Namespace: "shop", Name: "web", ExternalIPs: []netip.Addr{external}, ExternalLocal: true})
 	for _, node := range []string{"node1", "node2"} {

@@ -45,6 +45,7 @@ func (s *api) Status(context.Context, *agentv1.StatusRequest) (*agentv1.StatusRe
 	a := s.a
 	txn := a.tables.DB.ReadTxn()
 	kept := a.store.Status()
+	config, _ := a.configuration.InForce()
 	reply := &agentv1.StatusResponse{
 		Node: a.config.Node, Version: Version, StartedUnixNano: a.started.UnixNano(), Mode: string(a.config.Mode),
 		StoreConnected: kept.Connected, StoreAgeMs: kept.Age.Milliseconds(), StoreRevision: kept.Revision, StoreEpoch: kept.Epoch,
@@ -52,9 +53,10 @@ func (s *api) Status(context.Context, *agentv1.StatusRequest) (*agentv1.StatusRe
 		Endpoints: uint32(a.tables.Endpoints.NumObjects(txn)), Nodes: uint32(a.tables.Nodes.NumObjects(txn)),
 		Policies: uint32(a.tables.Policies.NumObjects(txn)), Services: uint32(a.tables.Services.NumObjects(txn)),
 		DatapathVersion: a.datapath.Version(), VerdictEpoch: uint64(a.datapath.VerdictEpoch()),
-		Mtu: a.mtus.Route, Problems: s.problems(kept.Problems), LbMode: string(a.config.LBMode),
+		Mtu: a.mtus.Route, Problems: s.problems(kept.Problems), LbMode: string(config.LBMode),
 		Xdp: &agentv1.XDP{Wanted: string(a.config.XDP), Mode: string(a.xdp.mode), Reason: a.xdp.reason},
 	}
+	reply.Configuration = a.configuration.message()
 	if !kept.CertificateUntil.IsZero() {
 		reply.CertificateUntilUnix = kept.CertificateUntil.Unix()
 	}
@@ -90,7 +92,7 @@ func (s *api) Observe(request *agentv1.ObserveRequest, stream grpc.ServerStreami
 // Reload implements the API.
 func (s *api) Reload(ctx context.Context, _ *agentv1.ReloadRequest) (*agentv1.ReloadResponse, error) {
 	begun := time.Now()
-	version, err := s.a.datapath.Reload(ctx, s.a.nodeConfig())
+	version, err := s.a.reload(ctx)
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}

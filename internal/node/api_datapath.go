@@ -25,6 +25,7 @@ func (s *api) problems(stored []store.Problem) []*agentv1.Problem {
 	for _, p := range stored {
 		all = append(all, &agentv1.Problem{Object: p.Object, Message: p.Message, Remedy: p.Remedy})
 	}
+	all = append(all, s.a.configuration.problems()...)
 	all = append(all, s.policyProblems()...)
 	if err := s.a.services.Trouble(); err != nil {
 		all = append(all, &agentv1.Problem{
@@ -76,7 +77,7 @@ func (s *api) pool(ip string) string {
 	if err != nil {
 		return ""
 	}
-	for _, pool := range s.a.config.PodCIDRs {
+	for _, pool := range s.a.book.Pools() {
 		if pool.Contains(addr) {
 			return pool.String()
 		}

@@ -24,6 +24,7 @@ type derived struct {
 // derivedTables lists them in the order in which information flows.
 func derivedTables() []derived {
 	return []derived{
+		{"configuration", "the agent's configuration: when a change counts, what is in force, what the file says", showConfiguration},
 		{"selectors", "selectors of the node's policies and their bits", ofPolicy((*policy.Engine).Selectors)},
 		{"classes", "sets of selectors that match some peer", ofPolicy((*policy.Engine).Classes)},
 		{"peers", "what policy tells apart about addresses", ofPolicy((*policy.Engine).Peers)},

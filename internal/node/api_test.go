@@ -24,7 +24,7 @@ func apiOf(t *testing.T, n *node1) *api {
 		t.Fatal(err)
 	}
 	return &api{a: &Agent{
-		config: Config{Node: "node1", Cluster: "default", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}},
+		config: Config{Node: "node1", Cluster: "default"}, configuration: newConfiguration(Config{}),
 		tables: n.tables, policies: n.loop, services: &serviceLoop{tables: n.tables, brain: brain, gone: func([]uint32) {}, log: slog.New(slog.DiscardHandler)},
 	}}
 }

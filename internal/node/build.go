@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,9 +35,11 @@ var Version = "dev"
 
 // Agent is everything that runs on a node. Build makes one, Run runs it.
 type Agent struct {
-	config  Config
+	config  Config // as it was started; what may have changed since, configuration knows
 	log     *slog.Logger
 	started time.Time
+
+	configuration *configuration
 
 	tables    *table.Tables
 	links     *netlink.Handle
@@ -66,7 +69,7 @@ type Agent struct {
 // Build makes the agent's parts, in the order in which facts flow through them. Nothing runs yet, but the datapath is
 // in force: what an earlier agent left is adopted, not replaced.
 func Build(ctx context.Context, config Config, log *slog.Logger) (_ *Agent, err error) {
-	a := &Agent{config: config, log: log, started: time.Now()}
+	a := &Agent{config: config, configuration: newConfiguration(config), log: log, started: time.Now()}
 	defer func() {
 		if err != nil {
 			a.Close()
@@ -206,7 +209,7 @@ func findUplink(links *netlink.Handle, name string) (uplink, error) {
 // buildDatapath puts the programs in force and attaches them to everything that is not a pod.
 func (a *Agent) buildDatapath(ctx context.Context) (err error) {
 	a.datapath, err = datapath.Open(ctx, datapath.Config{
-		Root: a.config.BPFRoot, Cgroup: a.config.Cgroup, Node: a.nodeConfig(), Sizes: a.config.MapSizes, Logger: a.log,
+		Root: a.config.BPFRoot, Cgroup: a.config.Cgroup, Node: a.nodeConfig(&a.config), Sizes: a.config.MapSizes, Logger: a.log,
 	})
 	if err != nil {
 		return err
@@ -295,25 +298,25 @@ const (
 )
 
 // nodeConfig is what programs know of the node when they are loaded.
-func (a *Agent) nodeConfig() bpf.NodeConfig {
+func (a *Agent) nodeConfig(c *Config) bpf.NodeConfig {
 	// Ports below 1024 are left to the node's own services: a masqueraded flow must not answer in their name.
 	config := bpf.NodeConfig{
-		Node4:          addressOf(a.uplink.addr4),
-		Node6:          addressOf(a.uplink.addr6),
-		Loopback4:      bpf.AddressOf(netip.MustParseAddr(hairpinSource4)),
-		Loopback6:      bpf.AddressOf(netip.MustParseAddr(hairpinSource6)),
-		Features:       bpf.FeatureServices | bpf.FeatureIPv4 | bpf.FeatureIPv6,
-		UplinkIfIndex:  a.uplink.ifindex,
-		OverlayIfIndex: a.overlay,
-		VNI:            a.config.VNI,
-		OverlayPort:    a.config.TunnelPort,
-		PodMTU:         a.mtus.Device,
-		TunnelMTU:      a.mtus.Tunnel,
-		HalfOpenLimit:  a.config.HalfOpenLimit,
-		NATPortMin:     1024,
-		NATPortMax:     65535,
+		Node4:                addressOf(a.uplink.addr4),
+		Node6:                addressOf(a.uplink.addr6),
+		Loopback4:            bpf.AddressOf(netip.MustParseAddr(hairpinSource4)),
+		Loopback6:            bpf.AddressOf(netip.MustParseAddr(hairpinSource6)),
+		Features:             bpf.FeatureServices | bpf.FeatureIPv4 | bpf.FeatureIPv6,
+		UplinkIfIndex:        a.uplink.ifindex,
+		OverlayIfIndex:       a.overlay,
+		VNI:                  c.VNI,
+		OverlayPort:          c.TunnelPort,
+		PodMTU:               a.mtus.Device,
+		TunnelMTU:            a.mtus.Tunnel,
+		HalfOpenLimit:        c.HalfOpenLimit,
+		OutsideHalfOpenLimit: cmp.Or(c.OutsideHalfOpenLimit, max(1, cmp.Or(c.MapSizes["flows"], uint32(bpf.CapFlows))/8)),
+		NATPortMin:           1024,
+		NATPortMax:           65535,
 	}
-	config.OutsideHalfOpenLimit = a.config.OutsideHalfOpenLimit
 	for _, router := range a.book.Routers() {
 		if router.Is4() {
 			config.Router4 = bpf.AddressOf(router)
@@ -322,7 +325,7 @@ func (a *Agent) nodeConfig() bpf.NodeConfig {
 		}
 	}
 	for feature, on := range map[bpf.Feature]bool{
-		bpf.FeatureTunnel: a.overlay != 0, bpf.FeatureMasquerade: a.config.Masquerade, bpf.FeatureFlowRecords: a.config.FlowRecords,
+		bpf.FeatureTunnel: a.overlay != 0, bpf.FeatureMasquerade: c.Masquerade, bpf.FeatureFlowRecords: c.FlowRecords,
 	} {
 		if on {
 			config.Features |= feature
@@ -364,6 +367,7 @@ func (a *Agent) buildBrains(context.Context) (err error) {
 		rows.overlay = netlink.OverlayDevice
 	}
 	a.policies = newPolicyLoop(a.tables, facts, engine, a.datapath, rows, a.log)
+	a.policies.configured = a.configuration.InForce
 	a.policies.setSelf(a.selfRow())
 	if a.pinger, err = netlink.OpenPinger(); err != nil {
 		return err
@@ -386,7 +390,7 @@ func (a *Agent) buildBrains(context.Context) (err error) {
 	}
 	a.services = &serviceLoop{
 		tables: a.tables, publisher: a.datapath, number: a.numbering.number, gone: a.resetter.note, log: a.log, brain: brain,
-		self: a.config.Node, hostPorts: make(map[uint32][]serviceName),
+		self: a.config.Node, hostPorts: make(map[uint32][]serviceName), configured: a.configuration.InForce,
 	}
 	if err := a.buildAnnouncer(); err != nil {
 		return err
@@ -408,8 +412,8 @@ func (a *Agent) buildAnnouncer() error {
 	a.voice = voice
 	a.announcer = &announcer{
 		tables: a.tables, self: a.config.Node, mac: a.uplink.mac, kernel: a.datapath, link: voice,
-		external: a.config.AnnounceExternalIPs,
-		lease:    a.store.Publisher().Lease, now: store.SinceBoot, log: a.log,
+		configured: a.configuration.InForce,
+		lease:      a.store.Publisher().Lease, now: store.SinceBoot, log: a.log,
 	}
 	return nil
 }
@@ -417,7 +421,7 @@ func (a *Agent) buildAnnouncer() error {
 // selfRow is what this node says of itself.
 func (a *Agent) selfRow() *table.Node {
 	row := &table.Node{
-		Name: a.config.Node, PodCIDRs: a.book.Pools(), Routers: a.book.Routers(), Healths: a.book.Healths(), Zone: a.config.Zone,
+		Name: a.config.Node, PodCIDRs: a.book.Pools(), Routers: a.book.Routers(), Healths: a.book.Healths(),
 	}
 	for _, addr := range []netip.Addr{a.uplink.addr4, a.uplink.addr6} {
 		if addr.IsValid() {
@@ -492,6 +496,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.routes.complete = a.store.Synced()
 	run(a.tables.Run)
 	run(func(ctx context.Context) error { return a.store.Run(ctx, a.tables) })
+	run(a.followConfiguration)
 	run(a.introduce)
 	run(a.addresses.Run)
 	run(a.watchKernel)

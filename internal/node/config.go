@@ -1,19 +1,15 @@
 package node
 
 import (
-	"bytes"
-	"cmp"
-	"encoding/json"
+	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 
-	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/service"
 	"tendril.io/tendril/internal/store"
 )
@@ -48,90 +44,99 @@ const (
 )
 
 // Config is the agent's configuration, a JSON file. The zero value of a field is its default unless it says
-// "required".
+// "required". The tag change says when a change of the file counts (effect).
 type Config struct {
 	// Node is this node's name, as other records know it. Required.
-	Node string `json:"node"`
+	Node string `json:"node" change:"restart"`
 	// Cluster names the cluster; it is part of every identity. Default "default".
-	Cluster string `json:"cluster,omitempty"`
+	Cluster string `json:"cluster,omitempty" change:"restart"`
 	// Store lists etcd's client addresses, host:port. Required.
-	Store []string `json:"store"`
+	Store []string `json:"store" change:"restart"`
 	// Publish lists the addresses of the Publish service, host:port; the agent goes to whichever answers. Required.
-	Publish []string `json:"publish"`
+	Publish []string `json:"publish" change:"restart"`
 	// StoreCA, StoreCert and StoreKey are PEM files: authorities that vouch for store and Publish service, this node's certificate, which
 	// has its name, and the key. They are read anew at every connection. All three or none; none: no TLS.
-	StoreCA   string `json:"store_ca,omitempty"`
-	StoreCert string `json:"store_cert,omitempty"`
-	StoreKey  string `json:"store_key,omitempty"`
+	StoreCA   string `json:"store_ca,omitempty" change:"restart"`
+	StoreCert string `json:"store_cert,omitempty" change:"restart"`
+	StoreKey  string `json:"store_key,omitempty" change:"restart"`
 	// StoreToken is a file with a token of this agent's pod. With it the agent has its certificate issued and renewed by the operator, and
 	// keeps it in state_dir; then store_cert and store_key are left out.
-	StoreToken string `json:"store_token,omitempty"`
+	StoreToken string `json:"store_token,omitempty" change:"restart"`
 	// PodCIDRs are the prefixes that pods of this node get addresses from, at most one a family. Default: what the operator has
 	// written for this node, which the agent waits for.
-	PodCIDRs []netip.Prefix `json:"pod_cidrs,omitempty"`
+	PodCIDRs []netip.Prefix `json:"pod_cidrs,omitempty" change:"restart"`
 	// Mode is native (default) or vxlan.
-	Mode Mode `json:"mode,omitempty"`
+	Mode Mode `json:"mode,omitempty" change:"restart"`
 	// Uplink is the outward device. Default: the device of the default route.
-	Uplink string `json:"uplink,omitempty"`
+	Uplink string `json:"uplink,omitempty" change:"restart"`
 	// Zone is the node's topology zone; empty: what its label topology.kubernetes.io/zone says.
-	Zone string `json:"zone,omitempty"`
+	Zone string `json:"zone,omitempty" change:"live"`
 	// BPFRoot is this node's folder in bpffs. Default /sys/fs/bpf/tendril.
-	BPFRoot string `json:"bpf_root,omitempty"`
+	BPFRoot string `json:"bpf_root,omitempty" change:"restart"`
 	// Cgroup is the cgroup v2 folder whose processes get socket-level services. Empty: none do.
-	Cgroup string `json:"cgroup,omitempty"`
+	Cgroup string `json:"cgroup,omitempty" change:"restart"`
 	// RunDir holds agent.sock and cni.sock. Default /run/tendril.
-	RunDir string `json:"run_dir,omitempty"`
+	RunDir string `json:"run_dir,omitempty" change:"restart"`
 	// StateDir holds what must outlive a restart: endpoints, the journal, the last snapshot. Default /var/lib/tendril.
-	StateDir string `json:"state_dir,omitempty"`
+	StateDir string `json:"state_dir,omitempty" change:"restart"`
 	// CNIBinDir is where the container runtime looks for CNI plugins: `tendril-agent install` copies tendril-cni there. Empty: it
 	// copies nothing.
-	CNIBinDir string `json:"cni_bin_dir,omitempty"`
+	CNIBinDir string `json:"cni_bin_dir,omitempty" change:"restart"`
 	// CNIConfDir is where it looks for the network's configuration. The agent writes ours there once it can serve pods. Empty: it
 	// does not.
-	CNIConfDir string `json:"cni_conf_dir,omitempty"`
+	CNIConfDir string `json:"cni_conf_dir,omitempty" change:"restart"`
 	// ReadyAddr is the address, host:port, of an HTTP server whose answer is 200 while the kernel enforces the policies and services
 	// that the agent knows of, else 503. Empty: there is none.
-	ReadyAddr string `json:"ready_addr,omitempty"`
+	ReadyAddr string `json:"ready_addr,omitempty" change:"restart"`
 	// Masquerade gives what leaves the cluster this node's address.
-	Masquerade bool `json:"masquerade,omitempty"`
+	Masquerade bool `json:"masquerade,omitempty" change:"reload"`
 	// NoMasquerade are destinations outside the cluster that keep the pod's address.
-	NoMasquerade []netip.Prefix `json:"no_masquerade,omitempty"`
+	NoMasquerade []netip.Prefix `json:"no_masquerade,omitempty" change:"live"`
 	// NodePortAddresses are prefixes of those of this node's addresses at which node ports answer. Default: all that its devices have,
 	// but for loopback and link-local ones.
-	NodePortAddresses []netip.Prefix `json:"node_port_addresses,omitempty"`
+	NodePortAddresses []netip.Prefix `json:"node_port_addresses,omitempty" change:"live"`
 	// FlowRecords makes the datapath report connections, not only drops.
-	FlowRecords bool `json:"flow_records,omitempty"`
+	FlowRecords bool `json:"flow_records,omitempty" change:"reload"`
 	// FlowHistory is how many flow records are kept in memory. Default 16384.
-	FlowHistory int `json:"flow_history,omitempty"`
+	FlowHistory int `json:"flow_history,omitempty" change:"live"`
 	// DenyLocalHost removes the built-in rule that lets the node reach its own pods.
-	DenyLocalHost bool `json:"deny_local_host,omitempty"`
+	DenyLocalHost bool `json:"deny_local_host,omitempty" change:"live"`
 	// HalfOpenLimit is how many half-open connections a pod may have. Default 8192.
-	HalfOpenLimit uint32 `json:"half_open_limit,omitempty"`
+	HalfOpenLimit uint32 `json:"half_open_limit,omitempty" change:"reload"`
 	// OutsideHalfOpenLimit is how many half-open connections all clients outside the cluster may have together. Default: an eighth of
 	// the flows map, 65536 unless configured. One that is asked of a service takes two entries.
-	OutsideHalfOpenLimit uint32 `json:"outside_half_open_limit,omitempty"`
+	OutsideHalfOpenLimit uint32 `json:"outside_half_open_limit,omitempty" change:"reload"`
 	// VNI is the overlay's network identifier. Default 7471.
-	VNI uint32 `json:"vni,omitempty"`
+	VNI uint32 `json:"vni,omitempty" change:"restart"`
 	// TunnelPort is the overlay's UDP port. Default 8472.
-	TunnelPort uint16 `json:"tunnel_port,omitempty"`
+	TunnelPort uint16 `json:"tunnel_port,omitempty" change:"restart"`
 	// HostTrialSeconds is how long a change of what judges the node itself may keep it from the store before it is rolled
 	// back. Default 10.
-	HostTrialSeconds uint32 `json:"host_trial_seconds,omitempty"`
+	HostTrialSeconds uint32 `json:"host_trial_seconds,omitempty" change:"live"`
 	// AliveLeaseSeconds is how long the cluster takes this node for alive after its last heartbeat; there are four in that time.
 	// Default: what suits the cluster's size, 40 for a few nodes.
-	AliveLeaseSeconds uint32 `json:"alive_lease_seconds,omitempty"`
+	AliveLeaseSeconds uint32 `json:"alive_lease_seconds,omitempty" change:"live"`
 	// AnnounceExternalIPs has services' externalIPs answered for on the link, like load balancers' addresses. The same on all nodes.
 	// Default off: whoever may write a Service could take any free address of the link.
-	AnnounceExternalIPs bool `json:"announce_external_ips,omitempty"`
+	AnnounceExternalIPs bool `json:"announce_external_ips,omitempty" change:"live"`
 	// LBMode says how clients outside the cluster are answered by backends of other nodes: snat (default) or dsr.
-	LBMode LBMode `json:"lb_mode,omitempty"`
+	LBMode LBMode `json:"lb_mode,omitempty" change:"live"`
 	// XDP is off (default), auto, native or generic, on the uplink.
-	XDP XDP `json:"xdp,omitempty"`
+	XDP XDP `json:"xdp,omitempty" change:"restart"`
 	// MaglevSize is the number of slots of a Maglev table, a prime and the same on every node of the cluster: others would
 	// lead a connection elsewhere. Default 4093.
-	MaglevSize uint32 `json:"maglev_size,omitempty"`
+	MaglevSize uint32 `json:"maglev_size,omitempty" change:"restart"`
 	// MapSizes overrides how many entries a BPF map has, by the map's name.
-	MapSizes map[string]uint32 `json:"map_sizes,omitempty"`
+	MapSizes map[string]uint32 `json:"map_sizes,omitempty" change:"restart"`
+
+	origin origin
+}
+
+// origin is where a configuration was read. An agent goes on to follow the file; without a path there is none.
+type origin struct {
+	path   string
+	node   string // in place of the file's
+	digest string // SHA-256 of the file, in hex
 }
 
 // Load reads a configuration file, fills in defaults and validates. A node that is given is this node's name, in place of the
@@ -141,15 +146,11 @@ func Load(path, node string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("read configuration: %w", err)
 	}
-	decoder := json.NewDecoder(bytes.NewReader(raw))
-	decoder.DisallowUnknownFields()
-	var config Config
-	if err := decoder.Decode(&config); err != nil {
+	config, err := decode(raw)
+	if err != nil {
 		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
 	}
-	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return Config{}, fmt.Errorf("configuration %s: something follows the object: remove it", path)
-	}
+	config.origin = origin{path, node, fmt.Sprintf("%x", sha256.Sum256(raw))}
 	if node != "" {
 		config.Node = node
 	}
@@ -170,7 +171,6 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.StateDir, "/var/lib/tendril")
 	setDefault(&c.FlowHistory, 16384)
 	setDefault(&c.HalfOpenLimit, 8192)
-	setDefault(&c.OutsideHalfOpenLimit, max(1, cmp.Or(c.MapSizes["flows"], uint32(bpf.CapFlows))/8))
 	setDefault(&c.VNI, 7471)
 	setDefault(&c.TunnelPort, 8472)
 	setDefault(&c.HostTrialSeconds, 10)
@@ -240,8 +240,8 @@ func (c Config) Validate() error {
 	if err := (service.Config{MaglevSize: c.MaglevSize}).Validate(); err != nil {
 		bad("maglev_size", "%v", err)
 	}
-	if c.FlowHistory < 0 {
-		bad("flow_history", "%d is negative; leave it out for the default", c.FlowHistory)
+	if c.FlowHistory < 0 || c.FlowHistory > maxFlowHistory {
+		bad("flow_history", "%d is not within 0 to %d; leave it out for the default", c.FlowHistory, maxFlowHistory)
 	}
 	if s := c.AliveLeaseSeconds; s > 0 && (s < minAliveLease || s > maxAliveLease) {
 		bad("alive_lease_seconds", "%d is not within %d to %d; leave it out for what suits the cluster's size", s, minAliveLease, maxAliveLease)
@@ -276,6 +276,9 @@ const (
 	minAliveLease = 5
 	maxAliveLease = 3600
 )
+
+// maxFlowHistory is about 600 MiB of records.
+const maxFlowHistory = 1 << 22
 
 // maxVNI is the largest network identifier that a VXLAN header holds.
 const maxVNI = 1<<24 - 1

@@ -3,7 +3,8 @@
 //		sources             tables              brains                 mechanisms
 //		store, CNI, kernel  nodes pods ips ...  policy, service        datapath, netlink
 //
-//	 1. config.go reads the configuration; build.go calls every constructor once, locks first, sockets late.
+//	 1. config.go reads the configuration, and configuration.go goes on to follow its file; build.go calls every constructor
+//	    once, locks first, sockets late.
 //	 2. changes.go hands changed rows to the two loops; facts.go and nodes.go say what a row means.
 //	 3. policy_loop.go and service_loop.go feed a brain and publish its answer; what fails is kept and tried again, and a
 //	    failure that lasts is a problem in `tendril status`.

@@ -3,6 +3,7 @@ package node
 import (
 	"cmp"
 	"crypto/sha256"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -38,15 +39,38 @@ type facts struct {
 func newFacts(tables *table.Tables, config Config, number func(node string) uint32) *facts {
 	f := &facts{
 		tables: tables, self: config.Node, cluster: config.Cluster, tunnel: config.Mode == ModeVXLAN, number: number,
-		nodePorts: config.NodePortAddresses,
-		fixed:     make(map[netip.Prefix]policy.AddressFact),
-		byNode:    make(map[string][]netip.Prefix), claims: make(map[netip.Prefix][]nodeAddress),
+		byNode: make(map[string][]netip.Prefix), claims: make(map[netip.Prefix][]nodeAddress),
 		devices: make(map[uint32][]netip.Addr),
 	}
-	for _, prefix := range config.NoMasquerade {
-		f.fixed[prefix] = policy.AddressFact{Reserved: identity.World, Flags: uint32(bpf.AddressFlagNoMasquerade)}
-	}
+	f.configure(&config)
 	return f
+}
+
+// configure takes over what the configuration says of addresses, and returns the prefixes whose facts may have changed.
+func (f *facts) configure(config *Config) []netip.Prefix {
+	var changed []netip.Prefix
+	fixed := make(map[netip.Prefix]policy.AddressFact)
+	for _, prefix := range config.NoMasquerade {
+		fixed[prefix] = policy.AddressFact{Reserved: identity.World, Flags: uint32(bpf.AddressFlagNoMasquerade)}
+	}
+	if !maps.Equal(f.fixed, fixed) {
+		changed = slices.AppendSeq(changed, maps.Keys(f.fixed))
+		changed = slices.AppendSeq(changed, maps.Keys(fixed))
+		for addr := range f.apiServers { // outside looks them up
+			changed = append(changed, exact(addr))
+		}
+		f.fixed = fixed
+	}
+	if !slices.Equal(f.nodePorts, config.NodePortAddresses) {
+		f.nodePorts = config.NodePortAddresses
+		changed = append(changed, f.byNode[f.self]...)
+		for _, addrs := range f.devices {
+			for _, addr := range addrs {
+				changed = append(changed, exact(addr))
+			}
+		}
+	}
+	return changed
 }
 
 // nodeAddress is a prefix of a node that is not a pod's.

@@ -3,6 +3,7 @@ package node
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"tendril.io/tendril/bpf"
@@ -41,6 +42,42 @@ func TestNodePortsAreWhereTheyAreWanted(t *testing.T) {
 	for address, want := range map[string]bool{"172.30.0.1": true, "10.1.0.1": false} {
 		if got := f.fact(t, address).Flags&uint32(bpf.AddressFlagNodePort) != 0; got != want {
 			t.Errorf("node ports at %s: %v, want %v", address, got, want)
+		}
+	}
+}
+
+func TestAnotherConfigurationHasAddressesLookedAtAgain(t *testing.T) {
+	list := func(texts ...string) (all []netip.Prefix) {
+		for _, text := range texts {
+			all = append(all, netip.MustParsePrefix(text))
+		}
+		return all
+	}
+	f := testFacts(t, Config{NoMasquerade: list("198.51.100.0/24")})
+	f.setNode(&table.Node{Name: "node1", Addresses: addrs("172.30.0.1")}, false)
+	f.setDevice(&table.Device{Index: 7, Addrs: list("192.0.2.7/32")}, false)
+	f.setAPIServers(map[netip.Addr]bool{netip.MustParseAddr("203.0.113.9"): true})
+	for _, step := range []struct {
+		config Config
+		want   []netip.Prefix
+		ports  string // the address that has node ports
+		kept   string // the prefix that keeps pods' addresses, as the API server in it does
+	}{
+		{Config{NoMasquerade: list("198.51.100.0/24")}, nil, "172.30.0.1", "198.51.100.0/24"},
+		{Config{NoMasquerade: list("203.0.113.0/24")}, list("198.51.100.0/24", "203.0.113.0/24", "203.0.113.9/32"), "192.0.2.7", "203.0.113.9/32"},
+		{Config{NoMasquerade: list("203.0.113.0/24"), NodePortAddresses: list("192.0.2.0/24")}, list("172.30.0.1/32", "192.0.2.7/32"), "192.0.2.7", "203.0.113.0/24"},
+		{Config{}, list("172.30.0.1/32", "192.0.2.7/32", "203.0.113.0/24", "203.0.113.9/32"), "172.30.0.1", ""},
+	} {
+		got := f.configure(&step.config)
+		slices.SortFunc(got, netip.Prefix.Compare)
+		if !slices.Equal(got, step.want) {
+			t.Errorf("%+v: %v are looked at again, want %v", step.config.NoMasquerade, got, step.want)
+		}
+		if f.fact(t, step.ports).Flags&uint32(bpf.AddressFlagNodePort) == 0 {
+			t.Errorf("with %v there are no node ports at %s", step.config.NodePortAddresses, step.ports)
+		}
+		if step.kept != "" && f.fact(t, step.kept).Flags&uint32(bpf.AddressFlagNoMasquerade) == 0 {
+			t.Errorf("with %v pods keep no address towards %s", step.config.NoMasquerade, step.kept)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cilium/statedb"
 
@@ -42,6 +43,9 @@ type policyLoop struct {
 	wanted    uint64                    // how far the store has counted changes of policies, as the tables have it
 	inForce   atomic.Uint64             // how far the kernel is
 	latest    atomic.Uint64             // wanted, for readers
+
+	configured func() (*Config, <-chan struct{}) // nil: the configuration does not change
+	config     *Config                           // that the loop goes by; nil: as it was made
 
 	egress *egressGateways // told of pods before they may send; nil: there are no egress gateways
 
@@ -125,6 +129,7 @@ func (l *policyLoop) attempt(ctx context.Context, watches *statedb.WatchSet) (se
 func (l *policyLoop) round(ctx context.Context, watches *statedb.WatchSet) (settled bool, err error) {
 	txn := l.tables.DB.ReadTxn()
 	l.feeds.pull(txn, watches)
+	l.configure(watches)
 	l.tryAgain()
 	return l.step(ctx, txn)
 }
@@ -179,6 +184,24 @@ func (l *policyLoop) stop() { l.feeds.close() }
 // setSelf notes what this node knows of itself, whatever the store says of it.
 func (l *policyLoop) setSelf(row *table.Node) {
 	l.noteNode(row, false)
+}
+
+// configure goes by the configuration in force, if it is another.
+func (l *policyLoop) configure(watches *statedb.WatchSet) {
+	if l.configured == nil {
+		return
+	}
+	config, changed := l.configured()
+	watches.Add(changed)
+	if config == l.config {
+		return
+	}
+	l.config = config
+	for _, prefix := range l.facts.configure(config) {
+		l.prefixes[prefix] = struct{}{}
+	}
+	l.engine.SetDenyLocalHost(config.DenyLocalHost)
+	l.trial.period = time.Duration(config.HostTrialSeconds) * time.Second
 }
 
 func (l *policyLoop) nodeChanged(row *table.Node, deleted bool) {

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -11,7 +12,6 @@ import (
 	"time"
 
 	"github.com/cilium/statedb"
-	"google.golang.org/protobuf/proto"
 
 	storev1 "tendril.io/tendril/api/store/v1"
 	"tendril.io/tendril/internal/netlink"
@@ -19,34 +19,36 @@ import (
 	"tendril.io/tendril/internal/table"
 )
 
-// introduce publishes this node and keeps its sign of life.
+// introduce publishes this node and keeps its sign of life, as the configuration has them.
 func (a *Agent) introduce(ctx context.Context) error {
+	for {
+		config, changed := a.configuration.InForce()
+		if err := a.publishSelf(config); err != nil {
+			return fmt.Errorf("publish this node: %w", err)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// publishSelf tells the store of this node. Of what it has already it hears nothing.
+func (a *Agent) publishSelf(config *Config) error {
 	row := a.selfRow()
 	boot := bootID()
 	record := &storev1.Node{
-		Tunnel: row.Tunnel.AsSlice(), MinVersion: 1, MaxVersion: 1, BootId: boot, Zone: row.Zone,
+		Tunnel: row.Tunnel.AsSlice(), MinVersion: 1, MaxVersion: 1, BootId: boot, Zone: config.Zone,
 		Addresses: slicesOf(row.Addresses), RouterAddresses: slicesOf(row.Routers), HealthAddresses: slicesOf(row.Healths),
 	}
 	for _, cidr := range row.PodCIDRs {
 		record.PodCidrs = append(record.PodCidrs, cidr.String())
 	}
 	publisher := a.store.Publisher()
-	writes := []struct {
-		key    store.Key
-		record proto.Message
-	}{
-		{store.NodeKey(row.Name), record},
-		{store.AliveKey(row.Name), &storev1.Alive{
-			BootId: boot, StartedUnix: a.started.Unix(), LeaseSeconds: a.config.AliveLeaseSeconds,
-		}},
-	}
-	for _, write := range writes {
-		if err := publisher.Set(write.key, write.record); err != nil {
-			return fmt.Errorf("publish this node: %w", err)
-		}
-	}
-	<-ctx.Done()
-	return nil
+	return errors.Join(publisher.Set(store.NodeKey(row.Name), record), publisher.Set(store.AliveKey(row.Name), &storev1.Alive{
+		BootId: boot, StartedUnix: a.started.Unix(), LeaseSeconds: config.AliveLeaseSeconds,
+	}))
 }
 
 // bootID names this boot of the machine; a node that comes back with another one has lost its pods.

@@ -22,6 +22,8 @@ type serviceLoop struct {
 	gone      func(backends []uint32) // told of backends that are gone, once the kernel knows
 	log       *slog.Logger
 
+	configured func() (*Config, <-chan struct{}) // nil: the configuration does not change
+
 	mu    sync.RWMutex // guards brain: the loop writes, the API reads
 	brain *service.Brain
 
@@ -51,11 +53,22 @@ func (l *serviceLoop) attempt(ctx context.Context, watches *statedb.WatchSet) (s
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.feeds.pull(l.tables.DB.ReadTxn(), watches)
+	l.configure(watches)
 	err = l.step(ctx)
 	if l.trouble = err; err != nil {
 		l.log.Error("publish services; will try again", "error", err)
 	}
 	return err == nil, err
+}
+
+// configure goes by the configuration in force.
+func (l *serviceLoop) configure(watches *statedb.WatchSet) {
+	if l.configured == nil {
+		return
+	}
+	config, changed := l.configured()
+	watches.Add(changed)
+	l.brain.Configure(config.Zone, config.LBMode == LBModeDSR)
 }
 
 // stop implements loop.

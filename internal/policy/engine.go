@@ -63,6 +63,7 @@ type staged struct {
 	subjects   map[uint32]*Workload
 
 	addressGroups map[groupKey]*Group
+	denyLocalHost *bool // nil: as before
 }
 
 func newStaged() staged {
@@ -75,6 +76,7 @@ func newStaged() staged {
 // reset forgets the inputs once they are taken in.
 func (s *staged) reset() {
 	s.addresses.reset()
+	s.denyLocalHost = nil
 	if len(s.namespaces)+len(s.policies)+len(s.subjects)+len(s.addressGroups) > 0 {
 		addresses := s.addresses
 		*s = newStaged()
@@ -83,7 +85,7 @@ func (s *staged) reset() {
 }
 
 func (s *staged) empty() bool {
-	return len(s.namespaces)+len(s.policies)+s.addresses.len()+len(s.subjects)+len(s.addressGroups) == 0
+	return len(s.namespaces)+len(s.policies)+s.addresses.len()+len(s.subjects)+len(s.addressGroups) == 0 && s.denyLocalHost == nil
 }
 
 // New returns an engine that knows nothing yet. Its first Flush writes the reserved peers and the world.
@@ -119,6 +121,14 @@ func (e *Engine) words() int {
 		return e.config.ClassWords
 	}
 	return int(bpf.CapSelectors) / 64
+}
+
+// SetDenyLocalHost stages another Config.DenyLocalHost.
+func (e *Engine) SetDenyLocalHost(deny bool) {
+	e.staged.denyLocalHost = nil
+	if deny != e.config.DenyLocalHost {
+		e.staged.denyLocalHost = &deny
+	}
 }
 
 // SetNamespace stages a namespace's labels.

@@ -90,6 +90,7 @@ func (e *Engine) apply() error {
 	byDigest := func(a, b *group) int { return compareDigests(a.digest, b.digest) }
 	emptied, ended := sortedKeys(e.emptied, byDigest), sortedKeys(e.ended, byDigest)
 	// Namespaces first, since policies select by their labels; subjects last, since a new group asks the policies.
+	e.applyDenyLocalHost()
 	e.applyNamespaces()
 	e.applyPolicies()
 	e.applyAddressGroups()
@@ -156,6 +157,17 @@ func (e *Engine) start() error {
 		e.setFact(prefix, nil)
 	}
 	return nil
+}
+
+// applyDenyLocalHost has every pod's programs compiled again if the node is to reach pods by another rule.
+func (e *Engine) applyDenyLocalHost() {
+	if e.staged.denyLocalHost == nil {
+		return
+	}
+	set(e.plan, &e.config.DenyLocalHost, *e.staged.denyLocalHost)
+	for _, g := range e.groups {
+		e.plan.groups.put(g, struct{}{})
+	}
 }
 
 func (e *Engine) applyNamespaces() {

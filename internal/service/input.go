@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -113,6 +114,7 @@ type Brain struct {
 	released   uint64                  // counts releases, ever
 	stuckAt    uint64                  // released when a stuck service was last tried
 	nodesDirty bool                    // some node's number changed: backends may have to be rewritten
+	labelled   string                  // zone that this node's labels name
 	home       string                  // zone of this node; empty: zones are not preferred
 	zonesDirty bool                    // this or some node's zone changed: near backends may be others
 	change     change
@@ -194,8 +196,29 @@ func (b *Brain) DeleteBackends(namespace, service, slice string) {
 
 // SetZone says in which zone this node is, by its labels; empty: in none. Config.Zone goes before it.
 func (b *Brain) SetZone(zone string) {
-	if b.config.Zone == "" && b.home != zone {
-		b.home, b.zonesDirty = zone, true
+	b.labelled = zone
+	b.settleZone()
+}
+
+// settleZone has the next flush look at near backends again if this node is in another zone now.
+func (b *Brain) settleZone() {
+	if home := cmp.Or(b.config.Zone, b.labelled); b.home != home {
+		b.home, b.zonesDirty = home, true
+	}
+}
+
+// Configure exchanges those fields of the configuration that may change: Zone and DSR.
+func (b *Brain) Configure(zone string, dsr bool) {
+	b.config.Zone = zone
+	b.settleZone()
+	if b.config.DSR == dsr {
+		return
+	}
+	b.config.DSR = dsr
+	for key, r := range b.services {
+		if r.service != nil && r.service.Forwarding == "" {
+			b.touch(key, r)
+		}
 	}
 }
 

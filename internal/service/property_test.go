@@ -94,7 +94,7 @@ func TestAnyHistoryEndsAsTheReferenceSays(t *testing.T) {
 			n.ledger.room[policy.KindService] = rapid.Uint32Range(0, 2).Draw(rt, "services")
 		}
 		for range rapid.IntRange(1, 25).Draw(rt, "events") {
-			switch rapid.SampledFrom([]string{"service", "backends", "backends", "delete service", "delete backends", "node", "flush"}).Draw(rt, "event") {
+			switch rapid.SampledFrom([]string{"service", "backends", "backends", "delete service", "delete backends", "node", "configure", "flush"}).Draw(rt, "event") {
 			case "service":
 				s := drawService(rt)
 				n.SetService(s)
@@ -120,6 +120,10 @@ func TestAnyHistoryEndsAsTheReferenceSays(t *testing.T) {
 				number := rapid.Uint32Range(0, 3).Draw(rt, "number")
 				n.SetNode(fmt.Sprintf("n%d", i), number, "")
 				want.nodes[fmt.Sprintf("n%d", i)] = node{number: number}
+			case "configure":
+				config.DSR = rapid.Bool().Draw(rt, "DSR")
+				n.Configure("", config.DSR)
+				want.config.DSR = config.DSR
 			case "flush":
 				n.flush()
 			}

@@ -149,6 +149,22 @@ func TestHintsCountOnceTheZoneIsKnown(t *testing.T) {
 	}
 }
 
+// A zone by configuration goes before that of the labels, for as long as there is one.
+func TestTheConfiguredZoneGoesFirst(t *testing.T) {
+	n := newTestNode(t, Config{Zone: "z1"})
+	n.SetService(web("web", "10.96.0.1"))
+	n.SetBackends(behind("web", hint(ready("10.0.0.1"), "z1"), hint(ready("10.0.0.2"), "z2")))
+	n.SetZone("z2")
+	n.flush()
+	for _, c := range []struct{ configured, want string }{{"z1", "10.0.0.1:8080"}, {"", "10.0.0.2:8080"}, {"z1", "10.0.0.1:8080"}} {
+		n.Configure(c.configured, false)
+		n.flush()
+		if diff := cmp.Diff([]string{c.want}, n.kernel.slotsOf(tcp("10.96.0.1:80"))); diff != "" {
+			t.Errorf("zone %q: slots (-want +got):\n%s", c.configured, diff)
+		}
+	}
+}
+
 // hint says for which zones a backend is.
 func hint(backend table.Backend, zones ...string) table.Backend {
 	backend.HintZones = zones

@@ -86,6 +86,7 @@ type StatusResponse struct {
 	LbMode               string                 `protobuf:"bytes,22,opt,name=lb_mode,json=lbMode,proto3" json:"lb_mode,omitempty"`                                              // snat or dsr, for services that do not say
 	Policies             uint32                 `protobuf:"varint,24,opt,name=policies,proto3" json:"policies,omitempty"`                                                       // that the node knows of, the refused ones included
 	Services             uint32                 `protobuf:"varint,25,opt,name=services,proto3" json:"services,omitempty"`                                                       // that the node knows of
+	Configuration        *Configuration         `protobuf:"bytes,28,opt,name=configuration,proto3" json:"configuration,omitempty"`
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -295,6 +296,151 @@ func (x *StatusResponse) GetServices() uint32 {
 	return 0
 }
 
+func (x *StatusResponse) GetConfiguration() *Configuration {
+	if x != nil {
+		return x.Configuration
+	}
+	return nil
+}
+
+// Configuration is how far the agent goes by its configuration file.
+type Configuration struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	File          string                 `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
+	Digest        string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`                                       // SHA-256 of the file when it was last followed, in hex
+	SinceUnixNano int64                  `protobuf:"varint,3,opt,name=since_unix_nano,json=sinceUnixNano,proto3" json:"since_unix_nano,omitempty"` // when what is in force came into force
+	Refused       bool                   `protobuf:"varint,4,opt,name=refused,proto3" json:"refused,omitempty"`                                    // the file is another now, and has mistakes; problems say which
+	Waiting       []*Setting             `protobuf:"bytes,5,rep,name=waiting,proto3" json:"waiting,omitempty"`                                     // what the file says and a restart has to put into force
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Configuration) Reset() {
+	*x = Configuration{}
+	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Configuration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Configuration) ProtoMessage() {}
+
+func (x *Configuration) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Configuration.ProtoReflect.Descriptor instead.
+func (*Configuration) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Configuration) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *Configuration) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *Configuration) GetSinceUnixNano() int64 {
+	if x != nil {
+		return x.SinceUnixNano
+	}
+	return 0
+}
+
+func (x *Configuration) GetRefused() bool {
+	if x != nil {
+		return x.Refused
+	}
+	return false
+}
+
+func (x *Configuration) GetWaiting() []*Setting {
+	if x != nil {
+		return x.Waiting
+	}
+	return nil
+}
+
+// Setting is one key of the configuration, values as JSON; empty: it has none.
+type Setting struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	InForce       string                 `protobuf:"bytes,2,opt,name=in_force,json=inForce,proto3" json:"in_force,omitempty"`
+	Wanted        string                 `protobuf:"bytes,3,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Setting) Reset() {
+	*x = Setting{}
+	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Setting) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Setting) ProtoMessage() {}
+
+func (x *Setting) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Setting.ProtoReflect.Descriptor instead.
+func (*Setting) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Setting) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Setting) GetInForce() string {
+	if x != nil {
+		return x.InForce
+	}
+	return ""
+}
+
+func (x *Setting) GetWanted() string {
+	if x != nil {
+		return x.Wanted
+	}
+	return ""
+}
+
 // XDP is whether service packets that need no decision leave before the kernel has made packets of them.
 type XDP struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -307,7 +453,7 @@ type XDP struct {
 
 func (x *XDP) Reset() {
 	*x = XDP{}
-	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	mi := &file_agent_v1_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -319,7 +465,7 @@ func (x *XDP) String() string {
 func (*XDP) ProtoMessage() {}
 
 func (x *XDP) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	mi := &file_agent_v1_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -332,7 +478,7 @@ func (x *XDP) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XDP.ProtoReflect.Descriptor instead.
 func (*XDP) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{2}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *XDP) GetWanted() string {
@@ -368,7 +514,7 @@ type MapUse struct {
 
 func (x *MapUse) Reset() {
 	*x = MapUse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -380,7 +526,7 @@ func (x *MapUse) String() string {
 func (*MapUse) ProtoMessage() {}
 
 func (x *MapUse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -393,7 +539,7 @@ func (x *MapUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapUse.ProtoReflect.Descriptor instead.
 func (*MapUse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *MapUse) GetName() string {
@@ -436,7 +582,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -448,7 +594,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -461,7 +607,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Problem) GetObject() string {
@@ -496,7 +642,7 @@ type Feature struct {
 
 func (x *Feature) Reset() {
 	*x = Feature{}
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -508,7 +654,7 @@ func (x *Feature) String() string {
 func (*Feature) ProtoMessage() {}
 
 func (x *Feature) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -521,7 +667,7 @@ func (x *Feature) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Feature.ProtoReflect.Descriptor instead.
 func (*Feature) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Feature) GetName() string {
@@ -564,7 +710,7 @@ type Party struct {
 
 func (x *Party) Reset() {
 	*x = Party{}
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -576,7 +722,7 @@ func (x *Party) String() string {
 func (*Party) ProtoMessage() {}
 
 func (x *Party) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -589,7 +735,7 @@ func (x *Party) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Party.ProtoReflect.Descriptor instead.
 func (*Party) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Party) GetIp() string {
@@ -676,7 +822,7 @@ type Judgement struct {
 
 func (x *Judgement) Reset() {
 	*x = Judgement{}
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -688,7 +834,7 @@ func (x *Judgement) String() string {
 func (*Judgement) ProtoMessage() {}
 
 func (x *Judgement) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -701,7 +847,7 @@ func (x *Judgement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Judgement.ProtoReflect.Descriptor instead.
 func (*Judgement) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Judgement) GetAction() string {
@@ -771,7 +917,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -783,7 +929,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -796,7 +942,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Flow) GetTimeUnixNano() int64 {
@@ -981,7 +1127,7 @@ type ObserveRequest struct {
 
 func (x *ObserveRequest) Reset() {
 	*x = ObserveRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -993,7 +1139,7 @@ func (x *ObserveRequest) String() string {
 func (*ObserveRequest) ProtoMessage() {}
 
 func (x *ObserveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1006,7 +1152,7 @@ func (x *ObserveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObserveRequest.ProtoReflect.Descriptor instead.
 func (*ObserveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ObserveRequest) GetFollow() bool {
@@ -1108,7 +1254,7 @@ type ListTablesRequest struct {
 
 func (x *ListTablesRequest) Reset() {
 	*x = ListTablesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1266,7 @@ func (x *ListTablesRequest) String() string {
 func (*ListTablesRequest) ProtoMessage() {}
 
 func (x *ListTablesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1279,7 @@ func (x *ListTablesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTablesRequest.ProtoReflect.Descriptor instead.
 func (*ListTablesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 type ListTablesResponse struct {
@@ -1145,7 +1291,7 @@ type ListTablesResponse struct {
 
 func (x *ListTablesResponse) Reset() {
 	*x = ListTablesResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1157,7 +1303,7 @@ func (x *ListTablesResponse) String() string {
 func (*ListTablesResponse) ProtoMessage() {}
 
 func (x *ListTablesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1170,7 +1316,7 @@ func (x *ListTablesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTablesResponse.ProtoReflect.Descriptor instead.
 func (*ListTablesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListTablesResponse) GetTables() []*ListTablesResponse_Table {
@@ -1189,7 +1335,7 @@ type ShowTableRequest struct {
 
 func (x *ShowTableRequest) Reset() {
 	*x = ShowTableRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1201,7 +1347,7 @@ func (x *ShowTableRequest) String() string {
 func (*ShowTableRequest) ProtoMessage() {}
 
 func (x *ShowTableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1214,7 +1360,7 @@ func (x *ShowTableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowTableRequest.ProtoReflect.Descriptor instead.
 func (*ShowTableRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ShowTableRequest) GetTable() string {
@@ -1234,7 +1380,7 @@ type ShowTableResponse struct {
 
 func (x *ShowTableResponse) Reset() {
 	*x = ShowTableResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1246,7 +1392,7 @@ func (x *ShowTableResponse) String() string {
 func (*ShowTableResponse) ProtoMessage() {}
 
 func (x *ShowTableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1259,7 +1405,7 @@ func (x *ShowTableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowTableResponse.ProtoReflect.Descriptor instead.
 func (*ShowTableResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ShowTableResponse) GetHeader() []string {
@@ -1288,7 +1434,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1300,7 +1446,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1313,7 +1459,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ExplainRequest) GetFrom() string {
@@ -1362,7 +1508,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1374,7 +1520,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1387,7 +1533,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Step) GetRank() uint32 {
@@ -1469,7 +1615,7 @@ type Proof struct {
 
 func (x *Proof) Reset() {
 	*x = Proof{}
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1481,7 +1627,7 @@ func (x *Proof) String() string {
 func (*Proof) ProtoMessage() {}
 
 func (x *Proof) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1494,7 +1640,7 @@ func (x *Proof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proof.ProtoReflect.Descriptor instead.
 func (*Proof) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Proof) GetDirection() string {
@@ -1565,7 +1711,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1577,7 +1723,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,7 +1736,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExplainResponse) GetVerdict() string {
@@ -1635,7 +1781,7 @@ type PolicyChange struct {
 
 func (x *PolicyChange) Reset() {
 	*x = PolicyChange{}
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1647,7 +1793,7 @@ func (x *PolicyChange) String() string {
 func (*PolicyChange) ProtoMessage() {}
 
 func (x *PolicyChange) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1660,7 +1806,7 @@ func (x *PolicyChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyChange.ProtoReflect.Descriptor instead.
 func (*PolicyChange) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PolicyChange) GetKind() string {
@@ -1711,7 +1857,7 @@ type SimulateRequest struct {
 
 func (x *SimulateRequest) Reset() {
 	*x = SimulateRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1723,7 +1869,7 @@ func (x *SimulateRequest) String() string {
 func (*SimulateRequest) ProtoMessage() {}
 
 func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1736,7 +1882,7 @@ func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulateRequest.ProtoReflect.Descriptor instead.
 func (*SimulateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SimulateRequest) GetChanges() []*PolicyChange {
@@ -1787,7 +1933,7 @@ type SimulatedVerdict struct {
 
 func (x *SimulatedVerdict) Reset() {
 	*x = SimulatedVerdict{}
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1799,7 +1945,7 @@ func (x *SimulatedVerdict) String() string {
 func (*SimulatedVerdict) ProtoMessage() {}
 
 func (x *SimulatedVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1812,7 +1958,7 @@ func (x *SimulatedVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulatedVerdict.ProtoReflect.Descriptor instead.
 func (*SimulatedVerdict) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SimulatedVerdict) GetVerdict() string {
@@ -1862,7 +2008,7 @@ type SimulatedFlow struct {
 
 func (x *SimulatedFlow) Reset() {
 	*x = SimulatedFlow{}
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1874,7 +2020,7 @@ func (x *SimulatedFlow) String() string {
 func (*SimulatedFlow) ProtoMessage() {}
 
 func (x *SimulatedFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1887,7 +2033,7 @@ func (x *SimulatedFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulatedFlow.ProtoReflect.Descriptor instead.
 func (*SimulatedFlow) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SimulatedFlow) GetSource() *Party {
@@ -1975,7 +2121,7 @@ type SimulatedPolicy struct {
 
 func (x *SimulatedPolicy) Reset() {
 	*x = SimulatedPolicy{}
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1987,7 +2133,7 @@ func (x *SimulatedPolicy) String() string {
 func (*SimulatedPolicy) ProtoMessage() {}
 
 func (x *SimulatedPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2000,7 +2146,7 @@ func (x *SimulatedPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulatedPolicy.ProtoReflect.Descriptor instead.
 func (*SimulatedPolicy) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SimulatedPolicy) GetKind() string {
@@ -2057,7 +2203,7 @@ type Crowd struct {
 
 func (x *Crowd) Reset() {
 	*x = Crowd{}
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2069,7 +2215,7 @@ func (x *Crowd) String() string {
 func (*Crowd) ProtoMessage() {}
 
 func (x *Crowd) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2082,7 +2228,7 @@ func (x *Crowd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Crowd.ProtoReflect.Descriptor instead.
 func (*Crowd) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Crowd) GetKind() string {
@@ -2117,7 +2263,7 @@ type PortSpan struct {
 
 func (x *PortSpan) Reset() {
 	*x = PortSpan{}
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2129,7 +2275,7 @@ func (x *PortSpan) String() string {
 func (*PortSpan) ProtoMessage() {}
 
 func (x *PortSpan) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2142,7 +2288,7 @@ func (x *PortSpan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortSpan.ProtoReflect.Descriptor instead.
 func (*PortSpan) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PortSpan) GetProtocol() uint32 {
@@ -2183,7 +2329,7 @@ type SimulatedPair struct {
 
 func (x *SimulatedPair) Reset() {
 	*x = SimulatedPair{}
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2341,7 @@ func (x *SimulatedPair) String() string {
 func (*SimulatedPair) ProtoMessage() {}
 
 func (x *SimulatedPair) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2354,7 @@ func (x *SimulatedPair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulatedPair.ProtoReflect.Descriptor instead.
 func (*SimulatedPair) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SimulatedPair) GetFrom() uint32 {
@@ -2288,7 +2434,7 @@ type SimulateResponse struct {
 
 func (x *SimulateResponse) Reset() {
 	*x = SimulateResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2300,7 +2446,7 @@ func (x *SimulateResponse) String() string {
 func (*SimulateResponse) ProtoMessage() {}
 
 func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2313,7 +2459,7 @@ func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulateResponse.ProtoReflect.Descriptor instead.
 func (*SimulateResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SimulateResponse) GetNode() string {
@@ -2415,7 +2561,7 @@ type ListTemplatesRequest struct {
 
 func (x *ListTemplatesRequest) Reset() {
 	*x = ListTemplatesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2427,7 +2573,7 @@ func (x *ListTemplatesRequest) String() string {
 func (*ListTemplatesRequest) ProtoMessage() {}
 
 func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2440,7 +2586,7 @@ func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*ListTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 type ListTemplatesResponse struct {
@@ -2452,7 +2598,7 @@ type ListTemplatesResponse struct {
 
 func (x *ListTemplatesResponse) Reset() {
 	*x = ListTemplatesResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2464,7 +2610,7 @@ func (x *ListTemplatesResponse) String() string {
 func (*ListTemplatesResponse) ProtoMessage() {}
 
 func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2477,7 +2623,7 @@ func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListTemplatesResponse) GetTemplates() []*ListTemplatesResponse_Template {
@@ -2496,7 +2642,7 @@ type ListMappingsRequest struct {
 
 func (x *ListMappingsRequest) Reset() {
 	*x = ListMappingsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2508,7 +2654,7 @@ func (x *ListMappingsRequest) String() string {
 func (*ListMappingsRequest) ProtoMessage() {}
 
 func (x *ListMappingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2521,7 +2667,7 @@ func (x *ListMappingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMappingsRequest.ProtoReflect.Descriptor instead.
 func (*ListMappingsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListMappingsRequest) GetIp() string {
@@ -2548,7 +2694,7 @@ type Mapping struct {
 
 func (x *Mapping) Reset() {
 	*x = Mapping{}
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2560,7 +2706,7 @@ func (x *Mapping) String() string {
 func (*Mapping) ProtoMessage() {}
 
 func (x *Mapping) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2573,7 +2719,7 @@ func (x *Mapping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mapping.ProtoReflect.Descriptor instead.
 func (*Mapping) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Mapping) GetProtocol() uint32 {
@@ -2648,7 +2794,7 @@ type ListMappingsResponse struct {
 
 func (x *ListMappingsResponse) Reset() {
 	*x = ListMappingsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2660,7 +2806,7 @@ func (x *ListMappingsResponse) String() string {
 func (*ListMappingsResponse) ProtoMessage() {}
 
 func (x *ListMappingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2673,7 +2819,7 @@ func (x *ListMappingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMappingsResponse.ProtoReflect.Descriptor instead.
 func (*ListMappingsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListMappingsResponse) GetMappings() []*Mapping {
@@ -2692,7 +2838,7 @@ type FlushMappingsRequest struct {
 
 func (x *FlushMappingsRequest) Reset() {
 	*x = FlushMappingsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2704,7 +2850,7 @@ func (x *FlushMappingsRequest) String() string {
 func (*FlushMappingsRequest) ProtoMessage() {}
 
 func (x *FlushMappingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2717,7 +2863,7 @@ func (x *FlushMappingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushMappingsRequest.ProtoReflect.Descriptor instead.
 func (*FlushMappingsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *FlushMappingsRequest) GetPodIp() string {
@@ -2736,7 +2882,7 @@ type FlushMappingsResponse struct {
 
 func (x *FlushMappingsResponse) Reset() {
 	*x = FlushMappingsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2748,7 +2894,7 @@ func (x *FlushMappingsResponse) String() string {
 func (*FlushMappingsResponse) ProtoMessage() {}
 
 func (x *FlushMappingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2761,7 +2907,7 @@ func (x *FlushMappingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushMappingsResponse.ProtoReflect.Descriptor instead.
 func (*FlushMappingsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *FlushMappingsResponse) GetRemoved() uint32 {
@@ -2780,7 +2926,7 @@ type ListFlowsRequest struct {
 
 func (x *ListFlowsRequest) Reset() {
 	*x = ListFlowsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2792,7 +2938,7 @@ func (x *ListFlowsRequest) String() string {
 func (*ListFlowsRequest) ProtoMessage() {}
 
 func (x *ListFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2805,7 +2951,7 @@ func (x *ListFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFlowsRequest.ProtoReflect.Descriptor instead.
 func (*ListFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListFlowsRequest) GetIp() string {
@@ -2826,7 +2972,7 @@ type FlowEntry struct {
 
 func (x *FlowEntry) Reset() {
 	*x = FlowEntry{}
-	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2838,7 +2984,7 @@ func (x *FlowEntry) String() string {
 func (*FlowEntry) ProtoMessage() {}
 
 func (x *FlowEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2851,7 +2997,7 @@ func (x *FlowEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowEntry.ProtoReflect.Descriptor instead.
 func (*FlowEntry) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *FlowEntry) GetFlow() *Flow {
@@ -2884,7 +3030,7 @@ type ListFlowsResponse struct {
 
 func (x *ListFlowsResponse) Reset() {
 	*x = ListFlowsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2896,7 +3042,7 @@ func (x *ListFlowsResponse) String() string {
 func (*ListFlowsResponse) ProtoMessage() {}
 
 func (x *ListFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2909,7 +3055,7 @@ func (x *ListFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFlowsResponse.ProtoReflect.Descriptor instead.
 func (*ListFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListFlowsResponse) GetFlows() []*FlowEntry {
@@ -2928,7 +3074,7 @@ type ListFrontendsRequest struct {
 
 func (x *ListFrontendsRequest) Reset() {
 	*x = ListFrontendsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2940,7 +3086,7 @@ func (x *ListFrontendsRequest) String() string {
 func (*ListFrontendsRequest) ProtoMessage() {}
 
 func (x *ListFrontendsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2953,7 +3099,7 @@ func (x *ListFrontendsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFrontendsRequest.ProtoReflect.Descriptor instead.
 func (*ListFrontendsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListFrontendsRequest) GetIp() string {
@@ -2979,7 +3125,7 @@ type Frontend struct {
 
 func (x *Frontend) Reset() {
 	*x = Frontend{}
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2991,7 +3137,7 @@ func (x *Frontend) String() string {
 func (*Frontend) ProtoMessage() {}
 
 func (x *Frontend) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3004,7 +3150,7 @@ func (x *Frontend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frontend.ProtoReflect.Descriptor instead.
 func (*Frontend) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Frontend) GetAddress() string {
@@ -3072,7 +3218,7 @@ type ListFrontendsResponse struct {
 
 func (x *ListFrontendsResponse) Reset() {
 	*x = ListFrontendsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3084,7 +3230,7 @@ func (x *ListFrontendsResponse) String() string {
 func (*ListFrontendsResponse) ProtoMessage() {}
 
 func (x *ListFrontendsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3097,7 +3243,7 @@ func (x *ListFrontendsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFrontendsResponse.ProtoReflect.Descriptor instead.
 func (*ListFrontendsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListFrontendsResponse) GetFrontends() []*Frontend {
@@ -3116,7 +3262,7 @@ type FlushAffinitiesRequest struct {
 
 func (x *FlushAffinitiesRequest) Reset() {
 	*x = FlushAffinitiesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3128,7 +3274,7 @@ func (x *FlushAffinitiesRequest) String() string {
 func (*FlushAffinitiesRequest) ProtoMessage() {}
 
 func (x *FlushAffinitiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3141,7 +3287,7 @@ func (x *FlushAffinitiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushAffinitiesRequest.ProtoReflect.Descriptor instead.
 func (*FlushAffinitiesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *FlushAffinitiesRequest) GetIp() string {
@@ -3160,7 +3306,7 @@ type FlushAffinitiesResponse struct {
 
 func (x *FlushAffinitiesResponse) Reset() {
 	*x = FlushAffinitiesResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_agent_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3172,7 +3318,7 @@ func (x *FlushAffinitiesResponse) String() string {
 func (*FlushAffinitiesResponse) ProtoMessage() {}
 
 func (x *FlushAffinitiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_agent_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3185,7 +3331,7 @@ func (x *FlushAffinitiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushAffinitiesResponse.ProtoReflect.Descriptor instead.
 func (*FlushAffinitiesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *FlushAffinitiesResponse) GetRemoved() uint32 {
@@ -3204,7 +3350,7 @@ type FlushFlowsRequest struct {
 
 func (x *FlushFlowsRequest) Reset() {
 	*x = FlushFlowsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_agent_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3216,7 +3362,7 @@ func (x *FlushFlowsRequest) String() string {
 func (*FlushFlowsRequest) ProtoMessage() {}
 
 func (x *FlushFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_agent_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3229,7 +3375,7 @@ func (x *FlushFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushFlowsRequest.ProtoReflect.Descriptor instead.
 func (*FlushFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *FlushFlowsRequest) GetIp() string {
@@ -3248,7 +3394,7 @@ type FlushFlowsResponse struct {
 
 func (x *FlushFlowsResponse) Reset() {
 	*x = FlushFlowsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_agent_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3260,7 +3406,7 @@ func (x *FlushFlowsResponse) String() string {
 func (*FlushFlowsResponse) ProtoMessage() {}
 
 func (x *FlushFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_agent_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3273,7 +3419,7 @@ func (x *FlushFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlushFlowsResponse.ProtoReflect.Descriptor instead.
 func (*FlushFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *FlushFlowsResponse) GetRemoved() uint32 {
@@ -3291,7 +3437,7 @@ type ListAddressesRequest struct {
 
 func (x *ListAddressesRequest) Reset() {
 	*x = ListAddressesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_agent_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3303,7 +3449,7 @@ func (x *ListAddressesRequest) String() string {
 func (*ListAddressesRequest) ProtoMessage() {}
 
 func (x *ListAddressesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_agent_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3316,7 +3462,7 @@ func (x *ListAddressesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAddressesRequest.ProtoReflect.Descriptor instead.
 func (*ListAddressesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 type ListAddressesResponse struct {
@@ -3328,7 +3474,7 @@ type ListAddressesResponse struct {
 
 func (x *ListAddressesResponse) Reset() {
 	*x = ListAddressesResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_agent_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3340,7 +3486,7 @@ func (x *ListAddressesResponse) String() string {
 func (*ListAddressesResponse) ProtoMessage() {}
 
 func (x *ListAddressesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_agent_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3353,7 +3499,7 @@ func (x *ListAddressesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAddressesResponse.ProtoReflect.Descriptor instead.
 func (*ListAddressesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListAddressesResponse) GetAddresses() []*ListAddressesResponse_Address {
@@ -3371,7 +3517,7 @@ type ListEndpointsRequest struct {
 
 func (x *ListEndpointsRequest) Reset() {
 	*x = ListEndpointsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_agent_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3383,7 +3529,7 @@ func (x *ListEndpointsRequest) String() string {
 func (*ListEndpointsRequest) ProtoMessage() {}
 
 func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_agent_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3396,7 +3542,7 @@ func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListEndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 type Endpoint struct {
@@ -3423,7 +3569,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_agent_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3435,7 +3581,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_agent_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3448,7 +3594,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Endpoint) GetId() uint32 {
@@ -3572,7 +3718,7 @@ type ListEndpointsResponse struct {
 
 func (x *ListEndpointsResponse) Reset() {
 	*x = ListEndpointsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_agent_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3584,7 +3730,7 @@ func (x *ListEndpointsResponse) String() string {
 func (*ListEndpointsResponse) ProtoMessage() {}
 
 func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_agent_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3597,7 +3743,7 @@ func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListEndpointsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListEndpointsResponse) GetEndpoints() []*Endpoint {
@@ -3616,7 +3762,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_agent_v1_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3628,7 +3774,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_agent_v1_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3641,7 +3787,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{49}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListServicesRequest) GetName() string {
@@ -3667,7 +3813,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_agent_v1_agent_proto_msgTypes[50]
+	mi := &file_agent_v1_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3679,7 +3825,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[50]
+	mi := &file_agent_v1_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3692,7 +3838,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{50}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Service) GetName() string {
@@ -3760,7 +3906,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[51]
+	mi := &file_agent_v1_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3772,7 +3918,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[51]
+	mi := &file_agent_v1_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3785,7 +3931,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{51}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListServicesResponse) GetServices() []*Service {
@@ -3803,7 +3949,7 @@ type ListEgressGatewaysRequest struct {
 
 func (x *ListEgressGatewaysRequest) Reset() {
 	*x = ListEgressGatewaysRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[52]
+	mi := &file_agent_v1_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3815,7 +3961,7 @@ func (x *ListEgressGatewaysRequest) String() string {
 func (*ListEgressGatewaysRequest) ProtoMessage() {}
 
 func (x *ListEgressGatewaysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[52]
+	mi := &file_agent_v1_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3828,7 +3974,7 @@ func (x *ListEgressGatewaysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEgressGatewaysRequest.ProtoReflect.Descriptor instead.
 func (*ListEgressGatewaysRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{52}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{54}
 }
 
 type EgressGateway struct {
@@ -3844,7 +3990,7 @@ type EgressGateway struct {
 
 func (x *EgressGateway) Reset() {
 	*x = EgressGateway{}
-	mi := &file_agent_v1_agent_proto_msgTypes[53]
+	mi := &file_agent_v1_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3856,7 +4002,7 @@ func (x *EgressGateway) String() string {
 func (*EgressGateway) ProtoMessage() {}
 
 func (x *EgressGateway) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[53]
+	mi := &file_agent_v1_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3869,7 +4015,7 @@ func (x *EgressGateway) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressGateway.ProtoReflect.Descriptor instead.
 func (*EgressGateway) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{53}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *EgressGateway) GetName() string {
@@ -3916,7 +4062,7 @@ type ListEgressGatewaysResponse struct {
 
 func (x *ListEgressGatewaysResponse) Reset() {
 	*x = ListEgressGatewaysResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[54]
+	mi := &file_agent_v1_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3928,7 +4074,7 @@ func (x *ListEgressGatewaysResponse) String() string {
 func (*ListEgressGatewaysResponse) ProtoMessage() {}
 
 func (x *ListEgressGatewaysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[54]
+	mi := &file_agent_v1_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3941,7 +4087,7 @@ func (x *ListEgressGatewaysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEgressGatewaysResponse.ProtoReflect.Descriptor instead.
 func (*ListEgressGatewaysResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{54}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListEgressGatewaysResponse) GetGateways() []*EgressGateway {
@@ -3959,7 +4105,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[55]
+	mi := &file_agent_v1_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3971,7 +4117,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[55]
+	mi := &file_agent_v1_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3984,7 +4130,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{55}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{57}
 }
 
 type Policy struct {
@@ -4009,7 +4155,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_agent_v1_agent_proto_msgTypes[56]
+	mi := &file_agent_v1_agent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4021,7 +4167,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[56]
+	mi := &file_agent_v1_agent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4034,7 +4180,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{56}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Policy) GetKind() string {
@@ -4137,7 +4283,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[57]
+	mi := &file_agent_v1_agent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4149,7 +4295,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[57]
+	mi := &file_agent_v1_agent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4162,7 +4308,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{57}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*Policy {
@@ -4180,7 +4326,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[58]
+	mi := &file_agent_v1_agent_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4192,7 +4338,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[58]
+	mi := &file_agent_v1_agent_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4205,7 +4351,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{58}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{60}
 }
 
 type ReloadResponse struct {
@@ -4218,7 +4364,7 @@ type ReloadResponse struct {
 
 func (x *ReloadResponse) Reset() {
 	*x = ReloadResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[59]
+	mi := &file_agent_v1_agent_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4230,7 +4376,7 @@ func (x *ReloadResponse) String() string {
 func (*ReloadResponse) ProtoMessage() {}
 
 func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[59]
+	mi := &file_agent_v1_agent_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4243,7 +4389,7 @@ func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadResponse.ProtoReflect.Descriptor instead.
 func (*ReloadResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{59}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ReloadResponse) GetDatapathVersion() uint32 {
@@ -4268,7 +4414,7 @@ type CountersRequest struct {
 
 func (x *CountersRequest) Reset() {
 	*x = CountersRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[60]
+	mi := &file_agent_v1_agent_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4280,7 +4426,7 @@ func (x *CountersRequest) String() string {
 func (*CountersRequest) ProtoMessage() {}
 
 func (x *CountersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[60]
+	mi := &file_agent_v1_agent_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4293,7 +4439,7 @@ func (x *CountersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersRequest.ProtoReflect.Descriptor instead.
 func (*CountersRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{60}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{62}
 }
 
 type CountersResponse struct {
@@ -4306,7 +4452,7 @@ type CountersResponse struct {
 
 func (x *CountersResponse) Reset() {
 	*x = CountersResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[61]
+	mi := &file_agent_v1_agent_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4318,7 +4464,7 @@ func (x *CountersResponse) String() string {
 func (*CountersResponse) ProtoMessage() {}
 
 func (x *CountersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[61]
+	mi := &file_agent_v1_agent_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4331,7 +4477,7 @@ func (x *CountersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersResponse.ProtoReflect.Descriptor instead.
 func (*CountersResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{61}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *CountersResponse) GetCounters() []*CountersResponse_Counter {
@@ -4360,7 +4506,7 @@ type ListTablesResponse_Table struct {
 
 func (x *ListTablesResponse_Table) Reset() {
 	*x = ListTablesResponse_Table{}
-	mi := &file_agent_v1_agent_proto_msgTypes[62]
+	mi := &file_agent_v1_agent_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4372,7 +4518,7 @@ func (x *ListTablesResponse_Table) String() string {
 func (*ListTablesResponse_Table) ProtoMessage() {}
 
 func (x *ListTablesResponse_Table) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[62]
+	mi := &file_agent_v1_agent_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4385,7 +4531,7 @@ func (x *ListTablesResponse_Table) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTablesResponse_Table.ProtoReflect.Descriptor instead.
 func (*ListTablesResponse_Table) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13, 0}
 }
 
 func (x *ListTablesResponse_Table) GetName() string {
@@ -4425,7 +4571,7 @@ type ShowTableResponse_Row struct {
 
 func (x *ShowTableResponse_Row) Reset() {
 	*x = ShowTableResponse_Row{}
-	mi := &file_agent_v1_agent_proto_msgTypes[63]
+	mi := &file_agent_v1_agent_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4437,7 +4583,7 @@ func (x *ShowTableResponse_Row) String() string {
 func (*ShowTableResponse_Row) ProtoMessage() {}
 
 func (x *ShowTableResponse_Row) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[63]
+	mi := &file_agent_v1_agent_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4450,7 +4596,7 @@ func (x *ShowTableResponse_Row) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowTableResponse_Row.ProtoReflect.Descriptor instead.
 func (*ShowTableResponse_Row) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15, 0}
 }
 
 func (x *ShowTableResponse_Row) GetCells() []string {
@@ -4472,7 +4618,7 @@ type ListTemplatesResponse_Instance struct {
 
 func (x *ListTemplatesResponse_Instance) Reset() {
 	*x = ListTemplatesResponse_Instance{}
-	mi := &file_agent_v1_agent_proto_msgTypes[64]
+	mi := &file_agent_v1_agent_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4484,7 +4630,7 @@ func (x *ListTemplatesResponse_Instance) String() string {
 func (*ListTemplatesResponse_Instance) ProtoMessage() {}
 
 func (x *ListTemplatesResponse_Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[64]
+	mi := &file_agent_v1_agent_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4497,7 +4643,7 @@ func (x *ListTemplatesResponse_Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse_Instance.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse_Instance) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30, 0}
 }
 
 func (x *ListTemplatesResponse_Instance) GetEndpoint() uint32 {
@@ -4542,7 +4688,7 @@ type ListTemplatesResponse_Template struct {
 
 func (x *ListTemplatesResponse_Template) Reset() {
 	*x = ListTemplatesResponse_Template{}
-	mi := &file_agent_v1_agent_proto_msgTypes[65]
+	mi := &file_agent_v1_agent_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4554,7 +4700,7 @@ func (x *ListTemplatesResponse_Template) String() string {
 func (*ListTemplatesResponse_Template) ProtoMessage() {}
 
 func (x *ListTemplatesResponse_Template) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[65]
+	mi := &file_agent_v1_agent_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4567,7 +4713,7 @@ func (x *ListTemplatesResponse_Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse_Template.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse_Template) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28, 1}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30, 1}
 }
 
 func (x *ListTemplatesResponse_Template) GetName() string {
@@ -4624,7 +4770,7 @@ type ListAddressesResponse_Address struct {
 
 func (x *ListAddressesResponse_Address) Reset() {
 	*x = ListAddressesResponse_Address{}
-	mi := &file_agent_v1_agent_proto_msgTypes[66]
+	mi := &file_agent_v1_agent_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4636,7 +4782,7 @@ func (x *ListAddressesResponse_Address) String() string {
 func (*ListAddressesResponse_Address) ProtoMessage() {}
 
 func (x *ListAddressesResponse_Address) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[66]
+	mi := &file_agent_v1_agent_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4649,7 +4795,7 @@ func (x *ListAddressesResponse_Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAddressesResponse_Address.ProtoReflect.Descriptor instead.
 func (*ListAddressesResponse_Address) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{45, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{47, 0}
 }
 
 func (x *ListAddressesResponse_Address) GetIp() string {
@@ -4696,7 +4842,7 @@ type Service_Backend struct {
 
 func (x *Service_Backend) Reset() {
 	*x = Service_Backend{}
-	mi := &file_agent_v1_agent_proto_msgTypes[67]
+	mi := &file_agent_v1_agent_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4708,7 +4854,7 @@ func (x *Service_Backend) String() string {
 func (*Service_Backend) ProtoMessage() {}
 
 func (x *Service_Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[67]
+	mi := &file_agent_v1_agent_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4721,7 +4867,7 @@ func (x *Service_Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service_Backend.ProtoReflect.Descriptor instead.
 func (*Service_Backend) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{50, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{52, 0}
 }
 
 func (x *Service_Backend) GetAddress() string {
@@ -4785,7 +4931,7 @@ type EgressGateway_Node struct {
 
 func (x *EgressGateway_Node) Reset() {
 	*x = EgressGateway_Node{}
-	mi := &file_agent_v1_agent_proto_msgTypes[68]
+	mi := &file_agent_v1_agent_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4797,7 +4943,7 @@ func (x *EgressGateway_Node) String() string {
 func (*EgressGateway_Node) ProtoMessage() {}
 
 func (x *EgressGateway_Node) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[68]
+	mi := &file_agent_v1_agent_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4810,7 +4956,7 @@ func (x *EgressGateway_Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressGateway_Node.ProtoReflect.Descriptor instead.
 func (*EgressGateway_Node) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{53, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{55, 0}
 }
 
 func (x *EgressGateway_Node) GetName() string {
@@ -4855,7 +5001,7 @@ type CountersResponse_Counter struct {
 
 func (x *CountersResponse_Counter) Reset() {
 	*x = CountersResponse_Counter{}
-	mi := &file_agent_v1_agent_proto_msgTypes[70]
+	mi := &file_agent_v1_agent_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4867,7 +5013,7 @@ func (x *CountersResponse_Counter) String() string {
 func (*CountersResponse_Counter) ProtoMessage() {}
 
 func (x *CountersResponse_Counter) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[70]
+	mi := &file_agent_v1_agent_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4880,7 +5026,7 @@ func (x *CountersResponse_Counter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersResponse_Counter.ProtoReflect.Descriptor instead.
 func (*CountersResponse_Counter) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{61, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{63, 0}
 }
 
 func (x *CountersResponse_Counter) GetReason() string {
@@ -4930,7 +5076,7 @@ var File_agent_v1_agent_proto protoreflect.FileDescriptor
 const file_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"\x14agent/v1/agent.proto\x12\x10tendril.agent.v1\"\x0f\n" +
-	"\rStatusRequest\"\x8d\a\n" +
+	"\rStatusRequest\"\xd4\a\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12*\n" +
@@ -4959,7 +5105,18 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x16certificate_until_unix\x18\x17 \x01(\x03R\x14certificateUntilUnix\x12\x17\n" +
 	"\alb_mode\x18\x16 \x01(\tR\x06lbMode\x12\x1a\n" +
 	"\bpolicies\x18\x18 \x01(\rR\bpolicies\x12\x1a\n" +
-	"\bservices\x18\x19 \x01(\rR\bservices\"I\n" +
+	"\bservices\x18\x19 \x01(\rR\bservices\x12E\n" +
+	"\rconfiguration\x18\x1c \x01(\v2\x1f.tendril.agent.v1.ConfigurationR\rconfiguration\"\xb2\x01\n" +
+	"\rConfiguration\x12\x12\n" +
+	"\x04file\x18\x01 \x01(\tR\x04file\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12&\n" +
+	"\x0fsince_unix_nano\x18\x03 \x01(\x03R\rsinceUnixNano\x12\x18\n" +
+	"\arefused\x18\x04 \x01(\bR\arefused\x123\n" +
+	"\awaiting\x18\x05 \x03(\v2\x19.tendril.agent.v1.SettingR\awaiting\"N\n" +
+	"\aSetting\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x19\n" +
+	"\bin_force\x18\x02 \x01(\tR\ainForce\x12\x16\n" +
+	"\x06wanted\x18\x03 \x01(\tR\x06wanted\"I\n" +
 	"\x03XDP\x12\x16\n" +
 	"\x06wanted\x18\x01 \x01(\tR\x06wanted\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12\x16\n" +
@@ -5357,174 +5514,178 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_agent_v1_agent_proto_rawDescData
 }
 
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 72)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(*StatusRequest)(nil),                  // 0: tendril.agent.v1.StatusRequest
 	(*StatusResponse)(nil),                 // 1: tendril.agent.v1.StatusResponse
-	(*XDP)(nil),                            // 2: tendril.agent.v1.XDP
-	(*MapUse)(nil),                         // 3: tendril.agent.v1.MapUse
-	(*Problem)(nil),                        // 4: tendril.agent.v1.Problem
-	(*Feature)(nil),                        // 5: tendril.agent.v1.Feature
-	(*Party)(nil),                          // 6: tendril.agent.v1.Party
-	(*Judgement)(nil),                      // 7: tendril.agent.v1.Judgement
-	(*Flow)(nil),                           // 8: tendril.agent.v1.Flow
-	(*ObserveRequest)(nil),                 // 9: tendril.agent.v1.ObserveRequest
-	(*ListTablesRequest)(nil),              // 10: tendril.agent.v1.ListTablesRequest
-	(*ListTablesResponse)(nil),             // 11: tendril.agent.v1.ListTablesResponse
-	(*ShowTableRequest)(nil),               // 12: tendril.agent.v1.ShowTableRequest
-	(*ShowTableResponse)(nil),              // 13: tendril.agent.v1.ShowTableResponse
-	(*ExplainRequest)(nil),                 // 14: tendril.agent.v1.ExplainRequest
-	(*Step)(nil),                           // 15: tendril.agent.v1.Step
-	(*Proof)(nil),                          // 16: tendril.agent.v1.Proof
-	(*ExplainResponse)(nil),                // 17: tendril.agent.v1.ExplainResponse
-	(*PolicyChange)(nil),                   // 18: tendril.agent.v1.PolicyChange
-	(*SimulateRequest)(nil),                // 19: tendril.agent.v1.SimulateRequest
-	(*SimulatedVerdict)(nil),               // 20: tendril.agent.v1.SimulatedVerdict
-	(*SimulatedFlow)(nil),                  // 21: tendril.agent.v1.SimulatedFlow
-	(*SimulatedPolicy)(nil),                // 22: tendril.agent.v1.SimulatedPolicy
-	(*Crowd)(nil),                          // 23: tendril.agent.v1.Crowd
-	(*PortSpan)(nil),                       // 24: tendril.agent.v1.PortSpan
-	(*SimulatedPair)(nil),                  // 25: tendril.agent.v1.SimulatedPair
-	(*SimulateResponse)(nil),               // 26: tendril.agent.v1.SimulateResponse
-	(*ListTemplatesRequest)(nil),           // 27: tendril.agent.v1.ListTemplatesRequest
-	(*ListTemplatesResponse)(nil),          // 28: tendril.agent.v1.ListTemplatesResponse
-	(*ListMappingsRequest)(nil),            // 29: tendril.agent.v1.ListMappingsRequest
-	(*Mapping)(nil),                        // 30: tendril.agent.v1.Mapping
-	(*ListMappingsResponse)(nil),           // 31: tendril.agent.v1.ListMappingsResponse
-	(*FlushMappingsRequest)(nil),           // 32: tendril.agent.v1.FlushMappingsRequest
-	(*FlushMappingsResponse)(nil),          // 33: tendril.agent.v1.FlushMappingsResponse
-	(*ListFlowsRequest)(nil),               // 34: tendril.agent.v1.ListFlowsRequest
-	(*FlowEntry)(nil),                      // 35: tendril.agent.v1.FlowEntry
-	(*ListFlowsResponse)(nil),              // 36: tendril.agent.v1.ListFlowsResponse
-	(*ListFrontendsRequest)(nil),           // 37: tendril.agent.v1.ListFrontendsRequest
-	(*Frontend)(nil),                       // 38: tendril.agent.v1.Frontend
-	(*ListFrontendsResponse)(nil),          // 39: tendril.agent.v1.ListFrontendsResponse
-	(*FlushAffinitiesRequest)(nil),         // 40: tendril.agent.v1.FlushAffinitiesRequest
-	(*FlushAffinitiesResponse)(nil),        // 41: tendril.agent.v1.FlushAffinitiesResponse
-	(*FlushFlowsRequest)(nil),              // 42: tendril.agent.v1.FlushFlowsRequest
-	(*FlushFlowsResponse)(nil),             // 43: tendril.agent.v1.FlushFlowsResponse
-	(*ListAddressesRequest)(nil),           // 44: tendril.agent.v1.ListAddressesRequest
-	(*ListAddressesResponse)(nil),          // 45: tendril.agent.v1.ListAddressesResponse
-	(*ListEndpointsRequest)(nil),           // 46: tendril.agent.v1.ListEndpointsRequest
-	(*Endpoint)(nil),                       // 47: tendril.agent.v1.Endpoint
-	(*ListEndpointsResponse)(nil),          // 48: tendril.agent.v1.ListEndpointsResponse
-	(*ListServicesRequest)(nil),            // 49: tendril.agent.v1.ListServicesRequest
-	(*Service)(nil),                        // 50: tendril.agent.v1.Service
-	(*ListServicesResponse)(nil),           // 51: tendril.agent.v1.ListServicesResponse
-	(*ListEgressGatewaysRequest)(nil),      // 52: tendril.agent.v1.ListEgressGatewaysRequest
-	(*EgressGateway)(nil),                  // 53: tendril.agent.v1.EgressGateway
-	(*ListEgressGatewaysResponse)(nil),     // 54: tendril.agent.v1.ListEgressGatewaysResponse
-	(*ListPoliciesRequest)(nil),            // 55: tendril.agent.v1.ListPoliciesRequest
-	(*Policy)(nil),                         // 56: tendril.agent.v1.Policy
-	(*ListPoliciesResponse)(nil),           // 57: tendril.agent.v1.ListPoliciesResponse
-	(*ReloadRequest)(nil),                  // 58: tendril.agent.v1.ReloadRequest
-	(*ReloadResponse)(nil),                 // 59: tendril.agent.v1.ReloadResponse
-	(*CountersRequest)(nil),                // 60: tendril.agent.v1.CountersRequest
-	(*CountersResponse)(nil),               // 61: tendril.agent.v1.CountersResponse
-	(*ListTablesResponse_Table)(nil),       // 62: tendril.agent.v1.ListTablesResponse.Table
-	(*ShowTableResponse_Row)(nil),          // 63: tendril.agent.v1.ShowTableResponse.Row
-	(*ListTemplatesResponse_Instance)(nil), // 64: tendril.agent.v1.ListTemplatesResponse.Instance
-	(*ListTemplatesResponse_Template)(nil), // 65: tendril.agent.v1.ListTemplatesResponse.Template
-	(*ListAddressesResponse_Address)(nil),  // 66: tendril.agent.v1.ListAddressesResponse.Address
-	(*Service_Backend)(nil),                // 67: tendril.agent.v1.Service.Backend
-	(*EgressGateway_Node)(nil),             // 68: tendril.agent.v1.EgressGateway.Node
-	nil,                                    // 69: tendril.agent.v1.Policy.NodesEntry
-	(*CountersResponse_Counter)(nil),       // 70: tendril.agent.v1.CountersResponse.Counter
-	nil,                                    // 71: tendril.agent.v1.CountersResponse.TalliesEntry
+	(*Configuration)(nil),                  // 2: tendril.agent.v1.Configuration
+	(*Setting)(nil),                        // 3: tendril.agent.v1.Setting
+	(*XDP)(nil),                            // 4: tendril.agent.v1.XDP
+	(*MapUse)(nil),                         // 5: tendril.agent.v1.MapUse
+	(*Problem)(nil),                        // 6: tendril.agent.v1.Problem
+	(*Feature)(nil),                        // 7: tendril.agent.v1.Feature
+	(*Party)(nil),                          // 8: tendril.agent.v1.Party
+	(*Judgement)(nil),                      // 9: tendril.agent.v1.Judgement
+	(*Flow)(nil),                           // 10: tendril.agent.v1.Flow
+	(*ObserveRequest)(nil),                 // 11: tendril.agent.v1.ObserveRequest
+	(*ListTablesRequest)(nil),              // 12: tendril.agent.v1.ListTablesRequest
+	(*ListTablesResponse)(nil),             // 13: tendril.agent.v1.ListTablesResponse
+	(*ShowTableRequest)(nil),               // 14: tendril.agent.v1.ShowTableRequest
+	(*ShowTableResponse)(nil),              // 15: tendril.agent.v1.ShowTableResponse
+	(*ExplainRequest)(nil),                 // 16: tendril.agent.v1.ExplainRequest
+	(*Step)(nil),                           // 17: tendril.agent.v1.Step
+	(*Proof)(nil),                          // 18: tendril.agent.v1.Proof
+	(*ExplainResponse)(nil),                // 19: tendril.agent.v1.ExplainResponse
+	(*PolicyChange)(nil),                   // 20: tendril.agent.v1.PolicyChange
+	(*SimulateRequest)(nil),                // 21: tendril.agent.v1.SimulateRequest
+	(*SimulatedVerdict)(nil),               // 22: tendril.agent.v1.SimulatedVerdict
+	(*SimulatedFlow)(nil),                  // 23: tendril.agent.v1.SimulatedFlow
+	(*SimulatedPolicy)(nil),                // 24: tendril.agent.v1.SimulatedPolicy
+	(*Crowd)(nil),                          // 25: tendril.agent.v1.Crowd
+	(*PortSpan)(nil),                       // 26: tendril.agent.v1.PortSpan
+	(*SimulatedPair)(nil),                  // 27: tendril.agent.v1.SimulatedPair
+	(*SimulateResponse)(nil),               // 28: tendril.agent.v1.SimulateResponse
+	(*ListTemplatesRequest)(nil),           // 29: tendril.agent.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),          // 30: tendril.agent.v1.ListTemplatesResponse
+	(*ListMappingsRequest)(nil),            // 31: tendril.agent.v1.ListMappingsRequest
+	(*Mapping)(nil),                        // 32: tendril.agent.v1.Mapping
+	(*ListMappingsResponse)(nil),           // 33: tendril.agent.v1.ListMappingsResponse
+	(*FlushMappingsRequest)(nil),           // 34: tendril.agent.v1.FlushMappingsRequest
+	(*FlushMappingsResponse)(nil),          // 35: tendril.agent.v1.FlushMappingsResponse
+	(*ListFlowsRequest)(nil),               // 36: tendril.agent.v1.ListFlowsRequest
+	(*FlowEntry)(nil),                      // 37: tendril.agent.v1.FlowEntry
+	(*ListFlowsResponse)(nil),              // 38: tendril.agent.v1.ListFlowsResponse
+	(*ListFrontendsRequest)(nil),           // 39: tendril.agent.v1.ListFrontendsRequest
+	(*Frontend)(nil),                       // 40: tendril.agent.v1.Frontend
+	(*ListFrontendsResponse)(nil),          // 41: tendril.agent.v1.ListFrontendsResponse
+	(*FlushAffinitiesRequest)(nil),         // 42: tendril.agent.v1.FlushAffinitiesRequest
+	(*FlushAffinitiesResponse)(nil),        // 43: tendril.agent.v1.FlushAffinitiesResponse
+	(*FlushFlowsRequest)(nil),              // 44: tendril.agent.v1.FlushFlowsRequest
+	(*FlushFlowsResponse)(nil),             // 45: tendril.agent.v1.FlushFlowsResponse
+	(*ListAddressesRequest)(nil),           // 46: tendril.agent.v1.ListAddressesRequest
+	(*ListAddressesResponse)(nil),          // 47: tendril.agent.v1.ListAddressesResponse
+	(*ListEndpointsRequest)(nil),           // 48: tendril.agent.v1.ListEndpointsRequest
+	(*Endpoint)(nil),                       // 49: tendril.agent.v1.Endpoint
+	(*ListEndpointsResponse)(nil),          // 50: tendril.agent.v1.ListEndpointsResponse
+	(*ListServicesRequest)(nil),            // 51: tendril.agent.v1.ListServicesRequest
+	(*Service)(nil),                        // 52: tendril.agent.v1.Service
+	(*ListServicesResponse)(nil),           // 53: tendril.agent.v1.ListServicesResponse
+	(*ListEgressGatewaysRequest)(nil),      // 54: tendril.agent.v1.ListEgressGatewaysRequest
+	(*EgressGateway)(nil),                  // 55: tendril.agent.v1.EgressGateway
+	(*ListEgressGatewaysResponse)(nil),     // 56: tendril.agent.v1.ListEgressGatewaysResponse
+	(*ListPoliciesRequest)(nil),            // 57: tendril.agent.v1.ListPoliciesRequest
+	(*Policy)(nil),                         // 58: tendril.agent.v1.Policy
+	(*ListPoliciesResponse)(nil),           // 59: tendril.agent.v1.ListPoliciesResponse
+	(*ReloadRequest)(nil),                  // 60: tendril.agent.v1.ReloadRequest
+	(*ReloadResponse)(nil),                 // 61: tendril.agent.v1.ReloadResponse
+	(*CountersRequest)(nil),                // 62: tendril.agent.v1.CountersRequest
+	(*CountersResponse)(nil),               // 63: tendril.agent.v1.CountersResponse
+	(*ListTablesResponse_Table)(nil),       // 64: tendril.agent.v1.ListTablesResponse.Table
+	(*ShowTableResponse_Row)(nil),          // 65: tendril.agent.v1.ShowTableResponse.Row
+	(*ListTemplatesResponse_Instance)(nil), // 66: tendril.agent.v1.ListTemplatesResponse.Instance
+	(*ListTemplatesResponse_Template)(nil), // 67: tendril.agent.v1.ListTemplatesResponse.Template
+	(*ListAddressesResponse_Address)(nil),  // 68: tendril.agent.v1.ListAddressesResponse.Address
+	(*Service_Backend)(nil),                // 69: tendril.agent.v1.Service.Backend
+	(*EgressGateway_Node)(nil),             // 70: tendril.agent.v1.EgressGateway.Node
+	nil,                                    // 71: tendril.agent.v1.Policy.NodesEntry
+	(*CountersResponse_Counter)(nil),       // 72: tendril.agent.v1.CountersResponse.Counter
+	nil,                                    // 73: tendril.agent.v1.CountersResponse.TalliesEntry
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
-	3,  // 0: tendril.agent.v1.StatusResponse.maps:type_name -> tendril.agent.v1.MapUse
-	4,  // 1: tendril.agent.v1.StatusResponse.problems:type_name -> tendril.agent.v1.Problem
-	5,  // 2: tendril.agent.v1.StatusResponse.features:type_name -> tendril.agent.v1.Feature
-	2,  // 3: tendril.agent.v1.StatusResponse.xdp:type_name -> tendril.agent.v1.XDP
-	6,  // 4: tendril.agent.v1.Flow.source:type_name -> tendril.agent.v1.Party
-	6,  // 5: tendril.agent.v1.Flow.destination:type_name -> tendril.agent.v1.Party
-	7,  // 6: tendril.agent.v1.Flow.egress:type_name -> tendril.agent.v1.Judgement
-	7,  // 7: tendril.agent.v1.Flow.ingress:type_name -> tendril.agent.v1.Judgement
-	7,  // 8: tendril.agent.v1.Flow.staged_egress:type_name -> tendril.agent.v1.Judgement
-	7,  // 9: tendril.agent.v1.Flow.staged_ingress:type_name -> tendril.agent.v1.Judgement
-	62, // 10: tendril.agent.v1.ListTablesResponse.tables:type_name -> tendril.agent.v1.ListTablesResponse.Table
-	63, // 11: tendril.agent.v1.ShowTableResponse.rows:type_name -> tendril.agent.v1.ShowTableResponse.Row
-	7,  // 12: tendril.agent.v1.Proof.verdict:type_name -> tendril.agent.v1.Judgement
-	15, // 13: tendril.agent.v1.Proof.steps:type_name -> tendril.agent.v1.Step
-	7,  // 14: tendril.agent.v1.Proof.staged:type_name -> tendril.agent.v1.Judgement
-	16, // 15: tendril.agent.v1.ExplainResponse.proofs:type_name -> tendril.agent.v1.Proof
-	8,  // 16: tendril.agent.v1.ExplainResponse.record:type_name -> tendril.agent.v1.Flow
-	18, // 17: tendril.agent.v1.SimulateRequest.changes:type_name -> tendril.agent.v1.PolicyChange
-	7,  // 18: tendril.agent.v1.SimulatedVerdict.egress:type_name -> tendril.agent.v1.Judgement
-	7,  // 19: tendril.agent.v1.SimulatedVerdict.ingress:type_name -> tendril.agent.v1.Judgement
-	6,  // 20: tendril.agent.v1.SimulatedFlow.source:type_name -> tendril.agent.v1.Party
-	6,  // 21: tendril.agent.v1.SimulatedFlow.destination:type_name -> tendril.agent.v1.Party
-	20, // 22: tendril.agent.v1.SimulatedFlow.now:type_name -> tendril.agent.v1.SimulatedVerdict
-	20, // 23: tendril.agent.v1.SimulatedFlow.then:type_name -> tendril.agent.v1.SimulatedVerdict
-	24, // 24: tendril.agent.v1.SimulatedPair.ports:type_name -> tendril.agent.v1.PortSpan
-	20, // 25: tendril.agent.v1.SimulatedPair.now:type_name -> tendril.agent.v1.SimulatedVerdict
-	20, // 26: tendril.agent.v1.SimulatedPair.then:type_name -> tendril.agent.v1.SimulatedVerdict
-	22, // 27: tendril.agent.v1.SimulateResponse.policies:type_name -> tendril.agent.v1.SimulatedPolicy
-	21, // 28: tendril.agent.v1.SimulateResponse.flows:type_name -> tendril.agent.v1.SimulatedFlow
-	23, // 29: tendril.agent.v1.SimulateResponse.crowds:type_name -> tendril.agent.v1.Crowd
-	25, // 30: tendril.agent.v1.SimulateResponse.pairs:type_name -> tendril.agent.v1.SimulatedPair
-	65, // 31: tendril.agent.v1.ListTemplatesResponse.templates:type_name -> tendril.agent.v1.ListTemplatesResponse.Template
-	30, // 32: tendril.agent.v1.ListMappingsResponse.mappings:type_name -> tendril.agent.v1.Mapping
-	8,  // 33: tendril.agent.v1.FlowEntry.flow:type_name -> tendril.agent.v1.Flow
-	35, // 34: tendril.agent.v1.ListFlowsResponse.flows:type_name -> tendril.agent.v1.FlowEntry
-	38, // 35: tendril.agent.v1.ListFrontendsResponse.frontends:type_name -> tendril.agent.v1.Frontend
-	66, // 36: tendril.agent.v1.ListAddressesResponse.addresses:type_name -> tendril.agent.v1.ListAddressesResponse.Address
-	47, // 37: tendril.agent.v1.ListEndpointsResponse.endpoints:type_name -> tendril.agent.v1.Endpoint
-	67, // 38: tendril.agent.v1.Service.backends:type_name -> tendril.agent.v1.Service.Backend
-	50, // 39: tendril.agent.v1.ListServicesResponse.services:type_name -> tendril.agent.v1.Service
-	68, // 40: tendril.agent.v1.EgressGateway.nodes:type_name -> tendril.agent.v1.EgressGateway.Node
-	53, // 41: tendril.agent.v1.ListEgressGatewaysResponse.gateways:type_name -> tendril.agent.v1.EgressGateway
-	69, // 42: tendril.agent.v1.Policy.nodes:type_name -> tendril.agent.v1.Policy.NodesEntry
-	56, // 43: tendril.agent.v1.ListPoliciesResponse.policies:type_name -> tendril.agent.v1.Policy
-	70, // 44: tendril.agent.v1.CountersResponse.counters:type_name -> tendril.agent.v1.CountersResponse.Counter
-	71, // 45: tendril.agent.v1.CountersResponse.tallies:type_name -> tendril.agent.v1.CountersResponse.TalliesEntry
-	64, // 46: tendril.agent.v1.ListTemplatesResponse.Template.instances:type_name -> tendril.agent.v1.ListTemplatesResponse.Instance
-	0,  // 47: tendril.agent.v1.Agent.Status:input_type -> tendril.agent.v1.StatusRequest
-	9,  // 48: tendril.agent.v1.Agent.Observe:input_type -> tendril.agent.v1.ObserveRequest
-	10, // 49: tendril.agent.v1.Agent.ListTables:input_type -> tendril.agent.v1.ListTablesRequest
-	12, // 50: tendril.agent.v1.Agent.ShowTable:input_type -> tendril.agent.v1.ShowTableRequest
-	14, // 51: tendril.agent.v1.Agent.Explain:input_type -> tendril.agent.v1.ExplainRequest
-	19, // 52: tendril.agent.v1.Agent.Simulate:input_type -> tendril.agent.v1.SimulateRequest
-	27, // 53: tendril.agent.v1.Agent.ListTemplates:input_type -> tendril.agent.v1.ListTemplatesRequest
-	29, // 54: tendril.agent.v1.Agent.ListMappings:input_type -> tendril.agent.v1.ListMappingsRequest
-	32, // 55: tendril.agent.v1.Agent.FlushMappings:input_type -> tendril.agent.v1.FlushMappingsRequest
-	34, // 56: tendril.agent.v1.Agent.ListFlows:input_type -> tendril.agent.v1.ListFlowsRequest
-	42, // 57: tendril.agent.v1.Agent.FlushFlows:input_type -> tendril.agent.v1.FlushFlowsRequest
-	37, // 58: tendril.agent.v1.Agent.ListFrontends:input_type -> tendril.agent.v1.ListFrontendsRequest
-	40, // 59: tendril.agent.v1.Agent.FlushAffinities:input_type -> tendril.agent.v1.FlushAffinitiesRequest
-	44, // 60: tendril.agent.v1.Agent.ListAddresses:input_type -> tendril.agent.v1.ListAddressesRequest
-	46, // 61: tendril.agent.v1.Agent.ListEndpoints:input_type -> tendril.agent.v1.ListEndpointsRequest
-	49, // 62: tendril.agent.v1.Agent.ListServices:input_type -> tendril.agent.v1.ListServicesRequest
-	52, // 63: tendril.agent.v1.Agent.ListEgressGateways:input_type -> tendril.agent.v1.ListEgressGatewaysRequest
-	55, // 64: tendril.agent.v1.Agent.ListPolicies:input_type -> tendril.agent.v1.ListPoliciesRequest
-	58, // 65: tendril.agent.v1.Agent.Reload:input_type -> tendril.agent.v1.ReloadRequest
-	60, // 66: tendril.agent.v1.Agent.Counters:input_type -> tendril.agent.v1.CountersRequest
-	1,  // 67: tendril.agent.v1.Agent.Status:output_type -> tendril.agent.v1.StatusResponse
-	8,  // 68: tendril.agent.v1.Agent.Observe:output_type -> tendril.agent.v1.Flow
-	11, // 69: tendril.agent.v1.Agent.ListTables:output_type -> tendril.agent.v1.ListTablesResponse
-	13, // 70: tendril.agent.v1.Agent.ShowTable:output_type -> tendril.agent.v1.ShowTableResponse
-	17, // 71: tendril.agent.v1.Agent.Explain:output_type -> tendril.agent.v1.ExplainResponse
-	26, // 72: tendril.agent.v1.Agent.Simulate:output_type -> tendril.agent.v1.SimulateResponse
-	28, // 73: tendril.agent.v1.Agent.ListTemplates:output_type -> tendril.agent.v1.ListTemplatesResponse
-	31, // 74: tendril.agent.v1.Agent.ListMappings:output_type -> tendril.agent.v1.ListMappingsResponse
-	33, // 75: tendril.agent.v1.Agent.FlushMappings:output_type -> tendril.agent.v1.FlushMappingsResponse
-	36, // 76: tendril.agent.v1.Agent.ListFlows:output_type -> tendril.agent.v1.ListFlowsResponse
-	43, // 77: tendril.agent.v1.Agent.FlushFlows:output_type -> tendril.agent.v1.FlushFlowsResponse
-	39, // 78: tendril.agent.v1.Agent.ListFrontends:output_type -> tendril.agent.v1.ListFrontendsResponse
-	41, // 79: tendril.agent.v1.Agent.FlushAffinities:output_type -> tendril.agent.v1.FlushAffinitiesResponse
-	45, // 80: tendril.agent.v1.Agent.ListAddresses:output_type -> tendril.agent.v1.ListAddressesResponse
-	48, // 81: tendril.agent.v1.Agent.ListEndpoints:output_type -> tendril.agent.v1.ListEndpointsResponse
-	51, // 82: tendril.agent.v1.Agent.ListServices:output_type -> tendril.agent.v1.ListServicesResponse
-	54, // 83: tendril.agent.v1.Agent.ListEgressGateways:output_type -> tendril.agent.v1.ListEgressGatewaysResponse
-	57, // 84: tendril.agent.v1.Agent.ListPolicies:output_type -> tendril.agent.v1.ListPoliciesResponse
-	59, // 85: tendril.agent.v1.Agent.Reload:output_type -> tendril.agent.v1.ReloadResponse
-	61, // 86: tendril.agent.v1.Agent.Counters:output_type -> tendril.agent.v1.CountersResponse
-	67, // [67:87] is the sub-list for method output_type
-	47, // [47:67] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	5,  // 0: tendril.agent.v1.StatusResponse.maps:type_name -> tendril.agent.v1.MapUse
+	6,  // 1: tendril.agent.v1.StatusResponse.problems:type_name -> tendril.agent.v1.Problem
+	7,  // 2: tendril.agent.v1.StatusResponse.features:type_name -> tendril.agent.v1.Feature
+	4,  // 3: tendril.agent.v1.StatusResponse.xdp:type_name -> tendril.agent.v1.XDP
+	2,  // 4: tendril.agent.v1.StatusResponse.configuration:type_name -> tendril.agent.v1.Configuration
+	3,  // 5: tendril.agent.v1.Configuration.waiting:type_name -> tendril.agent.v1.Setting
+	8,  // 6: tendril.agent.v1.Flow.source:type_name -> tendril.agent.v1.Party
+	8,  // 7: tendril.agent.v1.Flow.destination:type_name -> tendril.agent.v1.Party
+	9,  // 8: tendril.agent.v1.Flow.egress:type_name -> tendril.agent.v1.Judgement
+	9,  // 9: tendril.agent.v1.Flow.ingress:type_name -> tendril.agent.v1.Judgement
+	9,  // 10: tendril.agent.v1.Flow.staged_egress:type_name -> tendril.agent.v1.Judgement
+	9,  // 11: tendril.agent.v1.Flow.staged_ingress:type_name -> tendril.agent.v1.Judgement
+	64, // 12: tendril.agent.v1.ListTablesResponse.tables:type_name -> tendril.agent.v1.ListTablesResponse.Table
+	65, // 13: tendril.agent.v1.ShowTableResponse.rows:type_name -> tendril.agent.v1.ShowTableResponse.Row
+	9,  // 14: tendril.agent.v1.Proof.verdict:type_name -> tendril.agent.v1.Judgement
+	17, // 15: tendril.agent.v1.Proof.steps:type_name -> tendril.agent.v1.Step
+	9,  // 16: tendril.agent.v1.Proof.staged:type_name -> tendril.agent.v1.Judgement
+	18, // 17: tendril.agent.v1.ExplainResponse.proofs:type_name -> tendril.agent.v1.Proof
+	10, // 18: tendril.agent.v1.ExplainResponse.record:type_name -> tendril.agent.v1.Flow
+	20, // 19: tendril.agent.v1.SimulateRequest.changes:type_name -> tendril.agent.v1.PolicyChange
+	9,  // 20: tendril.agent.v1.SimulatedVerdict.egress:type_name -> tendril.agent.v1.Judgement
+	9,  // 21: tendril.agent.v1.SimulatedVerdict.ingress:type_name -> tendril.agent.v1.Judgement
+	8,  // 22: tendril.agent.v1.SimulatedFlow.source:type_name -> tendril.agent.v1.Party
+	8,  // 23: tendril.agent.v1.SimulatedFlow.destination:type_name -> tendril.agent.v1.Party
+	22, // 24: tendril.agent.v1.SimulatedFlow.now:type_name -> tendril.agent.v1.SimulatedVerdict
+	22, // 25: tendril.agent.v1.SimulatedFlow.then:type_name -> tendril.agent.v1.SimulatedVerdict
+	26, // 26: tendril.agent.v1.SimulatedPair.ports:type_name -> tendril.agent.v1.PortSpan
+	22, // 27: tendril.agent.v1.SimulatedPair.now:type_name -> tendril.agent.v1.SimulatedVerdict
+	22, // 28: tendril.agent.v1.SimulatedPair.then:type_name -> tendril.agent.v1.SimulatedVerdict
+	24, // 29: tendril.agent.v1.SimulateResponse.policies:type_name -> tendril.agent.v1.SimulatedPolicy
+	23, // 30: tendril.agent.v1.SimulateResponse.flows:type_name -> tendril.agent.v1.SimulatedFlow
+	25, // 31: tendril.agent.v1.SimulateResponse.crowds:type_name -> tendril.agent.v1.Crowd
+	27, // 32: tendril.agent.v1.SimulateResponse.pairs:type_name -> tendril.agent.v1.SimulatedPair
+	67, // 33: tendril.agent.v1.ListTemplatesResponse.templates:type_name -> tendril.agent.v1.ListTemplatesResponse.Template
+	32, // 34: tendril.agent.v1.ListMappingsResponse.mappings:type_name -> tendril.agent.v1.Mapping
+	10, // 35: tendril.agent.v1.FlowEntry.flow:type_name -> tendril.agent.v1.Flow
+	37, // 36: tendril.agent.v1.ListFlowsResponse.flows:type_name -> tendril.agent.v1.FlowEntry
+	40, // 37: tendril.agent.v1.ListFrontendsResponse.frontends:type_name -> tendril.agent.v1.Frontend
+	68, // 38: tendril.agent.v1.ListAddressesResponse.addresses:type_name -> tendril.agent.v1.ListAddressesResponse.Address
+	49, // 39: tendril.agent.v1.ListEndpointsResponse.endpoints:type_name -> tendril.agent.v1.Endpoint
+	69, // 40: tendril.agent.v1.Service.backends:type_name -> tendril.agent.v1.Service.Backend
+	52, // 41: tendril.agent.v1.ListServicesResponse.services:type_name -> tendril.agent.v1.Service
+	70, // 42: tendril.agent.v1.EgressGateway.nodes:type_name -> tendril.agent.v1.EgressGateway.Node
+	55, // 43: tendril.agent.v1.ListEgressGatewaysResponse.gateways:type_name -> tendril.agent.v1.EgressGateway
+	71, // 44: tendril.agent.v1.Policy.nodes:type_name -> tendril.agent.v1.Policy.NodesEntry
+	58, // 45: tendril.agent.v1.ListPoliciesResponse.policies:type_name -> tendril.agent.v1.Policy
+	72, // 46: tendril.agent.v1.CountersResponse.counters:type_name -> tendril.agent.v1.CountersResponse.Counter
+	73, // 47: tendril.agent.v1.CountersResponse.tallies:type_name -> tendril.agent.v1.CountersResponse.TalliesEntry
+	66, // 48: tendril.agent.v1.ListTemplatesResponse.Template.instances:type_name -> tendril.agent.v1.ListTemplatesResponse.Instance
+	0,  // 49: tendril.agent.v1.Agent.Status:input_type -> tendril.agent.v1.StatusRequest
+	11, // 50: tendril.agent.v1.Agent.Observe:input_type -> tendril.agent.v1.ObserveRequest
+	12, // 51: tendril.agent.v1.Agent.ListTables:input_type -> tendril.agent.v1.ListTablesRequest
+	14, // 52: tendril.agent.v1.Agent.ShowTable:input_type -> tendril.agent.v1.ShowTableRequest
+	16, // 53: tendril.agent.v1.Agent.Explain:input_type -> tendril.agent.v1.ExplainRequest
+	21, // 54: tendril.agent.v1.Agent.Simulate:input_type -> tendril.agent.v1.SimulateRequest
+	29, // 55: tendril.agent.v1.Agent.ListTemplates:input_type -> tendril.agent.v1.ListTemplatesRequest
+	31, // 56: tendril.agent.v1.Agent.ListMappings:input_type -> tendril.agent.v1.ListMappingsRequest
+	34, // 57: tendril.agent.v1.Agent.FlushMappings:input_type -> tendril.agent.v1.FlushMappingsRequest
+	36, // 58: tendril.agent.v1.Agent.ListFlows:input_type -> tendril.agent.v1.ListFlowsRequest
+	44, // 59: tendril.agent.v1.Agent.FlushFlows:input_type -> tendril.agent.v1.FlushFlowsRequest
+	39, // 60: tendril.agent.v1.Agent.ListFrontends:input_type -> tendril.agent.v1.ListFrontendsRequest
+	42, // 61: tendril.agent.v1.Agent.FlushAffinities:input_type -> tendril.agent.v1.FlushAffinitiesRequest
+	46, // 62: tendril.agent.v1.Agent.ListAddresses:input_type -> tendril.agent.v1.ListAddressesRequest
+	48, // 63: tendril.agent.v1.Agent.ListEndpoints:input_type -> tendril.agent.v1.ListEndpointsRequest
+	51, // 64: tendril.agent.v1.Agent.ListServices:input_type -> tendril.agent.v1.ListServicesRequest
+	54, // 65: tendril.agent.v1.Agent.ListEgressGateways:input_type -> tendril.agent.v1.ListEgressGatewaysRequest
+	57, // 66: tendril.agent.v1.Agent.ListPolicies:input_type -> tendril.agent.v1.ListPoliciesRequest
+	60, // 67: tendril.agent.v1.Agent.Reload:input_type -> tendril.agent.v1.ReloadRequest
+	62, // 68: tendril.agent.v1.Agent.Counters:input_type -> tendril.agent.v1.CountersRequest
+	1,  // 69: tendril.agent.v1.Agent.Status:output_type -> tendril.agent.v1.StatusResponse
+	10, // 70: tendril.agent.v1.Agent.Observe:output_type -> tendril.agent.v1.Flow
+	13, // 71: tendril.agent.v1.Agent.ListTables:output_type -> tendril.agent.v1.ListTablesResponse
+	15, // 72: tendril.agent.v1.Agent.ShowTable:output_type -> tendril.agent.v1.ShowTableResponse
+	19, // 73: tendril.agent.v1.Agent.Explain:output_type -> tendril.agent.v1.ExplainResponse
+	28, // 74: tendril.agent.v1.Agent.Simulate:output_type -> tendril.agent.v1.SimulateResponse
+	30, // 75: tendril.agent.v1.Agent.ListTemplates:output_type -> tendril.agent.v1.ListTemplatesResponse
+	33, // 76: tendril.agent.v1.Agent.ListMappings:output_type -> tendril.agent.v1.ListMappingsResponse
+	35, // 77: tendril.agent.v1.Agent.FlushMappings:output_type -> tendril.agent.v1.FlushMappingsResponse
+	38, // 78: tendril.agent.v1.Agent.ListFlows:output_type -> tendril.agent.v1.ListFlowsResponse
+	45, // 79: tendril.agent.v1.Agent.FlushFlows:output_type -> tendril.agent.v1.FlushFlowsResponse
+	41, // 80: tendril.agent.v1.Agent.ListFrontends:output_type -> tendril.agent.v1.ListFrontendsResponse
+	43, // 81: tendril.agent.v1.Agent.FlushAffinities:output_type -> tendril.agent.v1.FlushAffinitiesResponse
+	47, // 82: tendril.agent.v1.Agent.ListAddresses:output_type -> tendril.agent.v1.ListAddressesResponse
+	50, // 83: tendril.agent.v1.Agent.ListEndpoints:output_type -> tendril.agent.v1.ListEndpointsResponse
+	53, // 84: tendril.agent.v1.Agent.ListServices:output_type -> tendril.agent.v1.ListServicesResponse
+	56, // 85: tendril.agent.v1.Agent.ListEgressGateways:output_type -> tendril.agent.v1.ListEgressGatewaysResponse
+	59, // 86: tendril.agent.v1.Agent.ListPolicies:output_type -> tendril.agent.v1.ListPoliciesResponse
+	61, // 87: tendril.agent.v1.Agent.Reload:output_type -> tendril.agent.v1.ReloadResponse
+	63, // 88: tendril.agent.v1.Agent.Counters:output_type -> tendril.agent.v1.CountersResponse
+	69, // [69:89] is the sub-list for method output_type
+	49, // [49:69] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -5538,7 +5699,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   72,
+			NumMessages:   74,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -264,7 +264,7 @@ func mapKeys[K comparable, V any](m map[K]V) func(func(K) bool) {
 // Edit draws one change, makes it in the facts and tells the engine.
 func (f *Facts) Edit(t *rapid.T, e *policy.Engine) {
 	endpoint := uint32(rapid.IntRange(1, Endpoints).Draw(t, "endpoint"))
-	switch rapid.IntRange(0, 11).Draw(t, "kind of edit") {
+	switch rapid.IntRange(0, 12).Draw(t, "kind of edit") {
 	case 0:
 		name, labels := oneOf(t, "namespace", namespaceNames()...), labels(t)
 		f.Namespaces[name] = labels
@@ -291,6 +291,9 @@ func (f *Facts) Edit(t *rapid.T, e *policy.Engine) {
 		f.editSubject(t, e, endpoint)
 	case 10, 11:
 		f.EditGroup(t, e)
+	case 12:
+		f.DenyLocalHost = !f.DenyLocalHost
+		e.SetDenyLocalHost(f.DenyLocalHost)
 	}
 }
 
@@ -349,6 +352,7 @@ func (f *Facts) Seed(t *rapid.T, e *policy.Engine) {
 
 // Tell tells an engine all facts, in an order that depends on chance alone (that of Go's maps).
 func (f *Facts) Tell(e *policy.Engine) error {
+	e.SetDenyLocalHost(f.DenyLocalHost)
 	for endpoint, w := range f.Subjects {
 		e.SetSubject(endpoint, w)
 	}

@@ -1,0 +1,147 @@
+package node
+
+import (
+	"flag"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "write the documentation that is generated")
+
+func TestEverySettingSaysWhenAChangeCounts(t *testing.T) {
+	for _, s := range settings() {
+		if s.key == "" || !slices.Contains([]effect{effectLive, effectReload, effectRestart}, s.effect) {
+			t.Errorf("field %s: key %q, change %q; want a key, and live, reload or restart", reflect.TypeFor[Config]().Field(s.field).Name, s.key, s.effect)
+		}
+	}
+}
+
+// other is a configuration with one setting that the other one does not have.
+func other(s setting) *Config {
+	config := Config{}.withDefaults()
+	value := s.of(&config)
+	switch value.Kind() {
+	case reflect.Bool:
+		value.SetBool(!value.Bool())
+	case reflect.String:
+		value.SetString(value.String() + "x")
+	case reflect.Int:
+		value.SetInt(value.Int() + 1)
+	case reflect.Uint16, reflect.Uint32:
+		value.SetUint(value.Uint() + 1)
+	case reflect.Slice:
+		value.Set(reflect.MakeSlice(value.Type(), 1, 1))
+	case reflect.Map:
+		value.Set(reflect.ValueOf(map[string]uint32{"flows": 7}))
+	}
+	return &config
+}
+
+func TestAChangeIsFollowedUnlessItNeedsARestart(t *testing.T) {
+	before := Config{}.withDefaults()
+	for _, s := range settings() {
+		wanted := other(s)
+		wanted.origin.digest = "new"
+		got := changes(&before, wanted)
+		if len(got) != 1 || got[0].setting != s || got[0].was == got[0].is {
+			t.Errorf("%s: the configurations differ by %+v", s.key, got)
+		}
+		next := before.followed(wanted)
+		if follows := s.text(next) == s.text(wanted); follows != (s.effect != effectRestart) {
+			t.Errorf("%s: followed: %v, and it is said to count by %s", s.key, follows, s.effect)
+		}
+		if left := changes(next, wanted); len(left) > 1 || next.origin.digest != "new" || len(changes(&before, &before)) != 0 {
+			t.Errorf("%s: of others is left %+v, of file %+v", s.key, left, next.origin)
+		}
+	}
+}
+
+func TestAnEmptyListIsNone(t *testing.T) {
+	a, err := decode([]byte(`{"no_masquerade": [], "map_sizes": {}, "pod_cidrs": null}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := changes(&Config{}, &a); len(got) != 0 {
+		t.Errorf("got %+v, want no difference", got)
+	}
+}
+
+const tableMark = "<!-- settings: go test ./internal/node -run Documented -update -->\n"
+
+// The table of docs/configuration.md is made of the fields and their comments.
+func TestEverySettingIsDocumented(t *testing.T) {
+	path := filepath.Join("..", "..", "docs", "configuration.md")
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	above, written, found := strings.Cut(string(raw), tableMark)
+	if !found {
+		t.Fatalf("%s has no line %q", path, tableMark)
+	}
+	made := settingsTable(t)
+	if *update {
+		if err := os.WriteFile(path, []byte(above+tableMark+made), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if diff := cmp.Diff(made, written); diff != "" {
+		t.Errorf("%s is not what config.go says; write it with -update (-config.go +written):\n%s", path, diff)
+	}
+}
+
+// settingsTable is the table, a row a setting.
+func settingsTable(t *testing.T) string {
+	t.Helper()
+	file, err := parser.ParseFile(token.NewFileSet(), "config.go", nil, parser.ParseComments)
+	if err != nil {
+		t.Fatal(err)
+	}
+	comments := map[string]string{}
+	ast.Inspect(file, func(node ast.Node) bool {
+		if field, ok := node.(*ast.Field); ok && len(field.Names) == 1 {
+			comments[field.Names[0].Name] = strings.Join(strings.Fields(field.Doc.Text()), " ")
+		}
+		return true
+	})
+	var b strings.Builder
+	b.WriteString("\n| key | a change counts | meaning |\n|---|---|---|\n")
+	last := ""
+	for _, s := range settings() {
+		name := reflect.TypeFor[Config]().Field(s.field).Name
+		text := comments[name]
+		switch {
+		case text == "" && last != "":
+			text = "see above"
+		case text == "":
+			t.Errorf("field %s has no comment", name)
+		default:
+			text = inFilesWords(strings.TrimPrefix(text, name+" "))
+		}
+		last = text
+		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", s.key, s.effect, strings.ReplaceAll(text, "|", "\\|"))
+	}
+	return b.String()
+}
+
+// inFilesWords has other fields called as the file calls them. A name of one word is a word.
+func inFilesWords(text string) string {
+	for _, s := range settings() {
+		name := reflect.TypeFor[Config]().Field(s.field).Name
+		if strings.Contains(s.key, "_") {
+			text = strings.ReplaceAll(text, name, "`"+s.key+"`")
+		}
+	}
+	return text
+}
