@@ -147,7 +147,16 @@ static __always_inline int nat_name(struct packet *p, __u32 ifindex)
 	return address_set(&p->alias) ? GO_ON : DROP_NO_ROUTE;
 }
 
-/* nat_open makes the mapping for a packet that leaves by an uplink, and notes it in the packet's flow. */
+/* nat_known tells whether who is outside has answered a pod under its own address: the connection began before it was to be masqueraded. */
+static __always_inline bool nat_known(const struct packet *p, const struct flow *flow)
+{
+	return flow->reverse.packets && p->from.flags & ADDRESS_LOCAL_POD && !p->gateway;
+}
+
+/*
+ * nat_open makes the mapping for a packet that leaves by an uplink, and notes it in the packet's flow. A connection goes on as it
+ * began: under another address the other end would not know it.
+ */
 __noinline int nat_open(struct __sk_buff *ctx, struct packet *p, const struct flow_key *key, __u32 ifindex)
 {
 	struct nat_search search = {.ctx = ctx};
@@ -157,9 +166,15 @@ __noinline int nat_open(struct __sk_buff *ctx, struct packet *p, const struct fl
 
 	if (!p || !key)
 		return GO_ON;
+	copy = *key;
+	flow = bpf_map_lookup_elem(&flows, &copy);
+	if (flow && nat_known(p, flow))
+		return GO_ON;
 	reason = nat_name(p, ifindex);
 	if (reason != GO_ON || !address_set(&p->alias))
 		return reason;
+	if (!flow)
+		return DROP_FLOW_TABLE_FULL;
 	search.key.remote = p->destination;
 	search.key.node = p->alias;
 	search.key.remote_port = nat_by_id(p) ? 0 : p->destination_port;
@@ -172,12 +187,6 @@ __noinline int nat_open(struct __sk_buff *ctx, struct packet *p, const struct fl
 	if (reason != GO_ON)
 		return reason;
 	tally_add(TALLY_NAT_CREATED);
-	copy = *key;
-	flow = bpf_map_lookup_elem(&flows, &copy);
-	if (!flow) {
-		bpf_map_delete_elem(&nat, &search.key);
-		return DROP_FLOW_TABLE_FULL;
-	}
 	p->alias_port = search.key.node_port;
 	flow->nat_port = p->alias_port;
 	flow->nat_address = p->alias;

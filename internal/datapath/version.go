@@ -395,7 +395,8 @@ func (d *Datapath) dropVersions() error {
 }
 
 // Reload loads all programs with a configuration beside those in force and swaps them, entry by entry, each swap one
-// store; no packet is lost. It returns the new version's number. On an error what was in force stays.
+// store; no packet is lost. It returns the new version's number. On an error what was in force stays. Where a version waits for
+// [Datapath.Prune] since its maps are not filled, the new one waits in its place.
 func (d *Datapath) Reload(ctx context.Context, node bpf.NodeConfig) (uint32, error) {
 	if err := validateNode(&node); err != nil {
 		return 0, err
@@ -420,11 +421,14 @@ func (d *Datapath) Reload(ctx context.Context, node bpf.NodeConfig) (uint32, err
 	if err != nil {
 		return 0, fmt.Errorf("reload datapath: %w", err)
 	}
-	if d.staged != nil {
-		err = d.staged.discard()
-		d.staged = nil
+	if waiting := d.staged; waiting != nil {
+		d.staged, d.node = next, node
+		if err := waiting.discard(); err != nil {
+			return 0, fmt.Errorf("reload datapath: %w", err)
+		}
+		return next.number, nil
 	}
-	if err := errors.Join(err, d.putInForce(ctx, next)); err != nil {
+	if err := d.putInForce(ctx, next); err != nil {
 		return 0, fmt.Errorf("reload datapath: %w", err)
 	}
 	d.node = node

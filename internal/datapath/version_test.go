@@ -231,6 +231,14 @@ func TestMapOfAnotherSizeWaitsUntilItIsFilled(t *testing.T) {
 	if diff := cmp.Diff(slots, entrySlots(t, again)); diff != "" {
 		t.Fatalf("programs changed before the new map was filled (-before +after):\n%s", diff)
 	}
+	cfg.Node.HalfOpenLimit++ // a reload meanwhile must not put programs on the empty map into force, either
+	reloaded, err := again.Reload(t.Context(), cfg.Node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(slots, entrySlots(t, again)); diff != "" {
+		t.Fatalf("programs changed before the new map was filled, by a reload (-before +after):\n%s", diff)
+	}
 	publish(t, again, smallDelta())
 	if _, err := again.Prune(t.Context(), Wanted{}); err != nil {
 		t.Fatal(err)
@@ -239,6 +247,9 @@ func TestMapOfAnotherSizeWaitsUntilItIsFilled(t *testing.T) {
 		if slots[entry] == id {
 			t.Errorf("entry %s still uses the old map", entry)
 		}
+	}
+	if again.Version() != reloaded {
+		t.Errorf("version %d is in force, want the reloaded %d", again.Version(), reloaded)
 	}
 	if _, err := os.Stat(oldPin); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the old map is still pinned: %v", err)

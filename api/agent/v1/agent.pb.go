@@ -86,7 +86,7 @@ type StatusResponse struct {
 	LbMode               string                 `protobuf:"bytes,22,opt,name=lb_mode,json=lbMode,proto3" json:"lb_mode,omitempty"`                                              // snat or dsr, for services that do not say
 	Policies             uint32                 `protobuf:"varint,24,opt,name=policies,proto3" json:"policies,omitempty"`                                                       // that the node knows of, the refused ones included
 	Services             uint32                 `protobuf:"varint,25,opt,name=services,proto3" json:"services,omitempty"`                                                       // that the node knows of
-	Configuration        *Configuration         `protobuf:"bytes,28,opt,name=configuration,proto3" json:"configuration,omitempty"`
+	Configuration        *Configuration         `protobuf:"bytes,26,opt,name=configuration,proto3" json:"configuration,omitempty"`
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -5106,7 +5106,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\alb_mode\x18\x16 \x01(\tR\x06lbMode\x12\x1a\n" +
 	"\bpolicies\x18\x18 \x01(\rR\bpolicies\x12\x1a\n" +
 	"\bservices\x18\x19 \x01(\rR\bservices\x12E\n" +
-	"\rconfiguration\x18\x1c \x01(\v2\x1f.tendril.agent.v1.ConfigurationR\rconfiguration\"\xb2\x01\n" +
+	"\rconfiguration\x18\x1a \x01(\v2\x1f.tendril.agent.v1.ConfigurationR\rconfiguration\"\xb2\x01\n" +
 	"\rConfiguration\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12&\n" +
