@@ -76,6 +76,9 @@ func (l *Lab) nodePodCIDRs(node string) []netip.Prefix {
 	})
 }
 
+// AgentFile is the configuration file of a node's agent, which follows it. StartAgent writes it anew.
+func (l *Lab) AgentFile(node string) string { return l.state(node, "agent.json") }
+
 func agentProcess(node string) string { return "agent-" + node }
 
 // StartAgent starts a node's agent and waits until it answers.
@@ -87,7 +90,7 @@ func (l *Lab) StartAgent(ctx context.Context, node string) error {
 	if running, err := l.process(agentProcess(node)); err == nil {
 		return fmt.Errorf("agent of %s: already runs as process %d", node, running.PID)
 	}
-	file := l.state(node, "agent.json")
+	file := l.AgentFile(node)
 	if err := saveRecord(file, l.agentConfig(node)); err != nil {
 		return err
 	}
