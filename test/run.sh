@@ -30,7 +30,7 @@ generated() {
 }
 
 # alone lists the packages whose tests measure time or load the machine: they run one by one, after the others.
-alone() { go list ./internal/lab ./test/lab ./test/kernels; }
+alone() { go list ./internal/lab ./test/lab ./test/kernels ./test/apiserver; }
 
 others() { go list ./... | grep -vxF "$(alone)" | grep -v '/test/lint$'; }
 
@@ -73,5 +73,7 @@ step generated generated
 step tests go test -timeout 10m $(others)
 step opinion env TENDRIL_BIN="$PWD/bin" go -C test/opinion test -count=1 -timeout 10m ./...
 step kernels env TENDRIL_KERNELS="$kernels" go test -count=1 -timeout 10m ./test/kernels
+step apiserver-build test/kube/build.sh apiserver
+step apiserver env TENDRIL_KUBE="$PWD/build/kube/bin" TENDRIL_BIN="$PWD/bin" go test -count=1 -timeout 30m ./test/apiserver
 step lab env TENDRIL_BIN="$PWD/bin" go test -count=1 -p 1 -timeout 15m ./internal/lab ./test/lab
 finish

@@ -11,7 +11,7 @@ processes() {
 	for exe in /proc/[0-9]*/exe; do
 		path=$(readlink "$exe" 2>/dev/null) || continue
 		name=$(basename "${path% (deleted)}")
-		case $name in tendril-agent | tendril-cni | tendril-load) ;; tendril) ;; *) continue ;; esac
+		case $name in tendril-agent | tendril-cni | tendril-load | tendril-operator) ;; tendril) ;; *) continue ;; esac
 		pid=${exe#/proc/}
 		echo "${pid%/exe}"
 	done

@@ -3,6 +3,7 @@ package lab
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -83,6 +84,11 @@ func agentProcess(node string) string { return "agent-" + node }
 
 // StartAgent starts a node's agent and waits until it answers.
 func (l *Lab) StartAgent(ctx context.Context, node string) error {
+	return l.StartAgentWith(ctx, node, nil)
+}
+
+// StartAgentWith starts a node's agent with other settings than the lab's, by the keys of the agent's configuration; nil takes one away.
+func (l *Lab) StartAgentWith(ctx context.Context, node string, settings map[string]any) error {
 	place, err := l.Node(node)
 	if err != nil {
 		return err
@@ -90,8 +96,12 @@ func (l *Lab) StartAgent(ctx context.Context, node string) error {
 	if running, err := l.process(agentProcess(node)); err == nil {
 		return fmt.Errorf("agent of %s: already runs as process %d", node, running.PID)
 	}
+	config, err := withSettings(l.agentConfig(node), settings)
+	if err != nil {
+		return fmt.Errorf("agent of %s: %w", node, err)
+	}
 	file := l.AgentFile(node)
-	if err := saveRecord(file, l.agentConfig(node)); err != nil {
+	if err := saveRecord(file, config); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(l.pins(node)), 0o755); err != nil {
@@ -102,6 +112,24 @@ func (l *Lab) StartAgent(ctx context.Context, node string) error {
 		return err
 	}
 	return l.waitAgent(ctx, node, process)
+}
+
+// withSettings lays settings over a configuration.
+func withSettings(config agentConfig, settings map[string]any) (map[string]any, error) {
+	raw, err := json.Marshal(config)
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]any{}
+	if err := json.Unmarshal(raw, &all); err != nil {
+		return nil, err
+	}
+	for key, value := range settings {
+		if all[key] = value; value == nil {
+			delete(all, key)
+		}
+	}
+	return all, nil
 }
 
 // waitAgent waits until the agent answers, and no longer than it lives.

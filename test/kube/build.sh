@@ -1,7 +1,8 @@
 #!/bin/bash
-# build.sh: what a cluster is made of, into build/kube: Kubernetes and etcd from the modules of this folder's go.mod, CoreDNS and Helm from those
-# of dns/go.mod and helm/go.mod, containerd and runc from Debian, unpacked but not installed, and the images of the pods. Ten minutes and 4 GB of build cache the first time; what is
-# there is not built again.
+# build.sh [apiserver | conformance]: what a cluster is made of, or its API server alone, or what the conformance suite wants as well, into
+# build/kube: Kubernetes and etcd from the modules of this folder's go.mod, CoreDNS and Helm from those of dns/go.mod and helm/go.mod, containerd and
+# runc from Debian, unpacked but not installed, and the images of the pods. Ten minutes and 4 GB of build cache the first time, four of them for the
+# API server; what is there is not built again.
 set -e
 here=$(dirname "$(readlink -f "$0")")
 out=$(readlink -f "$here/../..")/build/kube
@@ -23,8 +24,10 @@ build() { # NAME PACKAGE
   go build -trimpath -ldflags "$flags" -o "$out/bin/$1" "$2"
 }
 
+build kube-apiserver k8s.io/kubernetes/cmd/kube-apiserver
+[ "$1" != apiserver ] || exit 0
 build etcd go.etcd.io/etcd/server/v3
-for program in kube-apiserver kube-controller-manager kube-scheduler kubectl kubelet; do
+for program in kube-controller-manager kube-scheduler kubectl kubelet; do
   build $program k8s.io/kubernetes/cmd/$program
 done
 
