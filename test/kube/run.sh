@@ -29,6 +29,7 @@ all() {
   workload
   connectivity
   rollout
+  configuration
   update
   requests
   api_server_away
@@ -37,7 +38,7 @@ all() {
   uninstall
 }
 mkdir -p "$state/pki" "$state/log"
-for part in control nodes install connectivity operator certificates balanced workload rollout requests away departed replicas conformance; do . "$here/$part.sh"; done
+for part in control nodes install connectivity operator certificates balanced workload configuration rollout requests away departed replicas conformance; do . "$here/$part.sh"; done
 "$here/pki.sh" "$state/pki"
 control_groups
 chart
