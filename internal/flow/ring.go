@@ -37,15 +37,17 @@ func ringSize(history int) int {
 	return 1 << bits.Len(uint(history-1))
 }
 
-// Resize has the ring keep at least history events from now on, in place of what it was made for. Those that have room stay.
+// Resize has the ring keep at least history events from now on, in place of what it was made for. Those that have room stay. It is
+// for one goroutine.
 func (r *Ring) Resize(history int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	size := ringSize(history)
-	if size == len(r.slots) {
+	if size == r.Len() {
 		return
 	}
-	before, slots := uint64(len(r.slots)-1), make([]slot, size)
+	slots := make([]slot, size) // before the writer has to wait
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	before := uint64(len(r.slots) - 1)
 	r.first = max(r.oldest(), r.head-min(r.head, uint64(size)))
 	for n := r.first; n < r.head; n++ {
 		slots[n&uint64(size-1)] = r.slots[n&before]
