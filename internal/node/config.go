@@ -286,6 +286,8 @@ const maxVNI = 1<<24 - 1
 // validatePrefix wants the one form that prefixes have in tables and tries.
 func validatePrefix(prefix netip.Prefix) error {
 	switch {
+	case !prefix.IsValid(): // JSON's ""
+		return errors.New("an empty string is no prefix; leave it out")
 	case prefix.Addr().Is4In6():
 		return fmt.Errorf("%s is IPv4 in IPv6's form; write %s", prefix, prefix.Addr().Unmap())
 	case prefix != prefix.Masked():

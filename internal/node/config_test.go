@@ -33,6 +33,8 @@ func TestConfigurationNamesEveryMistakeAtOnce(t *testing.T) {
 			[]string{`mode: "gre" is neither native nor vxlan`}},
 		{"mapped", `{"node":"n","store":["s:1"],"publish":["p:1"],"pod_cidrs":["::ffff:10.0.0.0/120"]}`,
 			[]string{"pod_cidrs[0]: ::ffff:10.0.0.0/120 is IPv4 in IPv6's form"}},
+		{"empty", `{"node":"n","store":["s:1"],"publish":["p:1"],"no_masquerade":["10.0.0.0/8",""],"pod_cidrs":[""]}`,
+			[]string{"no_masquerade[1]: an empty string is no prefix; leave it out", "pod_cidrs[0]: an empty string"}},
 		{"host bits outside", `{"node":"n","store":["s:1"],"publish":["p:1"],"pod_cidrs":["10.0.0.0/24"],"no_masquerade":["10.9.0.1/8"]}`,
 			[]string{"no_masquerade[0]: 10.9.0.1/8 has host bits set; write 10.0.0.0/8"}},
 		{"node ports' host bits", `{"node":"n","store":["s:1"],"publish":["p:1"],"pod_cidrs":["10.0.0.0/24"],"node_port_addresses":["fd00::/8","172.30.0.1/24"]}`,

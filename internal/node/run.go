@@ -21,17 +21,23 @@ import (
 
 // introduce publishes this node and keeps its sign of life, as the configuration has them.
 func (a *Agent) introduce(ctx context.Context) error {
-	for {
+	for first := true; ctx.Err() == nil; first = false {
 		config, changed := a.configuration.InForce()
-		if err := a.publishSelf(config); err != nil {
+		err := a.publishSelf(config)
+		switch {
+		case err != nil && first:
 			return fmt.Errorf("publish this node: %w", err)
+		case err != nil:
+			a.log.Error("publish this node as the configuration has it now; will try again", "error", err)
+			sleep(ctx, jittered(applyAgain))
+			continue
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil
 		}
 	}
+	return nil
 }
 
 // publishSelf tells the store of this node. Of what it has already it hears nothing.

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"encoding/json"
 	"flag"
 	"fmt"
 	"go/ast"
@@ -74,6 +75,33 @@ func TestAnEmptyListIsNone(t *testing.T) {
 	if got := changes(&Config{}, &a); len(got) != 0 {
 		t.Errorf("got %+v, want no difference", got)
 	}
+}
+
+// What a file says is what it is read as: written again, it is read as the same.
+func FuzzDecode(f *testing.F) {
+	for _, seed := range []string{
+		`{}`, `{"node": "n", "store": ["s:1"], "masquerade": true, "map_sizes": {"flows": 7}, "no_masquerade": ["fd00::/8"]}`,
+		`{"vni": -1, "pod_cidrs": null, "x": {}}`, `[]`, `{"node": "\ud800"}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		config, err := decode(raw)
+		if err != nil {
+			return
+		}
+		written, err := json.Marshal(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := decode(written)
+		if err != nil {
+			t.Fatalf("%s is read, and written as %s: %v", raw, written, err)
+		}
+		if diff := changes(&config, &again); len(diff) > 0 {
+			t.Fatalf("%s is read otherwise again: %+v", raw, diff)
+		}
+	})
 }
 
 const tableMark = "<!-- settings: go test ./internal/node -run Documented -update -->\n"
