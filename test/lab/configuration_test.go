@@ -110,17 +110,15 @@ func TestAnAgentFollowsItsConfigurationUnderTraffic(t *testing.T) {
 	n, at := c.configured(t, "node1"), c.nodeAddrs(t, "node1")
 	c.whoAsks(t, at, map[uint16]bool{port: true})
 	var ends []func()
-	kept := func(from lab.Place, targets ...netip.AddrPort) {
-		for _, target := range targets {
-			ends = append(ends, c.probe(t, from, lab.ProbeHTTP, target))
-		}
+	kept := func(from lab.Place, at netip.Addr, port uint16) {
+		ends = append(ends, c.probe(t, from, lab.ProbeHTTP, netip.AddrPortFrom(at, port)))
 	}
-	for i := range at {
-		kept(client.Place, netip.AddrPortFrom(lab.OutsideAddrs()[i], 80), netip.AddrPortFrom(web.Addrs[i], 80))
-		kept(c.Outside(), netip.AddrPortFrom(at[i], port))
-	}
-	n.liveKeys(t, client, near, func() { kept(c.Outside(), netip.AddrPortFrom(at[1], port)) })
-	n.reloadedKeys(t, client, func() { kept(client.Place, netip.AddrPortFrom(lab.OutsideAddrs()[0], 80)) })
+	kept(client.Place, lab.OutsideAddrs()[0], 80)
+	kept(client.Place, web.Addrs[1], 80)
+	kept(c.Outside(), at[0], port)
+	n.liveKeys(t, client, near, func() { kept(c.Outside(), at[1], port) })
+	n.publishedKeys(t, web)
+	n.reloadedKeys(t, client, func() { kept(client.Place, lab.OutsideAddrs()[0], 80) })
 	n.waitingKeys(t)
 	n.brokenFiles(t)
 	for _, end := range ends {
@@ -183,6 +181,36 @@ spec: {podSelector: {matchLabels: {app: near}}, policyTypes: [Ingress]}
 		return s.GetLbMode() == "snat" && problems == "" && s.GetDatapathVersion() == before.GetDatapathVersion() &&
 			s.GetConfiguration().GetDigest() != before.GetConfiguration().GetDigest() // it is written otherwise
 	})
+}
+
+// publishedKeys changes keys of which other nodes, or the link, hear at once.
+func (c configured) publishedKeys(t *testing.T, web *lab.Pod) {
+	t.Helper()
+	c.offer(t, served{Name: "external", Last: 9, Spec: "externalIPs: [172.30.0.200]", Pods: []*lab.Pod{web}})
+	agent, err := c.Agent(c.node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, announced := range []bool{false, true, false} {
+		c.write(t, map[string]any{"announce_external_ips": announced, "zone": map[bool]string{true: "z-announced"}[announced]})
+		eventually(t, fmt.Sprintf("announced %v, and so the zone", announced), patience, func(ctx context.Context) error {
+			list, err := agent.ListServices(ctx, &agentv1.ListServicesRequest{Name: namespace + "/external"})
+			if err != nil {
+				return err
+			}
+			by, found := "", false
+			for _, service := range list.GetServices() {
+				if strings.HasPrefix(service.GetFrontend(), "172.30.0.200:") {
+					by, found = service.GetAnnouncer(), true
+				}
+			}
+			nodes, err := c.CLI(ctx, "--node", "node2", "db", "show", "nodes")
+			if err == nil && (!found || (by != "") != announced || strings.Contains(nodes, "z-announced") != announced) {
+				err = fmt.Errorf("announced by %q (%v); nodes, as node2 has them:\n%s", by, found, nodes)
+			}
+			return err
+		})
+	}
 }
 
 // reloadedKeys changes keys that programs are loaded with. In between a connection is opened, which must outlive the change back.

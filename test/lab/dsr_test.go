@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 
 	"tendril.io/tendril/internal/lab"
 )
@@ -84,7 +83,7 @@ func (c *cluster) whoAsks(t *testing.T, at []netip.Addr, node map[uint16]bool) {
 	for port, wanted := range node {
 		for _, addr := range at {
 			what := fmt.Sprintf("%s to be asked under the node's address: %v", netip.AddrPortFrom(addr, port), wanted)
-			eventually(t, what, 5*time.Second, func(ctx context.Context) error {
+			eventually(t, what, patience, func(ctx context.Context) error {
 				answer, err := c.Outside().Fetch(ctx, addr, port)
 				if err == nil && (answer.Sees == addr) != wanted {
 					err = fmt.Errorf("the backend sees %s", answer.Sees)
