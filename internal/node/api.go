@@ -92,7 +92,7 @@ func (s *api) Observe(request *agentv1.ObserveRequest, stream grpc.ServerStreami
 // Reload implements the API.
 func (s *api) Reload(ctx context.Context, _ *agentv1.ReloadRequest) (*agentv1.ReloadResponse, error) {
 	begun := time.Now()
-	version, err := s.a.reload(ctx)
+	version, err := s.a.configuration.reload(ctx)
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}

@@ -214,6 +214,9 @@ func (a *Agent) buildDatapath(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	a.configuration.load = func(ctx context.Context, config *Config) (uint32, error) {
+		return a.datapath.Reload(ctx, a.nodeConfig(config))
+	}
 	a.numbering = &numbering{numbers: a.datapath.Numbers(), known: make(map[string]uint32)}
 	row := datapath.Uplink{
 		Name: a.uplink.name, IfIndex: a.uplink.ifindex, Addr4: a.uplink.addr4, Addr6: a.uplink.addr6, MTU: uint32(a.uplink.mtu),

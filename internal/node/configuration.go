@@ -17,7 +17,9 @@ import (
 // configuration is what the agent goes by: what it was started with, and since then what its file says of the settings that
 // may change under it. Who goes by one of those asks InForce.
 type configuration struct {
-	applying sync.Mutex // a reload, and that its configuration is in force, are one step; before mu
+	// load swaps the datapath for one that is loaded with a configuration, and returns its version.
+	load     func(ctx context.Context, config *Config) (uint32, error)
+	applying sync.Mutex // a load, and that its configuration is in force, are one step; before mu
 
 	mu      sync.Mutex
 	inForce *Config   // nobody changes it
@@ -76,9 +78,7 @@ func (c *configuration) problems() []*agentv1.Problem {
 	file := "configuration " + c.inForce.origin.path
 	var all []*agentv1.Problem
 	for _, err := range mistakes(c.refused) {
-		all = append(all, &agentv1.Problem{
-			Object: file, Message: err.Error(), Remedy: c.remedy,
-		})
+		all = append(all, &agentv1.Problem{Object: file, Message: err.Error(), Remedy: c.remedy})
 	}
 	for _, ch := range waiting {
 		all = append(all, &agentv1.Problem{
@@ -129,27 +129,33 @@ func (a *Agent) followConfiguration(ctx context.Context) error {
 	} else {
 		defer watcher.Close()
 	}
-	for next := time.Duration(0); ; {
+	due := time.Now()
+	soon := func() { // what is due already is not put off: something in the folder may change all the time
+		if gathered := time.Now().Add(gathering); gathered.Before(due) {
+			due = gathered // an editor may not have written all of it
+		}
+	}
+	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-watcher.Events:
-			next = gathering // an editor may not have written all of it
+			soon()
 			continue
 		case lost := <-watcher.Errors:
 			a.log.Warn("watch the configuration's folder", "file", path, "error", lost)
-			next = gathering
+			soon()
 			continue
-		case <-time.After(next):
+		case <-time.After(time.Until(due)):
 		}
 		if err == nil { // each time, since the folder may be another: watched before it is read, so that no change falls between
 			if lost := watcher.Add(filepath.Dir(path)); lost != nil {
 				a.log.Warn("watch the configuration's folder; will try again", "file", path, "error", lost)
 			}
 		}
-		next = jittered(lookAgain)
+		due = time.Now().Add(jittered(lookAgain))
 		if !a.takeOver(ctx) {
-			next = jittered(applyAgain)
+			due = time.Now().Add(jittered(applyAgain))
 		}
 	}
 }
@@ -186,7 +192,7 @@ func (a *Agent) putInForce(ctx context.Context, wanted *Config) error {
 	inForce, _ := c.InForce()
 	next := inForce.followed(wanted)
 	if slices.ContainsFunc(changes(inForce, next), func(ch change) bool { return ch.effect == effectReload }) {
-		if _, err := a.datapath.Reload(ctx, a.nodeConfig(next)); err != nil {
+		if _, err := c.load(ctx, next); err != nil {
 			return err
 		}
 	}
@@ -196,12 +202,11 @@ func (a *Agent) putInForce(ctx context.Context, wanted *Config) error {
 }
 
 // reload loads the datapath anew with the configuration in force.
-func (a *Agent) reload(ctx context.Context) (version uint32, err error) {
-	c := a.configuration
+func (c *configuration) reload(ctx context.Context) (version uint32, err error) {
 	c.applying.Lock()
 	defer c.applying.Unlock()
 	config, _ := c.InForce()
-	return a.datapath.Reload(ctx, a.nodeConfig(config))
+	return c.load(ctx, config)
 }
 
 // showConfiguration prints every setting.

@@ -1,6 +1,8 @@
 package node
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -191,4 +193,69 @@ func TestThePolicyLoopFollowsTheConfiguration(t *testing.T) {
 			t.Errorf("trials last %s, want 7 s", n.loop.trial.period)
 		}
 	})
+}
+
+// The folder may be one where something is written all the time.
+func TestAnAgentFollowsItsFileInABusyFolder(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "agent.json")
+	const form = `{"store": ["s:1"], "publish": ["p:1"], "flow_history": `
+	if err := os.WriteFile(path, []byte(form+"1}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := following(t, path)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for t.Context().Err() == nil && a.flows.Len() != 16 {
+			_ = os.WriteFile(path+".log", nil, 0o600)
+		}
+	}()
+	time.Sleep(2 * gathering) // it has begun
+	if err := os.WriteFile(path, []byte(form+"16}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, a, "the file is followed", func(string) bool { return a.flows.Len() == 16 })
+	<-ended
+}
+
+// What the kernel does not take is not in force, with nothing of the same file; it is tried again.
+func TestAConfigurationThatTheKernelRefusesChangesNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "agent.json")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(`{"store": ["s:1"], "publish": ["p:1"], "flow_history": `+text+"}"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("16")
+	config, err := Load(path, "node1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &Agent{config: config, configuration: newConfiguration(config), flows: flow.NewRing(16), log: slog.New(slog.DiscardHandler)}
+	refusal := errors.New("load programs: no memory")
+	var loaded []*Config
+	a.configuration.load = func(_ context.Context, config *Config) (uint32, error) {
+		loaded = append(loaded, config)
+		return 2, refusal
+	}
+	write(`32, "masquerade": true, "half_open_limit": 7`)
+	taken := a.takeOver(t.Context())
+	problems := a.configuration.problems()
+	if now, _ := a.configuration.InForce(); taken || now.Masquerade || a.flows.Len() != 16 || len(problems) != 1 ||
+		problems[0].GetMessage() != refusal.Error() || !strings.HasPrefix(problems[0].GetRemedy(), "take the change back if this lasts") {
+		t.Errorf("refused by the kernel: taken over %v, in force %+v, history %d, problems %v", taken, now, a.flows.Len(), problems)
+	}
+	refusal = nil
+	taken = a.takeOver(t.Context())
+	if now, _ := a.configuration.InForce(); !taken || !now.Masquerade || now.HalfOpenLimit != 7 || a.flows.Len() != 32 || len(a.configuration.problems()) != 0 {
+		t.Errorf("then taken over %v, in force %+v, history %d, problems %v", taken, now, a.flows.Len(), a.configuration.problems())
+	}
+	write(`64, "masquerade": true, "half_open_limit": 7`) // no program knows of the history
+	if taken := a.takeOver(t.Context()); !taken || a.flows.Len() != 64 || len(loaded) != 2 {
+		t.Errorf("without a change for programs: taken over %v, %d loads", taken, len(loaded))
+	}
+	if version, err := a.configuration.reload(t.Context()); err != nil || version != 2 || loaded[2].HalfOpenLimit != 7 {
+		t.Errorf("a reload on request: version %d, %v, with %+v", version, err, loaded[2])
+	}
 }
