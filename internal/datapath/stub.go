@@ -59,9 +59,12 @@ func (t template) instructions(endpoint, generation uint32, m stubMaps) asm.Inst
 	counter := int32(bpf.DropTailCall)*int32(bpf.HookCount) + int32(t.entry)
 	return asm.Instructions{
 		asm.Mov.Reg(asm.R6, asm.R1),
-		// skb->cb is free for programs between this one and the entry (kernel, BPF_SKB_CB_LEN): nothing else touches it.
-		asm.StoreImm(asm.R1, skbCB+4*int16(bpf.StubEndpoint), int64(int32(endpoint)), asm.Word),
-		asm.StoreImm(asm.R1, skbCB+4*int16(bpf.StubGeneration), int64(int32(generation)), asm.Word),
+		// skb->cb is free for programs between this one and the entry (kernel, BPF_SKB_CB_LEN): nothing else touches it. Constants go by a
+		// register: 6.1 lets no BPF_ST write the context.
+		asm.Mov.Imm(asm.R2, int32(endpoint)),
+		asm.StoreMem(asm.R1, skbCB+4*int16(bpf.StubEndpoint), asm.R2, asm.Word),
+		asm.Mov.Imm(asm.R2, int32(generation)),
+		asm.StoreMem(asm.R1, skbCB+4*int16(bpf.StubGeneration), asm.R2, asm.Word),
 		asm.LoadMapPtr(asm.R2, m.entries),
 		asm.Mov.Imm(asm.R3, int32(t.entry)),
 		asm.FnTailCall.Call(),

@@ -41,8 +41,8 @@ func buildFabric(n names) error {
 	})
 }
 
-// joinFabric makes a namespace with an uplink into the fabric's bridge; the bridge's port carries the part's name.
-func joinFabric(n names, part string, addrs []netip.Prefix) error {
+// joinFabric makes a namespace with an uplink into the fabric's bridge, by a wire or, if there is none, a veth pair; the bridge's port carries the part's name.
+func joinFabric(n names, part string, wire Wire, addrs []netip.Prefix) error {
 	if err := createNetns(n.netnsPath(part)); err != nil {
 		return err
 	}
@@ -54,7 +54,11 @@ func joinFabric(n names, part string, addrs []netip.Prefix) error {
 	if err := detectDuplicates(n, part, false); err != nil {
 		return err
 	}
-	err = withLinks(n.netnsPath(fabricPart), func(h *netlink.Handle) error { return addPort(h, part, inside) })
+	if wire == (Wire{}) {
+		err = withLinks(n.netnsPath(fabricPart), func(h *netlink.Handle) error { return addPort(h, part, inside) })
+	} else {
+		err = layWire(n, part, wire)
+	}
 	if err != nil {
 		return err
 	}
@@ -89,6 +93,51 @@ func addPort(h *netlink.Handle, port string, inside netns.NsHandle) error {
 		return fmt.Errorf("port %s of the fabric: %w", port, err)
 	}
 	return linkUp(h, port)
+}
+
+// layWire puts one end of a wire into the bridge, and the other into the part's namespace.
+func layWire(n names, part string, wire Wire) error {
+	err := errors.Join(moveDevice(wire.Port, n.netnsPath(fabricPart), part), moveDevice(wire.Uplink, n.netnsPath(part), uplinkName))
+	if err != nil {
+		return fmt.Errorf("wire of %s: %w", part, err)
+	}
+	return withLinks(n.netnsPath(fabricPart), func(h *netlink.Handle) error {
+		bridge, err := h.LinkByName(bridgeName)
+		if err != nil {
+			return fmt.Errorf("bridge %s: %w", bridgeName, err)
+		}
+		port, err := h.LinkByName(part)
+		if err == nil {
+			err = h.LinkSetMaster(port, bridge)
+		}
+		if err != nil {
+			return fmt.Errorf("port %s of the fabric: %w", part, err)
+		}
+		return linkUp(h, part)
+	})
+}
+
+// moveDevice moves a device of the machine to another namespace, where it gets another name, and maybe another index.
+func moveDevice(device, path, name string) error {
+	namespace, err := netns.GetFromPath(path)
+	if err != nil {
+		return err
+	}
+	defer namespace.Close()
+	link, err := netlink.LinkByName(device)
+	if err == nil {
+		err = netlink.LinkSetNsFd(link, int(namespace))
+	}
+	if err != nil {
+		return fmt.Errorf("device %s: %w", device, err)
+	}
+	return withLinks(path, func(h *netlink.Handle) error {
+		link, err := h.LinkByName(device)
+		if err == nil {
+			err = h.LinkSetName(link, name)
+		}
+		return err
+	})
 }
 
 // giveAddrs brings a device up with addresses that are usable at once, without duplicate address detection.
@@ -131,7 +180,7 @@ func addRoute(h *netlink.Handle, device string, prefix netip.Prefix, gateway net
 // buildOutside makes the host that is no part of the cluster: it has addresses beyond the fabric, routes nothing and
 // knows no pod prefix.
 func buildOutside(n names) error {
-	if err := joinFabric(n, outsidePart, fabricAddrs(lastByteOutside)); err != nil {
+	if err := joinFabric(n, outsidePart, Wire{}, fabricAddrs(lastByteOutside)); err != nil {
 		return err
 	}
 	var beyond []netip.Prefix
@@ -143,9 +192,9 @@ func buildOutside(n names) error {
 
 // buildNode makes a node's namespace: an uplink and a default route through the outside host. Everything else on it is
 // its agent's work.
-func buildNode(n names, i int) error {
+func buildNode(n names, i int, wire Wire) error {
 	part := nodeName(i)
-	if err := joinFabric(n, part, fabricAddrs(byte(i))); err != nil {
+	if err := joinFabric(n, part, wire, fabricAddrs(byte(i))); err != nil {
 		return err
 	}
 	return withLinks(n.netnsPath(part), func(h *netlink.Handle) error {

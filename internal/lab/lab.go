@@ -47,12 +47,20 @@ type Config struct {
 	LBMode string `json:"lb_mode,omitempty"`
 	// XDP is the agents' xdp: off, auto, native or generic. Default: theirs. Unless it is off, the fabric is one on which XDP can be.
 	XDP string `json:"xdp,omitempty"`
+	// Wires join nodes to the fabric by devices that the machine has, for tests of drivers. Default: veth pairs, made for it.
+	Wires map[string]Wire `json:"wires,omitempty"`
 	// AliveLease is for how long a node counts as alive after its last heartbeat, in whole seconds. Default: the agents'.
 	AliveLease time.Duration `json:"alive_lease,omitempty"`
 	// NoAgents leaves out store and agents: who asked for that starts others in their places, as a test of the operator does.
 	NoAgents bool `json:"no_agents,omitempty"`
 	// Progress is told each step in a few words. Default: nobody is.
 	Progress func(string) `json:"-"`
+}
+
+// Wire is two devices of the machine: what the one sends the other receives.
+type Wire struct {
+	Uplink string `json:"uplink"` // becomes the node's
+	Port   string `json:"port"`   // becomes a port of the fabric's bridge
 }
 
 // Lab is a cluster on this machine. Its methods may be called from several goroutines and programs at a time.
@@ -229,19 +237,22 @@ func (l *Lab) buildNetwork() error {
 	if err := buildFabric(l.names); err != nil {
 		return err
 	}
-	if err := joinFabric(l.names, controlPart, fabricAddrs(lastByteControl)); err != nil {
+	if err := joinFabric(l.names, controlPart, Wire{}, fabricAddrs(lastByteControl)); err != nil {
 		return err
 	}
 	if err := buildOutside(l.names); err != nil {
 		return err
 	}
 	for i := 1; i <= l.Nodes; i++ {
-		if err := buildNode(l.names, i); err != nil {
+		if err := buildNode(l.names, i, l.Wires[nodeName(i)]); err != nil {
 			return fmt.Errorf("%s: %w", nodeName(i), err)
 		}
 	}
 	if l.XDP != "" && l.XDP != "off" {
 		for _, node := range l.NodeNames() {
+			if _, wired := l.Wires[node]; wired {
+				continue // has a driver
+			}
 			if err := prepareXDP(l.names, node); err != nil {
 				return err
 			}

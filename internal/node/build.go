@@ -241,34 +241,6 @@ func (a *Agent) buildDatapath(ctx context.Context) (err error) {
 	return a.datapath.AttachSockets()
 }
 
-// xdpState is what came of the configuration's wish.
-type xdpState struct {
-	mode   XDP    // off, native or generic
-	reason string // why it is off although it is wanted
-}
-
-// attachXDP does what the configuration says. Unasked, a driver that has no XDP, or has another's program, is left alone.
-func (a *Agent) attachXDP() error {
-	modes := map[XDP]datapath.XDPMode{XDPOff: datapath.XDPOff, XDPNative: datapath.XDPNative, XDPGeneric: datapath.XDPGeneric}
-	a.xdp = xdpState{mode: a.config.XDP}
-	if a.config.XDP == XDPAuto {
-		a.xdp.mode = XDPNative
-		if a.uplink.kind == "veth" {
-			a.xdp = xdpState{XDPOff, a.uplink.name + " is a veth device: segments would no longer be sent in one piece, which costs most of TCP's throughput"}
-		}
-	}
-	err := a.datapath.AttachXDP(a.uplink.ifindex, modes[a.xdp.mode])
-	if err == nil {
-		return nil
-	}
-	if a.config.XDP != XDPAuto {
-		return fmt.Errorf("uplink %s: %w: take another program off it, or set xdp to auto, which does without where it has to", a.uplink.name, err)
-	}
-	a.log.Info("no XDP on the uplink", "device", a.uplink.name, "error", err)
-	a.xdp = xdpState{XDPOff, err.Error()}
-	return a.datapath.AttachXDP(a.uplink.ifindex, datapath.XDPOff)
-}
-
 // attach prefers TCX links and falls back to clsact filters where the kernel has none (before 6.6).
 func (a *Agent) attach(ifindex uint32, tcx func(uint32) error, in, out bpf.Entry) error {
 	err := tcx(ifindex)

@@ -38,7 +38,7 @@ type XDP string
 // The choices.
 const (
 	XDPOff     XDP = "off"
-	XDPAuto    XDP = "auto"    // native where the uplink's driver offers it, but on veth off
+	XDPAuto    XDP = "auto"    // native where the uplink's driver offers it, and segments do not pass it in one piece
 	XDPNative  XDP = "native"  // by the driver, or the agent does not start
 	XDPGeneric XDP = "generic" // by the kernel in the driver's place: for tests
 )
@@ -121,7 +121,7 @@ type Config struct {
 	AnnounceExternalIPs bool `json:"announce_external_ips,omitempty" change:"live"`
 	// LBMode says how clients outside the cluster are answered by backends of other nodes: snat (default) or dsr.
 	LBMode LBMode `json:"lb_mode,omitempty" change:"live"`
-	// XDP is off (default), auto, native or generic, on the uplink.
+	// XDP is off, auto (default), native or generic, on the uplink.
 	XDP XDP `json:"xdp,omitempty" change:"restart"`
 	// MaglevSize is the number of slots of a Maglev table, a prime and the same on every node of the cluster: others would
 	// lead a connection elsewhere. Default 4093.
@@ -165,7 +165,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.Cluster, "default")
 	setDefault(&c.Mode, ModeNative)
 	setDefault(&c.LBMode, LBModeSNAT)
-	setDefault(&c.XDP, XDPOff)
+	setDefault(&c.XDP, XDPAuto)
 	setDefault(&c.BPFRoot, "/sys/fs/bpf/tendril")
 	setDefault(&c.RunDir, "/run/tendril")
 	setDefault(&c.StateDir, "/var/lib/tendril")

@@ -62,18 +62,20 @@ unpack() {
 	rm "$2/vmlinuz"
 }
 
-# modules DEB DIR: those that tests need, as the kernel takes them.
+# modules DEB DIR: those that tests need, as the kernel takes them. What a kernel has built in it has no module of.
 modules() {
 	mkdir -p "$2"
-	dpkg-deb --fsys-tarfile "$1" | tar -x -C "$2" --transform 's,.*/,,' --wildcards \
-		'*/inet_diag.ko*' '*/tcp_diag.ko*' '*/udp_diag.ko*' '*/sctp.ko*' '*/crc32c_generic.ko*' '*/libcrc32c.ko*' '*/udp_tunnel.ko*' '*/ip6_udp_tunnel.ko*' \
-		'*/veth.ko*' '*/vxlan.ko*' '*/sch_ingress.ko*' '*/cls_bpf.ko*' '*/bridge.ko*' '*/stp.ko*' '*/llc.ko*'
+	local names='inet_diag|tcp_diag|udp_diag|sctp|crc32c_generic|libcrc32c|udp_tunnel|ip6_udp_tunnel|veth|vxlan|sch_ingress|cls_bpf|bridge|stp|llc'
+	names+='|virtio|virtio_ring|virtio_pci|virtio_pci_legacy_dev|virtio_pci_modern_dev|virtio_net|failover|net_failover'
+	dpkg-deb --fsys-tarfile "$1" | tar -t | grep -E "/($names)\.ko(\.xz)?\$" > "$2.list"
+	dpkg-deb --fsys-tarfile "$1" | tar -x -C "$2" --transform 's,.*/,,' -T "$2.list"
+	rm "$2.list"
 	find "$2" -name '*.xz' -exec xz -d {} +
 }
 
 # kernel VERSION SUITE: fetches the suite's newest kernel, unless it is there already.
 kernel() {
-	[ ! -e "$out/$1/modules/sctp.ko" ] || return 0
+	[ ! -e "$out/$1/modules/virtio_net.ko" ] || return 0
 	echo "kernel $1: fetching from $2"
 	private_apt "$2"
 	work=$(mktemp -d)

@@ -98,7 +98,7 @@ func TestXDPCarriesServicesWhileItsAgentIsAway(t *testing.T) {
 }
 
 func TestXDPOnVethIsOffUnlessItIsAskedFor(t *testing.T) {
-	c := up(t, lab.Config{Nodes: 1, XDP: "auto"})
+	c := up(t, lab.Config{Nodes: 1})
 	c.xdp(t, "auto", "off", "eth0 is a veth device: ")
 	pin := occupy(t, c.Name)
 	if _, err := c.NodeExec(t.Context(), "node1", "ip", "link", "set", "dev", "eth0", "xdpdrv", "pinned", pin); err != nil {
@@ -198,17 +198,17 @@ func (c *cluster) carried(t *testing.T, node, hook string) uint64 {
 func echoes(t *testing.T, conns []net.Conn, size int) {
 	t.Helper()
 	for _, conn := range conns {
-		if err := echo(conn, size); err != nil {
+		if err := echo(conn, size, time.Minute); err != nil {
 			t.Fatalf("%d bytes by %s: %v", size, conn.RemoteAddr(), err)
 		}
 	}
 }
 
 // echo sends so many bytes to an echo server and reads them back.
-func echo(conn net.Conn, size int) error {
+func echo(conn net.Conn, size int, patience time.Duration) error {
 	sent, got := make([]byte, size), make([]byte, size)
 	_, _ = rand.Read(sent)
-	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		return err
 	}
 	written := make(chan error, 1)

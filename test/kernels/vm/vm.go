@@ -1,7 +1,8 @@
 // Package vm boots a Linux kernel in qemu with nothing but one program in it, and tells how the program ended.
 //
 // The guest's whole file system is an archive in memory: an init process and a static program, such as a compiled Go
-// test, with modules of the kernel and programs of the machine if it needs some. There is no disk, no network and no shared folder, so nothing of the machine can be harmed and nothing stays.
+// test, with modules of the kernel and programs of the machine if it needs some. There is no disk, no shared folder, and no network but
+// wires from one of its devices to another, so nothing of the machine can be harmed and nothing stays.
 // The processor is emulated, even where the machine could lend its own: a kernel then boots in seconds anywhere, inside another
 // virtual machine, too. Good for whether something works, never for how fast.
 package vm
@@ -35,6 +36,9 @@ type Config struct {
 	Files     map[string]string
 	MemoryMiB int // 0: 1024
 	CPUs      int // 0: 1, which starts processes fastest
+	// Wires are pairs of virtio-net devices, each joined as by a cable; they need root. Of the first the link addresses are
+	// 02:00:00:00:01:01 and 02:00:00:00:01:02, and so on.
+	Wires []Wire
 }
 
 // Modules lists modules in a kernel's folder of modules, by name.
@@ -97,9 +101,17 @@ func Run(ctx context.Context, config Config) (string, error) {
 		"-kernel", config.Kernel, "-initrd", initrd,
 		"-append", "console=ttyS0 quiet loglevel=3 panic=-1 oops=panic mitigations=off nokaslr random.trust_cpu=on "+
 			"no_timer_check tsc=reliable apparmor=0 selinux=0 audit=0 cryptomgr.notests")
+	command.Args = append(command.Args, wireArguments(config.Wires)...)
 	var out, complaints bytes.Buffer
 	command.Stdout, command.Stderr = &out, &complaints
-	runErr := command.Run()
+	start := command.Start
+	if len(config.Wires) > 0 {
+		start = func() error { return startWired(command, len(config.Wires)) }
+	}
+	runErr := start()
+	if runErr == nil {
+		runErr = command.Wait()
+	}
 	return judge(out.String(), complaints.String(), errors.Join(runErr, ctx.Err()))
 }
 
