@@ -112,6 +112,8 @@ int from_pod(struct __sk_buff *ctx)
 		reason = from_pod_ip(ctx, p, endpoint);
 	else if (reason == GO_ON)
 		reason = p->ethertype == bpf_htons(ETH_P_ARP) ? arp_follow(ctx, endpoint) : DROP_UNSUPPORTED_PROTOCOL;
+	if (reason == REASON_TO_STACK && endpoint && endpoint->flags & ENDPOINT_CHAINED)
+		reason = neighbour_on_link(ctx, endpoint, !packet_is_ip(p) || nd_message(p));
 	if (reason == DROP_FRAG_NEEDED || reason == DROP_TTL_EXPIRED)
 		answered = icmp_answer(ctx, p, ctx->cb[STUB_ENDPOINT], reason);
 	else if (reason == DROP_NO_BACKEND && unreachable_due(ctx, p, ctx->cb[STUB_ENDPOINT]))

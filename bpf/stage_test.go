@@ -41,7 +41,7 @@ func number(named map[string]string, name string) uint32 {
 	return uint32(n)
 }
 
-// endpoint INDEX ADDRESS4 ADDRESS6 peer=N ingress=PROGRAM egress=PROGRAM staged-ingress=PROGRAM staged-egress=PROGRAM mtu=N: a pod; its generation is INDEX+100, its link addresses
+// endpoint INDEX ADDRESS4 ADDRESS6 peer=N ingress=PROGRAM egress=PROGRAM staged-ingress=PROGRAM staged-egress=PROGRAM mtu=N chained=1: a pod; its generation is INDEX+100, its link addresses
 // end in INDEX (pod) and INDEX+100 (host).
 func (s *stage) endpoint(text string) (string, error) {
 	plain, named := words(text)
@@ -54,6 +54,9 @@ func (s *stage) endpoint(text string) (string, error) {
 		StagedIngress: number(named, "staged-ingress"), StagedEgress: number(named, "staged-egress")}
 	if named["mtu"] != "" {
 		e.MTU = number(named, "mtu")
+	}
+	if named["chained"] != "" {
+		e.Flags = EndpointChained
 	}
 	e.PodMAC, e.HostMAC = [6]byte{2, 0, 0, 0, 0, byte(index)}, [6]byte{2, 0, 0, 0, 0, byte(index + 100)}
 	e.Address4, e.Address6 = AddressOf(netip.MustParseAddr(plain[1])), AddressOf(netip.MustParseAddr(plain[2]))

@@ -179,6 +179,21 @@ func (v ReservedEndpoint) String() string {
 	return ""
 }
 
+// EndpointFlag is enum endpoint_flag of the datapath.
+//
+// Flags of an endpoint.
+type EndpointFlag uint32
+
+// The values of EndpointFlag.
+const (
+	EndpointChained EndpointFlag = 1 // another plugin made its device and gave it addresses: any address may be on its link
+)
+
+// String names the bits that are set, joined by |.
+func (v EndpointFlag) String() string {
+	return joinFlags(uint32(v), []string{"chained"}, []uint32{1})
+}
+
 // Action is enum action of the datapath.
 //
 // What a policy entry does, and what a verdict says.
@@ -814,10 +829,10 @@ type Endpoint struct {
 	Peer          uint32   // the endpoint's own peer
 	Ingress       uint32   // index into policy_programs
 	Egress        uint32
-	Flags         uint32
-	MTU           uint32 // bytes of IP packet
-	NetnsCookie   uint64 // of the pod's network namespace; 0: unknown
-	StagedIngress uint32 // program that is asked for the record only; 0: none
+	Flags         EndpointFlag // enum endpoint_flag
+	MTU           uint32       // bytes of IP packet
+	NetnsCookie   uint64       // of the pod's network namespace; 0: unknown
+	StagedIngress uint32       // program that is asked for the record only; 0: none
 	StagedEgress  uint32
 }
 

@@ -83,6 +83,11 @@ enum reserved_endpoint {
 	ENDPOINT_HOST = 4095,       /* the node itself; the last of CAP_ENDPOINTS, so that no smaller table has a pod there */
 };
 
+/* Flags of an endpoint. */
+enum endpoint_flag {
+	ENDPOINT_CHAINED = 1,       /* another plugin made its device and gave it addresses: any address may be on its link */
+};
+
 /* What a policy entry does, and what a verdict says. */
 enum action {
 	ACTION_NONE = 0,            /* not judged: never an allow */

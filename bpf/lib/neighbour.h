@@ -2,7 +2,8 @@
 /*
  * ARP (RFC 826) and neighbour discovery (RFC 4861) between a pod and its gateway. The datapath answers for the gateway's
  * addresses with the link address of the pod's own device; the pod's answers to the node go to the stack; the
- * rest is dropped quietly, because a pod has no other neighbour.
+ * rest is dropped quietly, because a pod has no other neighbour. A chained pod believes that it has, such as the other
+ * ports of a bridge: it is answered for every address but its own, so that all it sends is routed here.
  */
 #pragma once
 
@@ -41,10 +42,36 @@ static __always_inline int neighbour_send(struct __sk_buff *ctx, const struct en
 	return bpf_redirect_peer(endpoint->ifindex, 0) == TC_ACT_REDIRECT ? REASON_ANSWERED : DROP_NO_ROUTE;
 }
 
+/* neighbour_answered tells whether the datapath answers a pod that asks who has an address. */
+static __always_inline bool neighbour_answered(const struct endpoint *endpoint, const union address *target, const union address *router)
+{
+	if (!address_set(target))
+		return false;
+	return endpoint->flags & ENDPOINT_CHAINED ? !address_of_endpoint(endpoint, target) : address_equal(target, router);
+}
+
+/* neighbour_on_link makes a frame that goes on to the stack, or to a bridge, one from the pod, and, unless it is an answer to a neighbour's
+ * question, one to this node: a bridge then takes it nowhere else. What the pod wrote does not count. */
+static __always_inline int neighbour_on_link(struct __sk_buff *ctx, const struct endpoint *endpoint, bool answer)
+{
+	struct ethhdr *ethernet = (void *)(long)ctx->data;
+
+	if ((void *)(ethernet + 1) > (void *)(long)ctx->data_end)
+		return DROP_INVALID_PACKET;
+	__builtin_memcpy(ethernet->h_source, endpoint->pod_mac, ETH_ALEN);
+	if (answer)
+		return REASON_TO_STACK;
+	__builtin_memcpy(ethernet->h_dest, endpoint->host_mac, ETH_ALEN);
+	if (ctx->pkt_type != 0 /* PACKET_HOST */)
+		bpf_skb_change_type(ctx, 0);
+	return REASON_TO_STACK;
+}
+
 /* arp_follow answers a pod's question for its gateway. */
 static __always_inline int arp_follow(struct __sk_buff *ctx, const struct endpoint *endpoint)
 {
 	struct arp_packet *arp = (void *)(long)ctx->data + ETH_HLEN;
+	union address target, router = config.router4;
 	__be32 asker;
 
 	if ((void *)(arp + 1) > (void *)(long)ctx->data_end || arp->protocol != bpf_htons(ETH_P_IP))
@@ -53,7 +80,8 @@ static __always_inline int arp_follow(struct __sk_buff *ctx, const struct endpoi
 		return arp->sender ? DROP_SPOOFED_SOURCE : DROP_MULTICAST; /* none: a pod asks whether its address is free */
 	if (arp->operation == bpf_htons(ARP_REPLY))
 		return REASON_TO_STACK;
-	if (arp->target != config.router4.word[3] || !arp->target)
+	target = (union address){.word = {0, 0, bpf_htonl(0xffff), arp->target}};
+	if (!arp->target || !neighbour_answered(endpoint, &target, &router))
 		return DROP_MULTICAST;
 	asker = arp->sender;
 	arp->operation = bpf_htons(ARP_REPLY);
@@ -144,9 +172,9 @@ static __always_inline int nd_follow(struct __sk_buff *ctx, struct packet *p, co
 			return DROP_MULTICAST;
 		return address_equal(&target, &endpoint->address6) ? REASON_TO_STACK : DROP_SPOOFED_SOURCE;
 	}
-	if (!address_set(&p->source) || !address_set(&router) || !address_equal(&target, &router))
+	if (!address_set(&p->source) || !neighbour_answered(endpoint, &target, &router))
 		return DROP_MULTICAST;
-	answer = (struct nd_answer){.target = router, .asker = p->source, .flags = ND_FLAGS};
+	answer = (struct nd_answer){.target = target, .asker = p->source, .flags = ND_FLAGS};
 	__builtin_memcpy(answer.link_address, endpoint->host_mac, ETH_ALEN);
 	reason = nd_write(ctx, &answer);
 	return reason == GO_ON ? neighbour_send(ctx, endpoint) : reason;

@@ -62,7 +62,7 @@ struct endpoint {
 	__u32 peer;                 /* the endpoint's own peer */
 	__u32 ingress;              /* index into policy_programs */
 	__u32 egress;
-	__u32 flags;
+	__u32 flags;                /* enum endpoint_flag */
 	__u32 mtu;                  /* bytes of IP packet */
 	__u64 netns_cookie;         /* of the pod's network namespace; 0: unknown */
 	__u32 staged_ingress;       /* program that is asked for the record only; 0: none */

@@ -49,7 +49,9 @@ func listEndpoints(cmd *cobra.Command, a *app) error {
 		return errors.Join(v.json(merged), failed)
 	}
 	showEndpoints(v, answers)
-	return errors.Join(v.flush(), failed)
+	failed = errors.Join(v.flush(), failed)
+	showNotes(v, answers)
+	return failed
 }
 
 // showEndpoints prints a line for each pod. An ID means something on its own node only, which is named where there are
@@ -69,6 +71,17 @@ func showEndpoints(v *view, answers []nodeAnswer[*agentv1.ListEndpointsResponse]
 				row = append([]string{answer.node}, row...)
 			}
 			v.row(row...)
+		}
+	}
+}
+
+// showNotes prints what was asked for pods and does not hold.
+func showNotes(v *view, answers []nodeAnswer[*agentv1.ListEndpointsResponse]) {
+	for _, answer := range answers {
+		for _, e := range answer.response.GetEndpoints() {
+			if len(e.GetNotes()) > 0 {
+				v.line("%s/%s: %s", e.GetNamespace(), e.GetPod(), strings.Join(e.GetNotes(), ", "))
+			}
 		}
 	}
 }

@@ -28,6 +28,7 @@ type Args struct {
 	ServiceAccount string
 	NamedPorts     []NamedPort
 	HostPorts      []HostPort // of the runtime alone
+	Bandwidth      Bandwidth  // likewise
 }
 
 // NamedPort is a container port with a name.
@@ -124,7 +125,7 @@ func parseArgs(env string, config *Config) (Args, error) {
 	if err != nil {
 		return Args{}, err
 	}
-	args.HostPorts = ports
+	args.HostPorts, args.Bandwidth = ports, config.RuntimeConfig.Bandwidth
 	if args.Pod != "" {
 		args.Namespace = cmp.Or(args.Namespace, DefaultNamespace)
 	}

@@ -176,6 +176,13 @@ func TestHostPortsAreTheRuntimesAlone(t *testing.T) {
 	}
 }
 
+func TestBandwidthIsRead(t *testing.T) {
+	got, err := parse(pod(""), `{"cniVersion":"1.0.0","name":"n","runtimeConfig":{"bandwidth":{"ingressRate":1000,"ingressBurst":4294967295,"egressRate":2000,"egressBurst":1}}}`)
+	if err != nil || got.Args.Bandwidth != (Bandwidth{IngressRate: 1000, EgressRate: 2000}) {
+		t.Errorf("bandwidth is %+v, %v", got, err)
+	}
+}
+
 // A runtime calls DEL for what ADD refused, with the same arguments, until it succeeds.
 func TestWhatAddRefusedForItsArgumentsCanBeDeleted(t *testing.T) {
 	for args, config := range map[string]string{
@@ -225,7 +232,6 @@ func TestBadConfigurationIsRefusedByFieldWithTheRemedy(t *testing.T) {
 		{`{"cniVersion":"1.1.0","name":"n","socket":"run/x"}`, CodeInvalidConfig, []string{"socket", "absolute"}},
 		{`{"cniVersion":"1.1.0","name":"n","dataDir":"x"}`, CodeInvalidConfig, []string{"dataDir", "absolute"}},
 		{`{"cniVersion":"1.1.0","name":"n","socket":"/` + strings.Repeat("x", 200) + `"}`, CodeInvalidConfig, []string{"at most 107"}},
-		{`{"cniVersion":"1.1.0","name":"n","prevResult":{"ips":[]}}`, CodeUnsupportedField, []string{"prevResult", "first plugin"}},
 		{`{"cniVersion":"1.1.0","name":"n","args":{"tendril":{"namedPorts":["x"]}}}`, CodeInvalidEnvironment, []string{"args.tendril.namedPorts"}},
 	} {
 		_, err := parse(nil, c.config)

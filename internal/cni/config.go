@@ -30,15 +30,17 @@ type Config struct {
 	Args struct {
 		Tendril *PodArgs `json:"tendril,omitempty"`
 	} `json:"args,omitempty"`
-	// RuntimeConfig.Tendril is the same, given by the runtime for one container; PortMappings are its host ports, where the
-	// configuration has the capability "portMappings".
+	// RuntimeConfig.Tendril is the same, given by the runtime for one container; PortMappings are its host ports and Bandwidth is
+	// what it may send and get, where the configuration has the capabilities "portMappings" and "bandwidth".
 	RuntimeConfig struct {
 		Tendril      *PodArgs      `json:"tendril,omitempty"`
 		PortMappings []PortMapping `json:"portMappings,omitempty"`
+		Bandwidth    Bandwidth     `json:"bandwidth,omitzero"`
 	} `json:"runtimeConfig,omitempty"`
 	// ValidAttachments are, with GC, all that the runtime knows of; nil: it did not say, which is not the same as none.
 	ValidAttachments attachments `json:"cni.dev/valid-attachments,omitempty"`
-	// PrevResult is, with CHECK and DEL, what ADD answered.
+	// PrevResult is, with ADD, what the plugin before this one in the list answered: see Previous. With CHECK and DEL it is what the
+	// whole list answered.
 	PrevResult json.RawMessage `json:"prevResult,omitempty"`
 }
 
@@ -70,6 +72,13 @@ type PortMapping struct {
 	ContainerPort int    `json:"containerPort"`
 	Protocol      string `json:"protocol,omitempty"` // tcp (default), udp or sctp
 	HostIP        string `json:"hostIP,omitempty"`   // empty or unspecified: every address of the node
+}
+
+// Bandwidth is what a container may send and get, as runtimes spell it (CNI conventions, "bandwidth"); 0: no limit. Bursts are not read:
+// nothing is enforced yet.
+type Bandwidth struct {
+	IngressRate int64 `json:"ingressRate,omitempty"` // to the container, bit/s
+	EgressRate  int64 `json:"egressRate,omitempty"`  // from it, bit/s
 }
 
 // ParseConfig reads a network configuration, fills in defaults and validates. Errors are of type *Error. Unknown
@@ -133,10 +142,6 @@ func (c *Config) supports(command Command) error {
 	if command == GC && c.ValidAttachments == nil {
 		return Errorf(CodeInvalidConfig, "list of valid attachments is missing",
 			"cni.dev/valid-attachments is not set: list what may stay, or [] if nothing may")
-	}
-	if command == Add && len(c.PrevResult) > 0 && string(c.PrevResult) != "null" {
-		return Errorf(CodeUnsupportedField, "chaining behind another plugin is not supported",
-			"prevResult is set: make tendril the first plugin of the list")
 	}
 	return nil
 }

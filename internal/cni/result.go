@@ -11,6 +11,8 @@ type Result struct {
 	Interfaces []Interface
 	IPs        []IP
 	Routes     []Route
+	// Previous is, of a chained plugin, the answer of the one before it: it is passed on as it came, with what only others know.
+	Previous json.RawMessage
 }
 
 // Interface is a device that ADD made.
@@ -69,6 +71,9 @@ func (r *Result) Encode(version string) ([]byte, error) {
 	since := func(v string) bool { return at >= slices.Index(Versions(), v) }
 	if at < 0 {
 		return nil, Errorf(CodeIncompatibleVersion, "incompatible CNI version", "cniVersion is %s", abbreviated(version))
+	}
+	if r.Previous != nil {
+		return r.Previous, nil
 	}
 	wire := wireResult{CNIVersion: version}
 	for _, i := range r.Interfaces {

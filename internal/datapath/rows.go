@@ -22,8 +22,11 @@ func (d *Datapath) WriteEndpoint(row *table.Endpoint) error {
 	err := d.changeEndpoint(row.ID, func(e *bpf.Endpoint) {
 		was = e.NetnsCookie
 		next := bpf.Endpoint{
-			PodMAC: row.PodMAC, HostMAC: row.HostMAC, IfIndex: row.IfIndex, Generation: row.Generation, MTU: row.MTU, Flags: e.Flags,
+			PodMAC: row.PodMAC, HostMAC: row.HostMAC, IfIndex: row.IfIndex, Generation: row.Generation, MTU: row.MTU,
 			NetnsCookie: row.NetnsCookie,
+		}
+		if row.Chained {
+			next.Flags = bpf.EndpointChained
 		}
 		// Generation tells uses of a number apart: the stub on the device carries it, and packets of an older one are stale.
 		if e.IfIndex == 0 || e.Generation == row.Generation {

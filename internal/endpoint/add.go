@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"time"
@@ -25,7 +26,11 @@ const (
 // Add attaches a container. Asked again for an attachment that is complete, it gives the same result if the namespace
 // and the pod are the same, otherwise an error.
 func (m *Manager) Add(ctx context.Context, request *cni.Request) (*cni.Result, error) {
-	if err := m.Status(ctx); err != nil {
+	previous, err := request.Previous()
+	if err == nil {
+		err = m.servable(ctx, previous)
+	}
+	if err != nil {
 		return nil, err
 	}
 	unlock, err := m.locks.lock(ctx, request.Attachment())
@@ -35,13 +40,13 @@ func (m *Manager) Add(ctx context.Context, request *cni.Request) (*cni.Result, e
 	defer unlock()
 	switch existing := m.lookup(request.Attachment()); {
 	case existing != nil && existing.Complete:
-		return m.repeated(existing, request)
+		return m.repeated(existing, request, previous)
 	case existing != nil: // an earlier ADD failed, and so did undoing it
 		if err := m.dismantle(existing); err != nil {
 			return nil, fmt.Errorf("remove what an earlier attempt left: %w", err)
 		}
 	}
-	e, err := m.choose(request)
+	e, err := m.choose(request, previous)
 	if err != nil {
 		return nil, err
 	}
@@ -49,24 +54,43 @@ func (m *Manager) Add(ctx context.Context, request *cni.Request) (*cni.Result, e
 		m.config.Log.Warn("add endpoint; undone", "endpoint", e.owner(), "container", request.ContainerID, "error", err)
 		return nil, err
 	}
+	if notes := e.notes(); len(notes) > 0 {
+		m.config.Log.Warn("not all that the pod asks for holds", "endpoint", e.owner(), "notes", notes)
+	}
 	m.config.Log.Info("endpoint added", "endpoint", e.owner(), "id", e.ID, "addresses", e.Addrs)
-	return e.result(m.routers()), nil
+	return m.result(e, previous), nil
+}
+
+// servable fails if ADD cannot be served. A chained pod takes no address of ours.
+func (m *Manager) servable(ctx context.Context, previous *cni.Previous) error {
+	if previous != nil {
+		return m.ready()
+	}
+	return m.Status(ctx)
+}
+
+// result is what the runtime is told: of a chained pod what the plugin before told it.
+func (m *Manager) result(e *endpoint, previous *cni.Previous) *cni.Result {
+	if previous != nil {
+		return &cni.Result{Previous: previous.Raw}
+	}
+	return e.result(m.routers())
 }
 
 // repeated answers an ADD for what is there already.
-func (m *Manager) repeated(e *endpoint, request *cni.Request) (*cni.Result, error) {
+func (m *Manager) repeated(e *endpoint, request *cni.Request, previous *cni.Previous) (*cni.Result, error) {
 	same := e.NetnsPath == request.NetnsPath && e.Namespace == request.Args.Namespace && e.Pod == request.Args.Pod &&
-		e.Network == request.Config.Name
+		e.Network == request.Config.Name && e.Chained == (previous != nil) && (previous == nil || slices.Equal(e.Addrs, previous.Addrs))
 	if !same {
 		return nil, cni.Errorf(cni.CodeInvalidEnvironment, "container is attached already",
 			"container %s, device %s belongs to %s in %s: delete it first",
 			request.ContainerID, request.IfName, e.owner(), e.NetnsPath)
 	}
-	return e.result(m.routers()), nil
+	return m.result(e, previous), nil
 }
 
 // choose is step 1: addresses and a generation.
-func (m *Manager) choose(request *cni.Request) (*endpoint, error) {
+func (m *Manager) choose(request *cni.Request, previous *cni.Previous) (*endpoint, error) {
 	if err := m.checkHostPorts(request); err != nil {
 		return nil, err
 	}
@@ -76,9 +100,9 @@ func (m *Manager) choose(request *cni.Request) (*endpoint, error) {
 	if err := m.claimable(request); err != nil {
 		return nil, err
 	}
-	addrs, err := m.book.Allocate(owner(request), now)
+	addrs, err := m.addresses(request, previous, now)
 	if err != nil {
-		return nil, cni.Errorf(cni.CodeTryAgainLater, "no address for the pod", "%v", err)
+		return nil, err
 	}
 	m.last++
 	e := &endpoint{record: record{
@@ -87,9 +111,26 @@ func (m *Manager) choose(request *cni.Request) (*endpoint, error) {
 		Addrs: addrs, NetnsPath: request.NetnsPath, Created: now,
 		DeviceMTU: m.config.MTUs.Device, RouteMTU: m.config.MTUs.Route,
 		Labels: labelSet(m.config.Cluster, request.Args), Ports: request.Args.NamedPorts, HostPorts: request.Args.HostPorts,
+		Bandwidth: request.Args.Bandwidth, Chained: previous != nil,
 	}}
+	e.mayBeKnown = e.Chained // whoever chose its addresses may have given them to another just before
 	m.claim(e)
 	return e, nil
+}
+
+// addresses takes an address a family out of the node's pools, or notes those that the plugin before has given. The caller holds mutex.
+func (m *Manager) addresses(request *cni.Request, previous *cni.Previous, now time.Time) ([]netip.Addr, error) {
+	if previous == nil {
+		addrs, err := m.book.Allocate(owner(request), now)
+		if err != nil {
+			return nil, cni.Errorf(cni.CodeTryAgainLater, "no address for the pod", "%v", err)
+		}
+		return addrs, nil
+	}
+	if err := m.book.Claim(previous.Addrs, owner(request), now); err != nil {
+		return nil, cni.Errorf(cni.CodeInvalidConfig, "prevResult has an address that the pod cannot have", "%v", err)
+	}
+	return previous.Addrs, nil
 }
 
 // claimed are the host ports of an endpoint, from choose until its addresses are free again.
@@ -144,12 +185,12 @@ func (m *Manager) build(ctx context.Context, e *endpoint, netns *os.File) error 
 		{"keep addresses", nothing, func() error { return m.free(e) }},
 		{"write journal", func() error { return m.record(e) }, nothing},
 		{"assign number", func() error { return m.assign(e) }, func() error { return m.release(e) }},
-		{"create devices", func() error { return m.create(e, netns) }, func() error { return m.links.RemovePair(e.device()) }},
+		{"create devices", func() error { return m.create(e, netns) }, func() error { return m.unlink(e) }},
 		{"attach stubs", func() error { return m.attach(e) }, nothing},
 		{"publish addresses", func() error { return m.publish(e) }, nothing},
 		{"insert row", func() error { return m.insert(e) }, func() error { return m.delete(e) }},
 		{"await verdict", func() error { return m.awaitVerdict(ctx, e) }, nothing},
-		{"connect", func() error { return m.links.ConnectPair(e.ifindex, e.podMAC(), e.Addrs) }, nothing},
+		{"connect", func() error { return m.connect(e) }, nothing},
 		{"complete journal", func() error { return m.complete(e) }, nothing},
 	}
 	for i, s := range steps {
@@ -198,17 +239,51 @@ func (m *Manager) release(e *endpoint) error {
 	return nil
 }
 
-// create is step 3.
+// create is step 3. The device of a chained pod is there, and up: from here until stubs are on it the pod is as open as the plugin before
+// has left it.
 func (m *Manager) create(e *endpoint, netns *os.File) (err error) {
-	e.ifindex, err = m.links.CreatePair(netlink.Pair{
-		Device: e.device(), IfName: e.Attachment.IfName, Netns: netns, HostMAC: e.hostMAC(), PodMAC: e.podMAC(),
-		Addrs: e.Addrs, Routers: m.routers(), DeviceMTU: e.DeviceMTU, RouteMTU: e.RouteMTU,
-	})
+	if e.Chained {
+		err = m.find(e, netns)
+	} else {
+		e.ifindex, err = m.links.CreatePair(netlink.Pair{
+			Device: e.device(), IfName: e.Attachment.IfName, Netns: netns, HostMAC: e.hostMAC(), PodMAC: e.podMAC(),
+			Addrs: e.Addrs, Routers: m.routers(), DeviceMTU: e.DeviceMTU, RouteMTU: e.RouteMTU,
+		})
+	}
 	if err != nil {
 		return err
 	}
 	e.NetnsCookie, err = m.links.NetnsCookie(netns)
 	return err
+}
+
+// find takes over the device that another plugin made. It is in the journal before anything is on it: a restart must find it.
+func (m *Manager) find(e *endpoint, netns *os.File) error {
+	found, err := m.links.FindPair(netns, e.Attachment.IfName)
+	if err != nil {
+		return cni.Errorf(cni.CodeUnsupportedField, "the device of the plugin before cannot be taken over", "%v", err)
+	}
+	e.Adopted, e.ifindex, e.DeviceMTU, e.RouteMTU = &found, found.IfIndex, found.MTU, found.MTU
+	return m.record(e)
+}
+
+// connect is step 8.
+func (m *Manager) connect(e *endpoint) error {
+	if e.Adopted != nil {
+		return m.links.NotePod(*e.Adopted)
+	}
+	return m.links.ConnectPair(e.ifindex, e.podMAC(), e.Addrs)
+}
+
+// unlink removes the pod's devices. That of a chained pod is its maker's to remove: it is closed and left.
+func (m *Manager) unlink(e *endpoint) error {
+	switch {
+	case e.Adopted != nil:
+		return m.links.ReleasePair(*e.Adopted)
+	case e.Chained:
+		return nil
+	}
+	return m.links.RemovePair(e.device())
 }
 
 // attach is step 4: loads both stubs and puts them on the host's end. What the pod sends is what that end receives.
@@ -224,9 +299,18 @@ func (m *Manager) attach(e *endpoint) error {
 	}
 	defer to.Close()
 	return m.links.AttachClassifiers(e.ifindex,
-		netlink.Classifier{Direction: netlink.Ingress, FD: from.FD(), Name: "tendril_from_pod"},
-		netlink.Classifier{Direction: netlink.Egress, FD: to.FD(), Name: "tendril_to_pod"})
+		netlink.Classifier{Direction: netlink.Ingress, FD: from.FD(), Name: programFromPod},
+		netlink.Classifier{Direction: netlink.Egress, FD: to.FD(), Name: programToPod})
 }
+
+// Names of the programs on a pod's device, as tc shows them.
+const (
+	programFromPod = "tendril_from_pod"
+	programToPod   = "tendril_to_pod"
+)
+
+// ProgramNames are the names of the programs on a pod's device, by which one is found that another plugin has made.
+func ProgramNames() []string { return []string{programFromPod, programToPod} }
 
 // publish is step 5. Once the first address may have been published all of them count as known to others.
 func (m *Manager) publish(e *endpoint) error {

@@ -12,6 +12,9 @@
 //	8 host's end up, routes to the pod                 go with the device
 //	9 journal: complete; the runtime gets its answer
 //
+// Behind another plugin the pod is chained: its addresses are that plugin's, noted at step 1; step 3 finds its device in place of making one, and
+// writes to the journal which; steps 1 to 3 leave the pod as open as it was made, step 4 closes it. Undone, the device stays, down.
+//
 // A deletion walks the other way, and may be repeated at any point. At start, Restore puts back what the journal says,
 // finishes what was half done, and leaves running pods alone.
 //

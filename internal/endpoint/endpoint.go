@@ -3,6 +3,7 @@ package endpoint
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -46,16 +47,31 @@ func deviceName(a cni.Attachment) string {
 	return DevicePrefix + hex.EncodeToString(sum[:6])
 }
 
-func (e *endpoint) device() string { return deviceName(e.Attachment) }
+// device is empty for a chained pod whose device was not found yet.
+func (e *endpoint) device() string {
+	switch {
+	case e.Adopted != nil:
+		return e.Adopted.Device
+	case e.Chained:
+		return ""
+	}
+	return deviceName(e.Attachment)
+}
 
 // podMAC is the address of the pod's end; the datapath answers for the gateway and writes this one as destination.
 func (e *endpoint) podMAC() [6]byte {
+	if e.Adopted != nil {
+		return e.Adopted.PodMAC
+	}
 	sum := digest(e.Attachment)
 	return localMAC(sum[16:22])
 }
 
 // hostMAC is the address of the host's end, and what pods learn as their gateway's.
 func (e *endpoint) hostMAC() [6]byte {
+	if e.Adopted != nil {
+		return e.Adopted.HostMAC
+	}
 	sum := digest(e.Attachment)
 	return localMAC(sum[22:28])
 }
@@ -90,6 +106,7 @@ func (e *endpoint) row() *table.Endpoint {
 		Sandbox: e.Attachment.ContainerID, IfName: e.Attachment.IfName, Device: e.device(), IfIndex: e.ifindex,
 		PodMAC: e.podMAC(), HostMAC: e.hostMAC(), Addrs: e.Addrs, MTU: e.DeviceMTU, NetnsPath: e.NetnsPath, NetnsCookie: e.NetnsCookie,
 		Created: e.Created, State: table.EndpointAttaching, ArgLabels: e.Labels,
+		Chained: e.Chained, Notes: e.notes(),
 	}
 	for _, port := range e.Ports {
 		row.ArgPorts = append(row.ArgPorts, table.NamedPort(port))
@@ -98,6 +115,17 @@ func (e *endpoint) row() *table.Endpoint {
 		row.HostPorts = append(row.HostPorts, table.HostPort(port))
 	}
 	return row
+}
+
+// notes say what was asked for and does not hold.
+func (e *endpoint) notes() (notes []string) {
+	for annotation, rate := range map[string]int64{"ingress": e.Bandwidth.IngressRate, "egress": e.Bandwidth.EgressRate} {
+		if rate > 0 {
+			notes = append(notes, fmt.Sprintf("kubernetes.io/%s-bandwidth of %d bit/s is not enforced", annotation, rate))
+		}
+	}
+	slices.Sort(notes)
+	return notes
 }
 
 // published is how the cluster knows one of the endpoint's addresses.

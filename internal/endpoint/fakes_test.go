@@ -84,7 +84,7 @@ func (w *world) CreatePair(p netlink.Pair) (ifindex uint32, err error) {
 	err = w.call("create", func() {
 		w.ifindex++
 		ifindex = w.ifindex
-		w.devices[p.Device] = &netlink.PairState{IfIndex: ifindex, PodUp: true, PodMAC: p.PodMAC, PodAddrs: p.Addrs}
+		w.devices[p.Device] = &netlink.PairState{IfIndex: ifindex, Joined: true, PodUp: true, HostMAC: p.HostMAC, PodMAC: p.PodMAC, PodAddrs: p.Addrs}
 	})
 	return ifindex, err
 }
@@ -126,6 +126,37 @@ func (w *world) InspectPair(device string, _ *os.File, _ string) (state netlink.
 		}
 	})
 	return state, err
+}
+
+// veth is the device that the plugin before makes for a chained pod.
+const veth = "veth1"
+
+// makeVeth is that plugin's ADD.
+func (w *world) makeVeth() {
+	w.ifindex++
+	w.devices[veth] = &netlink.PairState{
+		IfIndex: w.ifindex, Up: true, HostMAC: [6]byte{2, 1}, Joined: true, PodUp: true, PodMAC: [6]byte{2, 2},
+		PodAddrs: []netip.Addr{netip.MustParseAddr("10.22.0.5"), netip.MustParseAddr("fd22::5")},
+	}
+}
+
+func (w *world) FindPair(*os.File, string) (found netlink.Adopted, err error) {
+	err = w.call("find", func() {
+		if d := w.devices[veth]; d != nil {
+			found = netlink.Adopted{Device: veth, IfIndex: d.IfIndex, HostMAC: d.HostMAC, PodMAC: d.PodMAC, MTU: 1400}
+		}
+	})
+	return found, err
+}
+
+func (w *world) NotePod(netlink.Adopted) error { return w.call("note", func() {}) }
+
+func (w *world) ReleasePair(a netlink.Adopted) error {
+	return w.call("leave", func() {
+		if d := w.devices[a.Device]; d != nil {
+			d.Up, d.Programs = false, [2]uint32{}
+		}
+	})
 }
 
 func (w *world) Assign(_ policy.Kind, d policy.Digest, _ uint32) (first uint32, err error) {

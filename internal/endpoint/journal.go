@@ -18,6 +18,7 @@ import (
 
 	"tendril.io/tendril/internal/cni"
 	"tendril.io/tendril/internal/ipam"
+	"tendril.io/tendril/internal/netlink"
 	"tendril.io/tendril/internal/table"
 )
 
@@ -40,7 +41,11 @@ type record struct {
 	Labels      *table.LabelSet `json:"labels,omitempty"`
 	Ports       []cni.NamedPort `json:"ports,omitempty"`
 	HostPorts   []cni.HostPort  `json:"host_ports,omitempty"`
-	Complete    bool            `json:"complete,omitempty"` // step 9 was reached
+	Bandwidth   cni.Bandwidth   `json:"bandwidth,omitzero"`
+	// Adopted is the device of a chained pod; nil: the device is ours, and its name and addresses follow from the attachment.
+	Adopted  *netlink.Adopted `json:"adopted,omitempty"`
+	Chained  bool             `json:"chained,omitempty"`  // set before Adopted is known
+	Complete bool             `json:"complete,omitempty"` // step 9 was reached
 }
 
 // entry is one line of the journal: what changed, all of it or nothing.

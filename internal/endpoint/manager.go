@@ -44,6 +44,10 @@ type Links interface {
 	RemovePair(device string) error
 	// InspectPair says how a pair is; the pod's end only if netns is not nil. A missing device has index 0.
 	InspectPair(device string, netns *os.File, ifName string) (netlink.PairState, error)
+	// FindPair, NotePod and ReleasePair are for a device that another plugin makes and removes.
+	FindPair(netns *os.File, ifName string) (netlink.Adopted, error)
+	NotePod(netlink.Adopted) error
+	ReleasePair(netlink.Adopted) error
 }
 
 // Config is what a Manager needs. All fields are required.

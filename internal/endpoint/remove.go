@@ -45,7 +45,7 @@ func (m *Manager) dismantle(e *endpoint) error {
 	if err := m.delete(e); err != nil {
 		return err
 	}
-	if err := m.links.RemovePair(e.device()); err != nil {
+	if err := m.unlink(e); err != nil {
 		return err
 	}
 	if err := m.release(e); err != nil {
@@ -121,7 +121,10 @@ func (m *Manager) rest(addr netip.Addr, at time.Time) {
 	m.book.Committed(addr, at)
 	address, taken := m.book.Lookup(addr)
 	m.mutex.Unlock()
-	if !taken || address.State != ipam.Cooling {
+	if !taken { // another plugin's: nobody waits for its rest, but the journal need not name it any longer
+		address = ipam.Address{Addr: addr, State: ipam.Cooling, Since: at}
+	}
+	if address.State != ipam.Cooling {
 		return
 	}
 	if err := m.journal.append(entry{Addresses: []ipam.Address{address}}); err != nil {

@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 
 	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/cni"
 	"tendril.io/tendril/internal/ipam"
+	"tendril.io/tendril/internal/netlink"
 )
 
 // Restore puts back what the journal says, once, before the first command: addresses that are used or rest, and
@@ -53,14 +55,21 @@ func (m *Manager) restoreAddresses(was contents) error {
 	for _, r := range was.records {
 		e := endpoint{record: *r}
 		m.claim(&e)
+		if r.Chained {
+			failed = append(failed, m.book.Claim(r.Addrs, e.owner(), r.Created))
+			continue
+		}
 		for _, addr := range r.Addrs {
 			used := ipam.Address{Addr: addr, Owner: e.owner(), State: ipam.Used, Since: r.Created}
 			failed = append(failed, m.book.Restore(used))
 		}
 	}
 	for _, address := range was.addresses {
-		if !m.book.Contains(address.Addr) {
-			continue // of a pod CIDR that the node no longer has
+		if !m.book.Contains(address.Addr) { // of a pod CIDR that the node no longer has, or another plugin's
+			if address.State == ipam.Released {
+				released = append(released, address.Addr)
+			}
+			continue
 		}
 		failed = append(failed, m.book.Restore(address))
 		if address.State == ipam.Released {
@@ -75,7 +84,7 @@ func (m *Manager) restoreAddresses(was contents) error {
 // restore brings one endpoint back, or removes it if it cannot live on.
 func (m *Manager) restore(e *endpoint) error {
 	m.keep(e)
-	state, err := m.links.InspectPair(e.device(), nil, "")
+	state, err := m.inspect(e, nil)
 	if err != nil {
 		return err
 	}
@@ -104,10 +113,22 @@ func (m *Manager) restore(e *endpoint) error {
 	if err := m.insert(e); err != nil {
 		return err
 	}
-	if state.Up {
+	if state.Up || e.Chained { // who made it says whether it is up
 		return nil
 	}
 	return m.links.ConnectPair(e.ifindex, e.podMAC(), e.Addrs)
+}
+
+// inspect reads the endpoint's devices. A device that has the name of another plugin's by chance is none of the endpoint's.
+func (m *Manager) inspect(e *endpoint, netns *os.File) (netlink.PairState, error) {
+	if e.Chained && e.Adopted == nil {
+		return netlink.PairState{}, nil
+	}
+	state, err := m.links.InspectPair(e.device(), netns, e.Attachment.IfName)
+	if err != nil || e.Adopted == nil || state.IfIndex == e.Adopted.IfIndex && state.HostMAC == e.Adopted.HostMAC {
+		return state, err
+	}
+	return netlink.PairState{}, nil
 }
 
 // adopt says whether the device carries both stubs as they would be made now.
@@ -156,7 +177,11 @@ func (m *Manager) Check(ctx context.Context, request *cni.Request) error {
 		return cni.Errorf(cni.CodeUnknownContainer, "container is not attached", "container %s, device %s: add it first",
 			request.ContainerID, request.IfName)
 	}
-	state, err := m.links.InspectPair(e.device(), request.Netns, e.Attachment.IfName)
+	state, err := m.inspect(e, request.Netns)
+	if err != nil {
+		return err
+	}
+	ours, err := m.adopt(e, state.Programs)
 	if err != nil {
 		return err
 	}
@@ -168,7 +193,8 @@ func (m *Manager) Check(ctx context.Context, request *cni.Request) error {
 	}
 	note(state.IfIndex != e.ifindex, "device %s has index %d, not %d", e.device(), state.IfIndex, e.ifindex)
 	note(!state.Up, "device %s is down", e.device())
-	note(state.Programs[0] == 0 || state.Programs[1] == 0, "device %s lacks a program", e.device())
+	note(!ours, "device %s lacks a program, or carries another", e.device())
+	note(!state.Joined, "device %s in the pod is not the other end of %s", e.Attachment.IfName, e.device())
 	note(!state.PodUp, "device %s in the pod is missing or down", e.Attachment.IfName)
 	note(state.PodMAC != e.podMAC(), "device %s in the pod has MAC %s, not %s", e.Attachment.IfName,
 		macText(state.PodMAC), macText(e.podMAC()))

@@ -9,6 +9,8 @@
 // that were never used, or had cooled before, are given out. Among those, never-used ones go first, in rising order,
 // then those that were released longest ago.
 //
+// Claim notes addresses that somebody else chooses, in a pool or in none; they do not rest, for whoever chooses them would not know.
+//
 // The package is pure: it keeps no file, reads no clock, and is not safe for concurrent use. Time comes in as a value.
 // It is not for routes or devices, and does not tell the store: internal/endpoint does, and keeps the journal from
 // which Restore makes the book anew.

@@ -32,7 +32,7 @@ const (
 // Address is an address that is not free, and who has or had it.
 type Address struct {
 	Addr  netip.Addr
-	Pool  netip.Prefix
+	Pool  netip.Prefix // not valid: of none, another plugin chose it
 	Owner string
 	State State
 	Since time.Time // when it came into its state
@@ -40,7 +40,8 @@ type Address struct {
 
 // Book is the node's addresses. Make one with New.
 type Book struct {
-	pools []*pool // IPv4 first
+	pools   []*pool // IPv4 first
+	foreign map[netip.Addr]*Address
 }
 
 // pool is one prefix. Offsets count from its network address; everything from next on was never used.
@@ -56,7 +57,7 @@ type pool struct {
 // New makes a book of one or two prefixes, at most one a family. Of each, the first usable address goes to the router
 // and the second to health checks.
 func New(prefixes ...netip.Prefix) (*Book, error) {
-	book := &Book{}
+	book := &Book{foreign: make(map[netip.Addr]*Address)}
 	for _, prefix := range prefixes {
 		pool, err := newPool(prefix)
 		if err != nil {
@@ -142,6 +143,35 @@ func (b *Book) Allocate(owner string, now time.Time) ([]netip.Addr, error) {
 	return addrs, nil
 }
 
+// Claim gives owner addresses that somebody else has chosen, all or none. One outside every pool is only noted, so that nobody claims it
+// twice. One of a pool is taken out of it, be it at rest: whoever chose it answers for that. One that is used is refused.
+func (b *Book) Claim(addrs []netip.Addr, owner string, now time.Time) error {
+	for _, addr := range addrs {
+		pool, taken := b.poolOf(addr), b.lookup(addr)
+		switch {
+		case taken != nil && taken.State == Used:
+			return fmt.Errorf("address %s: used by %s already: give it to nobody else, or exclude it from the range of the plugin that chose it", addr, taken.Owner)
+		case pool != nil && !pool.usable(addr):
+			return fmt.Errorf("address %s: the network's own in pool %s: exclude it from the range of the plugin that chose it", addr, pool.prefix)
+		case pool != nil && pool.next.IsValid() && distance(pool.next, addr) > maxGap:
+			return fmt.Errorf("address %s: too far from %s, the first address of pool %s never used: let the plugin that chose it begin there", addr, pool.next, pool.prefix)
+		}
+	}
+	for _, addr := range addrs {
+		pool := b.poolOf(addr)
+		if pool == nil {
+			b.foreign[addr] = &Address{Addr: addr, Owner: owner, State: Used, Since: now}
+			continue
+		}
+		pool.rested = slices.DeleteFunc(pool.rested, func(r *Address) bool { return r.Addr == addr })
+		if pool.taken[addr] == nil {
+			pool.skipTo(addr)
+		}
+		pool.use(addr, owner, now)
+	}
+	return nil
+}
+
 // Room fails as Allocate would, without allocating.
 func (b *Book) Room(now time.Time) error {
 	for _, pool := range b.pools {
@@ -167,7 +197,11 @@ func (b *Book) Committed(addr netip.Addr, at time.Time) {
 		return
 	}
 	taken.State, taken.Since = Cooling, at
-	b.poolOf(addr).rest(taken)
+	if pool := b.poolOf(addr); pool != nil {
+		pool.rest(taken)
+		return
+	}
+	delete(b.foreign, addr) // whoever chose it says when it is used again
 }
 
 // Restore puts back an address as an earlier run of the agent left it. It fails if the address is outside every pool
@@ -204,6 +238,10 @@ func (b *Book) Forget(addr netip.Addr) {
 		return
 	}
 	pool := b.poolOf(addr)
+	if pool == nil {
+		delete(b.foreign, addr)
+		return
+	}
 	delete(pool.taken, addr)
 	at, _ := slices.BinarySearchFunc(pool.skipped, addr, netip.Addr.Compare)
 	pool.skipped = slices.Insert(pool.skipped, at, addr)
@@ -237,6 +275,9 @@ func (b *Book) List() []Address {
 			list = append(list, *taken)
 		}
 	}
+	for _, taken := range b.foreign {
+		list = append(list, *taken)
+	}
 	slices.SortFunc(list, func(a, b Address) int { return a.Addr.Compare(b.Addr) })
 	return list
 }
@@ -245,7 +286,7 @@ func (b *Book) lookup(addr netip.Addr) *Address {
 	if pool := b.poolOf(addr); pool != nil {
 		return pool.taken[addr]
 	}
-	return nil
+	return b.foreign[addr]
 }
 
 func (b *Book) poolOf(addr netip.Addr) *pool {

@@ -411,3 +411,46 @@ func TestJournalGoneAstrayCannotFillTheMemory(t *testing.T) {
 		wantAddrs(t, allocate(t, book, "default/b", 0), "fd01::3")
 	}
 }
+
+func TestClaimedAddressesAreTakenWhereverTheyComeFrom(t *testing.T) {
+	book := newBook(t, "10.1.0.0/24", "fd01::/64")
+	now := time.Unix(1000, 0)
+	mine, _ := book.Allocate("a", now)
+	foreign, inside := netip.MustParseAddr("10.22.0.5"), mine[0].Next().Next()
+	if err := book.Claim([]netip.Addr{foreign, inside}, "b", now); err != nil {
+		t.Fatal(err)
+	}
+	for _, refused := range [][]netip.Addr{{foreign}, {mine[0]}, {book.Routers()[0]}, {book.Pools()[0].Addr()}, {netip.MustParseAddr("10.22.0.9"), inside}} {
+		if err := book.Claim(refused, "c", now); err == nil {
+			t.Errorf("%v was claimed twice", refused)
+		}
+	}
+	if _, taken := book.Lookup(netip.MustParseAddr("10.22.0.9")); taken {
+		t.Error("a claim that was refused took one of its addresses")
+	}
+	next, _ := book.Allocate("d", now)
+	after, _ := book.Allocate("e", now)
+	if next[0] == inside || after[0] == inside {
+		t.Errorf("claimed %s was given out as well", inside)
+	}
+	book.Release(foreign, now)
+	book.Release(inside, now)
+	if err := book.Claim([]netip.Addr{inside, foreign}, "f", now); err != nil {
+		t.Errorf("what was released is claimed again: %v", err)
+	}
+	book.Committed(inside, now) // of the release before
+	for _, addr := range []netip.Addr{inside, foreign} {
+		if taken, _ := book.Lookup(addr); taken.Owner != "f" || taken.State != Used {
+			t.Errorf("%s is %+v", addr, taken)
+		}
+	}
+	book.Release(foreign, now)
+	book.Committed(foreign, now)
+	if _, taken := book.Lookup(foreign); taken {
+		t.Error("an address of no pool is kept after its release was noted")
+	}
+	book.Claim([]netip.Addr{foreign}, "g", now)
+	if book.Forget(foreign); len(book.foreign) != 0 {
+		t.Error("an address of no pool is kept although nobody heard of it")
+	}
+}

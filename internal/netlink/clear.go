@@ -17,6 +17,7 @@ import (
 // Leftover is what an agent put into its node's namespace.
 type Leftover struct {
 	Devices     string       // how the names of pods' devices begin
+	Adopted     []string     // names of programs on pods' devices that other plugins made
 	Addrs       []netip.Addr // given by EnsureNodeAddresses
 	Classifiers []string     // names of programs that AttachClassifiers put on devices that are not the agent's own
 }
@@ -35,10 +36,32 @@ func (h *Handle) Clear(l Leftover) error {
 		case strings.HasPrefix(name, l.Devices):
 			failed = append(failed, h.RemovePair(name))
 		default:
-			failed = append(failed, h.removeClassifiers(link, l.Classifiers))
+			failed = append(failed, h.closeAdopted(link, l.Adopted), h.removeClassifiers(link, l.Classifiers))
 		}
 	}
 	return errors.Join(failed...)
+}
+
+// closeAdopted takes a device down that another plugin made and that carries programs of a pod, and the programs off it: a pod that was
+// judged does not go on unjudged.
+func (h *Handle) closeAdopted(link lib.Link, names []string) error {
+	for _, parent := range []uint32{parentIngress, parentEgress} {
+		filters, err := again(func() ([]lib.Filter, error) { return h.lib.FilterList(link, parent) })
+		if err != nil {
+			return fmt.Errorf("list classifiers of %s: %w", link.Attrs().Name, err)
+		}
+		ours := func(filter lib.Filter) bool {
+			program, ok := filter.(*lib.BpfFilter)
+			return ok && slices.Contains(names, program.Name)
+		}
+		if !slices.ContainsFunc(filters, ours) {
+			continue
+		}
+		if err := h.lib.LinkSetDown(link); err != nil {
+			return fmt.Errorf("set device %s down: %w", link.Attrs().Name, err)
+		}
+	}
+	return h.removeClassifiers(link, names)
 }
 
 // removeClassifiers takes programs off a device by their names; clsact goes as well if nothing else hangs on it.

@@ -95,7 +95,7 @@ func TestInspectionFollowsWhatHappensToAPair(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := PairState{IfIndex: ifindex, PodUp: true, PodMAC: pair.PodMAC, PodAddrs: pair.Addrs}
+	want := PairState{IfIndex: ifindex, HostMAC: pair.HostMAC, Joined: true, PodUp: true, PodMAC: pair.PodMAC, PodAddrs: pair.Addrs}
 	for _, step := range []struct {
 		what   string
 		do     func() error
@@ -110,7 +110,7 @@ func TestInspectionFollowsWhatHappensToAPair(t *testing.T) {
 			return inPod.lib.AddrDel(link, &lib.Addr{IPNet: ipNet(netip.PrefixFrom(pair.Addrs[0], 32))})
 		}, func() { want.PodAddrs = pair.Addrs[1:] }},
 		{"another name in the pod", func() error { return errors.Join(inPod.lib.LinkSetDown(link), inPod.lib.LinkSetName(link, "te-moved")) },
-			func() { want.PodUp, want.PodMAC, want.PodAddrs = false, [6]byte{}, nil }},
+			func() { want.Joined, want.PodUp, want.PodMAC, want.PodAddrs = false, false, [6]byte{}, nil }},
 		{"removed", func() error { return node.RemovePair(pair.Device) }, func() { want = PairState{} }},
 	} {
 		if err := step.do(); err != nil {

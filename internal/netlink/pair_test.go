@@ -27,7 +27,7 @@ func TestPairIsReadyInThePodAndDownOnTheHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := PairState{IfIndex: ifindex, PodUp: true, PodMAC: pair.PodMAC, PodAddrs: pair.Addrs}
+	want := PairState{IfIndex: ifindex, HostMAC: pair.HostMAC, Joined: true, PodUp: true, PodMAC: pair.PodMAC, PodAddrs: pair.Addrs}
 	if diff := cmp.Diff(want, state, comparers()); diff != "" {
 		t.Errorf("state of the pair (-want +got):\n%s", diff)
 	}

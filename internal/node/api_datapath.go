@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -37,7 +38,28 @@ func (s *api) problems(stored []store.Problem) []*agentv1.Problem {
 			all = append(all, &agentv1.Problem{Object: p.Object, Message: p.Message, Remedy: p.Remedy})
 		}
 	})
-	return append(all, s.a.services.health.problems()...)
+	return append(append(all, s.a.services.health.problems()...), s.endpointProblems()...)
+}
+
+// endpointProblems are what was asked for pods of this node and does not hold, in one line however many there are.
+func (s *api) endpointProblems() []*agentv1.Problem {
+	var first *table.Endpoint
+	count := 0
+	for row := range s.a.tables.Endpoints.All(s.a.tables.DB.ReadTxn()) {
+		if len(row.Notes) == 0 {
+			continue
+		}
+		if count++; first == nil {
+			first = row
+		}
+	}
+	if first == nil {
+		return nil
+	}
+	return []*agentv1.Problem{{
+		Object: "Pod/" + first.Namespace + "/" + first.Pod, Message: fmt.Sprintf("%s (this and %d more pods)", strings.Join(first.Notes, ", "), count-1),
+		Remedy: "take the annotations away, or do not count on them; `tendril endpoint list` names all such pods",
+	}}
 }
 
 // policyProblems are those of the policy loop: objects that are refused, nodes and endpoints that found no
@@ -294,7 +316,7 @@ func (s *api) ListEndpoints(context.Context, *agentv1.ListEndpointsRequest) (*ag
 		message := &agentv1.Endpoint{
 			Id: row.ID, Namespace: row.Namespace, Pod: row.Pod, Identity: info.Identity, Labels: info.Labels,
 			State: string(row.State), Ifindex: row.IfIndex, Device: row.Device, Peer: row.Peer,
-			IngressProgram: row.Ingress, EgressProgram: row.Egress,
+			IngressProgram: row.Ingress, EgressProgram: row.Egress, Chained: row.Chained, Notes: row.Notes,
 			IngressIsolators: s.isolators(row.ID, policy.Ingress), EgressIsolators: s.isolators(row.ID, policy.Egress),
 		}
 		message.Ingress, message.Egress = enforcement(message.GetIngressIsolators()), enforcement(message.GetEgressIsolators())

@@ -124,13 +124,14 @@ func TestEveryPartsTroubleIsAProblemWithARemedy(t *testing.T) {
 		objects, _ := n.loop.Trouble()
 		return len(objects) == 2 && len(n.loop.Refused()) == 1
 	})
+	insert(n, n.tables.Endpoints, &table.Endpoint{ID: 9, IfIndex: 9, Namespace: "shop", Pod: "asks", Addrs: addrs("10.244.1.19"), Notes: []string{"too much"}})
 	s := apiOf(t, n)
 	s.a.services.trouble = status.Error(codes.Internal, "map slots is full")
 	got := map[string]bool{}
 	for _, p := range s.problems([]store.Problem{{Object: "key", Message: "m", Remedy: "r"}}) {
 		got[p.GetObject()] = p.GetMessage() != "" && p.GetRemedy() != ""
 	}
-	for _, want := range []string{"key", "NetworkPolicy/shop/web", "Node/node2", "endpoint 7", "services of this node"} {
+	for _, want := range []string{"key", "NetworkPolicy/shop/web", "Node/node2", "endpoint 7", "services of this node", "Pod/shop/asks"} {
 		if !got[want] {
 			t.Errorf("problems %v, want %s with message and remedy", got, want)
 		}

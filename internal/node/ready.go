@@ -49,7 +49,7 @@ func (a *Agent) offer(ctx context.Context, done *settled) error {
 
 // network is the configuration that leads a runtime to this agent.
 func (c Config) network() ([]byte, error) {
-	plugin := map[string]any{"type": "tendril-cni", "capabilities": map[string]bool{"portMappings": true}}
+	plugin := map[string]any{"type": "tendril-cni", "capabilities": map[string]bool{"portMappings": true, "bandwidth": true}}
 	if socket := filepath.Join(c.RunDir, "cni.sock"); socket != cni.DefaultSocket {
 		plugin["socket"] = socket
 	}

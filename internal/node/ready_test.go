@@ -41,6 +41,7 @@ func TestTheNetworksConfigurationIsWrittenOnceTheKernelIsReadyAndStays(t *testin
   "plugins": [
     {
       "capabilities": {
+        "bandwidth": true,
         "portMappings": true
       },
       "socket": "/run/elsewhere/cni.sock",

@@ -211,6 +211,10 @@ type Endpoint struct {
 	ArgLabels *LabelSet
 	ArgPorts  []NamedPort // the same for named ports
 	HostPorts []HostPort  // ports of the node that lead to the pod
+	// Chained: another plugin made the device and gave the addresses.
+	Chained bool
+	// Notes say what was asked for the pod and does not hold.
+	Notes []string
 }
 
 // EndpointState is where an endpoint is in its life.

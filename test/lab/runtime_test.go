@@ -52,7 +52,13 @@ const results = "/var/lib/cni/results"
 // writeNetwork writes a list of plugins.
 func (c *cluster) writeNetwork(t *testing.T, version string, plugins ...any) network {
 	t.Helper()
-	n := network{"tendril-" + c.Name, t.TempDir()}
+	return c.writeNetworkNamed(t, "net", version, plugins...)
+}
+
+// writeNetworkNamed is for a second one.
+func (c *cluster) writeNetworkNamed(t *testing.T, name, version string, plugins ...any) network {
+	t.Helper()
+	n := network{"tendril-" + c.Name + "-" + name, t.TempDir()}
 	list, err := json.Marshal(map[string]any{"cniVersion": version, "name": n.name, "plugins": plugins})
 	if err == nil {
 		err = os.WriteFile(filepath.Join(n.folder, "10-test.conflist"), list, 0o644)

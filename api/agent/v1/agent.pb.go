@@ -3563,6 +3563,8 @@ type Endpoint struct {
 	EgressProgram    uint32                 `protobuf:"varint,14,opt,name=egress_program,json=egressProgram,proto3" json:"egress_program,omitempty"`
 	IngressIsolators []string               `protobuf:"bytes,15,rep,name=ingress_isolators,json=ingressIsolators,proto3" json:"ingress_isolators,omitempty"` // policies that deny what no rule allows
 	EgressIsolators  []string               `protobuf:"bytes,16,rep,name=egress_isolators,json=egressIsolators,proto3" json:"egress_isolators,omitempty"`
+	Chained          bool                   `protobuf:"varint,17,opt,name=chained,proto3" json:"chained,omitempty"` // another plugin made its device and gave its addresses
+	Notes            []string               `protobuf:"bytes,18,rep,name=notes,proto3" json:"notes,omitempty"`      // what was asked for the pod and does not hold
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -3705,6 +3707,20 @@ func (x *Endpoint) GetIngressIsolators() []string {
 func (x *Endpoint) GetEgressIsolators() []string {
 	if x != nil {
 		return x.EgressIsolators
+	}
+	return nil
+}
+
+func (x *Endpoint) GetChained() bool {
+	if x != nil {
+		return x.Chained
+	}
+	return false
+}
+
+func (x *Endpoint) GetNotes() []string {
+	if x != nil {
+		return x.Notes
 	}
 	return nil
 }
@@ -5380,7 +5396,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x14\n" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x12\x12\n" +
 	"\x04pool\x18\x04 \x01(\tR\x04pool\"\x16\n" +
-	"\x14ListEndpointsRequest\"\xc6\x03\n" +
+	"\x14ListEndpointsRequest\"\xf6\x03\n" +
 	"\bEndpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x10\n" +
@@ -5398,7 +5414,9 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x0fingress_program\x18\r \x01(\rR\x0eingressProgram\x12%\n" +
 	"\x0eegress_program\x18\x0e \x01(\rR\regressProgram\x12+\n" +
 	"\x11ingress_isolators\x18\x0f \x03(\tR\x10ingressIsolators\x12)\n" +
-	"\x10egress_isolators\x18\x10 \x03(\tR\x0fegressIsolators\"Q\n" +
+	"\x10egress_isolators\x18\x10 \x03(\tR\x0fegressIsolators\x12\x18\n" +
+	"\achained\x18\x11 \x01(\bR\achained\x12\x14\n" +
+	"\x05notes\x18\x12 \x03(\tR\x05notes\"Q\n" +
 	"\x15ListEndpointsResponse\x128\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x1a.tendril.agent.v1.EndpointR\tendpoints\")\n" +
 	"\x13ListServicesRequest\x12\x12\n" +
