@@ -35,11 +35,9 @@ const twoNodes = `
  status: {containerStatuses: [{name: agent, state: {running: {}}}]}}
 `
 
-// statusOf is the status of a cluster whose agents answer so, by pod.
-func statusOf(t *testing.T, manifests string, answers map[string]*agentv1.StatusResponse) *clusterStatus {
+// objectsOf reads manifests as the API server has them.
+func objectsOf(t *testing.T, manifests string) (objects []runtime.Object) {
 	t.Helper()
-	var objects []runtime.Object
-	manifests = strings.ReplaceAll(manifests, "RENEWED", time.Now().UTC().Format("2006-01-02T15:04:05.000000Z"))
 	for text := range strings.SplitSeq(manifests, "---\n") {
 		object := &unstructured.Unstructured{}
 		if err := yaml.Unmarshal([]byte(text), &object.Object); err != nil {
@@ -47,7 +45,14 @@ func statusOf(t *testing.T, manifests string, answers map[string]*agentv1.Status
 		}
 		objects = append(objects, object)
 	}
-	c := &cluster{client: fake.NewSimpleDynamicClient(runtime.NewScheme(), objects...)}
+	return objects
+}
+
+// statusOf is the status of a cluster whose agents answer so, by pod.
+func statusOf(t *testing.T, manifests string, answers map[string]*agentv1.StatusResponse) *clusterStatus {
+	t.Helper()
+	manifests = strings.ReplaceAll(manifests, "RENEWED", time.Now().UTC().Format("2006-01-02T15:04:05.000000Z"))
+	c := &cluster{client: fake.NewSimpleDynamicClient(runtime.NewScheme(), objectsOf(t, manifests)...)}
 	c.exec = func(_ context.Context, in container, _ ...string) ([]byte, error) {
 		answer := answers[in.pod]
 		if answer == nil {

@@ -103,6 +103,10 @@ func (i *installation) install(ctx context.Context, out io.Writer) error {
 	if i.dryRun {
 		return printManifests(out, objects)
 	}
+	// What it says is no reason to stop: the cluster may have had such policies all along.
+	if err := preflight(ctx, c, out); err != nil {
+		fmt.Fprintf(out, "warning: %v\n", err)
+	}
 	for _, object := range objects {
 		if err := c.apply(ctx, object); err != nil {
 			return err

@@ -94,7 +94,7 @@ func newRootCommand() *cobra.Command {
 		&cobra.Group{ID: groupLab, Title: "A cluster on this machine:"},
 	)
 	root.AddCommand(agentCommands(a)...)
-	root.AddCommand(newInstallCommand(), newUninstallCommand(), newLabCommand(a), newProbeCommand())
+	root.AddCommand(newPreflightCommand(), newInstallCommand(), newUninstallCommand(), newLabCommand(a), newProbeCommand())
 	return root
 }
 

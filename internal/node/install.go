@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,7 +21,8 @@ const pluginName = "tendril-cni"
 // Install checks that a node can have an agent, reports everything that lacks at once, and copies the CNI plugin from a file to where the
 // runtime looks for plugins.
 func Install(config Config, plugin string, log *slog.Logger) error {
-	warnOfOthers(log)
+	warnOfOthers(config, log)
+	warnOfSettings("/proc/sys", log)
 	if err := errors.Join(checkKernel(config), checkRuntime(config)); err != nil {
 		return err
 	}
@@ -59,6 +59,15 @@ func checkKernel(config Config) error {
 	return errors.Join(problems...)
 }
 
+// warnOfSettings names settings of the kernel that make every packet dearer, and are not for us to change: they hold for all programs.
+func warnOfSettings(root string, log *slog.Logger) {
+	const compiler = "net/core/bpf_jit_enable"
+	value, err := os.ReadFile(filepath.Join(root, compiler))
+	if err == nil && strings.TrimSpace(string(value)) == "0" {
+		log.Warn("the kernel interprets BPF programs, which makes every packet several times as dear", "remedy", "set "+compiler+" to 1 with sysctl")
+	}
+}
+
 // mounted says whether a folder is of a kind of file system.
 func mounted(folder string, magic int64) bool {
 	var fs unix.Statfs_t
@@ -90,20 +99,4 @@ func checkRuntime(config Config) error {
 		}
 	}
 	return errors.Join(problems...)
-}
-
-// warnOfOthers names devices that other networks leave behind. They may have rules that drop what tendril forwards.
-func warnOfOthers(log *slog.Logger) {
-	devices, err := net.Interfaces()
-	if err != nil {
-		log.Warn("list devices", "error", err)
-		return
-	}
-	for _, device := range devices {
-		for _, prefix := range []string{"cilium", "flannel", "cali", "vxlan.calico", "weave", "antrea", "cni0", "kube-bridge", "kube-ipvs"} {
-			if strings.HasPrefix(device.Name, prefix) {
-				log.Warn("a device of another network is on this node: its rules may drop pods' packets; remove what it left", "device", device.Name)
-			}
-		}
-	}
 }

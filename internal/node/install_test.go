@@ -1,6 +1,7 @@
 package node
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -34,5 +35,23 @@ func TestAnotherNetworksConfigurationIsNamedBeforeAnythingIsInstalled(t *testing
 	err = checkKernel(config)
 	if err == nil || !strings.Contains(err.Error(), "is in no bpffs") || !strings.Contains(err.Error(), "no control group of version 2") {
 		t.Errorf("on a file system that is neither: %v", err)
+	}
+}
+
+func TestAnInterpreterOfProgramsIsNamed(t *testing.T) {
+	root := t.TempDir()
+	path := filepath.Join(root, "net/core/bpf_jit_enable")
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for value, warned := range map[string]bool{"0\n": true, "1\n": false} {
+		if err := os.WriteFile(path, []byte(value), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var out strings.Builder
+		warnOfSettings(root, slog.New(slog.NewTextHandler(&out, nil)))
+		if got := strings.Contains(out.String(), "bpf_jit_enable"); got != warned {
+			t.Errorf("set to %q: %q", value, out.String())
+		}
 	}
 }
