@@ -121,9 +121,15 @@ func (s *server) kubeconfig(t *testing.T, namespace, account string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return s.writeKubeconfig(t, account, token.Status.Token)
+}
+
+// writeKubeconfig writes a file that leads whoever has a token to the server.
+func (s *server) writeKubeconfig(t *testing.T, account, token string) string {
+	t.Helper()
 	config := clientcmdapi.NewConfig()
 	config.Clusters["c"] = &clientcmdapi.Cluster{Server: s.config().Host, CertificateAuthority: s.path("apiserver.crt")}
-	config.AuthInfos["u"] = &clientcmdapi.AuthInfo{Token: token.Status.Token}
+	config.AuthInfos["u"] = &clientcmdapi.AuthInfo{Token: token}
 	config.Contexts["x"] = &clientcmdapi.Context{Cluster: "c", AuthInfo: "u"}
 	config.CurrentContext = "x"
 	path := s.path(account + ".kubeconfig")

@@ -37,6 +37,7 @@ func TestOneClusterFromItsFirstObjectToItsLast(t *testing.T) {
 		{"what users apply is in the agents' tables", func(t *testing.T) { c.applied(t, objects) }},
 		{"policies reach agents as their authors wrote them", func(t *testing.T) { c.policiesWhole(t, objects) }},
 		{"the status of services and policies says what came of them", func(t *testing.T) { c.statuses(t, objects) }},
+		{"preflight reads every policy, and names what cannot be honoured", func(t *testing.T) { c.preflight(t, objects) }},
 		{"kubectl get shows what the definitions promise", func(t *testing.T) { c.printed(t) }},
 		{"the server refuses objects by our definitions", func(t *testing.T) { c.refused(t) }},
 		{"a change of labels arrives", func(t *testing.T) { c.changed(t, objects) }},
@@ -237,6 +238,34 @@ func (c *cluster) statuses(t *testing.T, objects []*unstructured.Unstructured) {
 			}
 			return fmt.Errorf("conditions %v", conditions)
 		})
+	}
+}
+
+// preflight asks the command line as an administrator would before an update, of objects with all that the server adds to them.
+func (c *cluster) preflight(t *testing.T, objects []*unstructured.Unstructured) {
+	kubeconfig := c.writeKubeconfig(t, "admin", adminToken)
+	ask := func() (string, error) { // on no node: those are not to ask the server
+		return c.Control().Exec(t.Context(), filepath.Join(binaries(), "tendril"), "preflight", "--kubeconfig", kubeconfig)
+	}
+	policies := map[string]bool{}
+	for _, object := range objects {
+		if isPolicy(object) {
+			policies[nameOf(object)] = true
+		}
+	}
+	out, err := ask()
+	if want := fmt.Sprintf("all %d policies can be honoured\n", len(policies)); err != nil || out != want {
+		t.Errorf("preflight says %q, %v; want %q", out, err, want)
+	}
+	wrong := manifests(t, []byte(`{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: wrong, namespace: default},
+spec: {endpointSelector: {}, ingress: [{fromEntities: [cluster], authentication: {mode: required}}]}}`))[0]
+	c.mustApply(t, wrong)
+	defer c.remove(t, wrong)
+	out, err = ask()
+	for _, want := range []string{"CiliumNetworkPolicy/default/wrong: ", "spec.ingress[0].authentication.mode", "every pod of namespace default"} {
+		if err == nil || !strings.Contains(out, want) || strings.Contains(out, "shop") {
+			t.Errorf("preflight says %q, %v; want %q and no other policy", out, err, want)
+		}
 	}
 }
 
