@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	lib "github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -44,31 +46,49 @@ func (h *Handle) FindPair(netns *os.File, ifName string) (Adopted, error) {
 	found := Adopted{Device: host.Attrs().Name, IfIndex: uint32(host.Attrs().Index), MTU: uint32(pod.Attrs().MTU)}
 	copy(found.HostMAC[:], host.Attrs().HardwareAddr)
 	copy(found.PodMAC[:], pod.Attrs().HardwareAddr)
-	return found, h.unused(found)
+	return found, h.unused(found, host)
 }
 
-// unused fails if a program is on the device already. Ours would take its place without a word, and whoever put it there would miss it.
-func (h *Handle) unused(a Adopted) error {
-	for _, direction := range []Direction{Ingress, Egress} {
-		program, err := h.Attached(a.IfIndex, direction, DefaultHandle)
+// unused fails if a filter or a program is on the device already. It would pass packets on before ours sees them, or ours would take its
+// place without a word.
+func (h *Handle) unused(a Adopted, host lib.Link) error {
+	carries := func(what string) error {
+		return fmt.Errorf("device %s carries %s already: delete the container, and take the plugin out of the list that puts it there", a.Device, what)
+	}
+	for _, parent := range []uint32{parentIngress, parentEgress} {
+		filters, err := again(func() ([]lib.Filter, error) { return h.lib.FilterList(host, parent) })
 		if err != nil {
-			return err
+			return fmt.Errorf("list classifiers of %s: %w", a.Device, err)
 		}
-		if program != 0 {
-			return fmt.Errorf("device %s carries program %d already: delete the container, and take the plugin out of the list that puts it there", a.Device, program)
+		if len(filters) > 0 {
+			return carries("a classifier (" + filters[0].Type() + ")")
 		}
 	}
-	return nil
+	return enter(h.namespace, func() error {
+		for _, at := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+			attached, err := link.QueryPrograms(link.QueryOptions{Target: int(a.IfIndex), Attach: at})
+			if errors.Is(err, ebpf.ErrNotSupported) { // before kernel 6.6
+				return nil
+			}
+			if err != nil {
+				return fmt.Errorf("list programs of %s: %w", a.Device, err)
+			}
+			if len(attached.Programs) > 0 {
+				return carries(fmt.Sprintf("program %d", attached.Programs[0].ID))
+			}
+		}
+		return nil
+	})
 }
 
 // NotePod tells the bridge that the device is a port of, if it is, where the pod is: what it sends to the pod it then floods nowhere else,
 // although it sees nothing of what the pod sends.
 func (h *Handle) NotePod(a Adopted) error {
-	link, err := h.lib.LinkByIndex(int(a.IfIndex))
+	host, err := h.lib.LinkByIndex(int(a.IfIndex))
 	if err != nil {
 		return fmt.Errorf("read device %s: %w", a.Device, err)
 	}
-	master := link.Attrs().MasterIndex
+	master := host.Attrs().MasterIndex
 	if master == 0 {
 		return nil
 	}
@@ -88,17 +108,17 @@ func (h *Handle) NotePod(a Adopted) error {
 // ReleasePair leaves a device to the plugin that made it: down first, so that nothing passes unjudged, then without our programs. It is no
 // error if the device is gone, and one that has another's index or address is not touched.
 func (h *Handle) ReleasePair(a Adopted) error {
-	link, err := h.lib.LinkByIndex(int(a.IfIndex))
+	host, err := h.lib.LinkByIndex(int(a.IfIndex))
 	if missing := (lib.LinkNotFoundError{}); errors.As(err, &missing) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("read device %s: %w", a.Device, err)
 	}
-	if link.Attrs().Name != a.Device || string(link.Attrs().HardwareAddr) != string(a.HostMAC[:]) {
+	if host.Attrs().Name != a.Device || string(host.Attrs().HardwareAddr) != string(a.HostMAC[:]) {
 		return nil
 	}
-	if err := h.lib.LinkSetDown(link); err != nil {
+	if err := h.lib.LinkSetDown(host); err != nil {
 		return fmt.Errorf("set device %s down: %w", a.Device, err)
 	}
 	return errors.Join(h.DetachClassifier(a.IfIndex, Ingress, DefaultHandle), h.DetachClassifier(a.IfIndex, Egress, DefaultHandle))

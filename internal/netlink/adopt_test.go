@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"github.com/google/go-cmp/cmp"
 	lib "github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -25,11 +27,11 @@ func portOf(t *testing.T, node *Handle, pod *os.File, number byte) Pair {
 	if err := node.lib.LinkAdd(bridge); err != nil && !errors.Is(err, unix.EEXIST) {
 		t.Fatal(err)
 	}
-	link, err := node.lib.LinkByIndex(int(index))
+	host, err := node.lib.LinkByIndex(int(index))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(node.lib.LinkSetMaster(link, bridge), node.lib.LinkSetUp(bridge), node.lib.LinkSetUp(link)); err != nil {
+	if err := errors.Join(node.lib.LinkSetMaster(host, bridge), node.lib.LinkSetUp(bridge), node.lib.LinkSetUp(host)); err != nil {
 		t.Fatal(err)
 	}
 	return pair
@@ -82,17 +84,34 @@ func TestWhatIsNoPairWithTheNodeIsNotTakenOver(t *testing.T) {
 }
 
 func TestDeviceThatCarriesAProgramIsNotTakenOver(t *testing.T) {
-	node, pod := newNode(t), newNamespace(t)
-	index, err := node.CreatePair(testPair(pod, 0))
-	if err != nil {
-		t.Fatal(err)
-	}
 	program, _ := newProgram(t)
-	if err := node.AttachClassifier(index, Egress, program.FD(), "te-others", DefaultHandle); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := node.FindPair(pod, "eth0"); err == nil || !strings.Contains(err.Error(), "carries program") {
-		t.Errorf("error is %v", err)
+	for says, put := range map[string]func(*Handle, uint32) error{
+		"carries a classifier (bpf)": func(h *Handle, index uint32) error {
+			return h.AttachClassifier(index, Egress, program.FD(), "te-others", 7)
+		},
+		"carries program": func(h *Handle, index uint32) error {
+			return enter(h.namespace, func() error {
+				attached, err := link.AttachTCX(link.TCXOptions{Interface: int(index), Program: program, Attach: ebpf.AttachTCXIngress})
+				if err == nil {
+					t.Cleanup(func() { attached.Close() })
+				}
+				return err
+			})
+		},
+	} {
+		node, pod := newNode(t), newNamespace(t)
+		index, err := node.CreatePair(testPair(pod, 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := put(node, index); errors.Is(err, ebpf.ErrNotSupported) { // TCX came with kernel 6.6
+			continue
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := node.FindPair(pod, "eth0"); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("error is %v, want it to say %q", err, says)
+		}
 	}
 }
 
