@@ -195,7 +195,7 @@ func TestReleasedAddressOfAnotherPluginIsWithdrawnAfterARestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	clear(w.committed) // the store was away, and so is the agent now
-	a = newAgent(t, w, dir)
+	newAgent(t, w, dir)
 	if len(w.committed) != 2 {
 		t.Fatalf("withdrawn after the restart: %v, want both addresses", w.committed)
 	}

@@ -146,10 +146,9 @@ func podSteps() []podStep {
 func (c *podCluster) all(ctx context.Context, number int, step podStep) error {
 	for i, pod := range c.live {
 		var err error
-		switch {
-		case step.change == nil:
+		if step.change == nil {
 			err = c.pods.Delete(ctx, pod.Name, metav1.DeleteOptions{})
-		default:
+		} else {
 			step.change(pod)
 			err = c.put(ctx, pod, number == 0)
 		}

@@ -201,9 +201,9 @@ func (m *meter) pass(client net.Conn, server string) {
 	}
 	go func() {
 		defer up.Close() // the other direction ends with it
-		io.Copy(up, client)
+		_, _ = io.Copy(up, client)
 	}()
-	io.Copy(io.MultiWriter(m, client), up)
+	_, _ = io.Copy(io.MultiWriter(m, client), up)
 }
 
 // Write counts.
