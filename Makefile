@@ -38,6 +38,7 @@ test: ## run every test; leaves nothing behind
 	@test/run.sh
 
 test-kube: images ## operator, agents and CNI plugin in a real Kubernetes cluster of two nodes, which is built the first time: ten minutes; MODE=vxlan, DUAL=1, or CELLS=1 for all four
+	@test/install.sh bench
 	@test/kube/build.sh
 	@$(if $(CELLS),test/kube/cells.sh,MODE=$(MODE) DUAL=$(DUAL) test/kube/run.sh)
 
@@ -57,7 +58,7 @@ mutants: ## put faults into a copy of the tree, see which the tests notice, writ
 	@test/install.sh generate
 	@go run ./test/mutants -out docs/mutants.md
 
-bench: build ## measure against bare veth and kube-proxy, print a table, write bench/results.json
+bench: images ## measure against bare veth and kube-proxy, and pods of Kubernetes where make test-kube built it, print a table, write bench/results.json
 	@test/install.sh lab bench
 	@go run ./test/bench -bin bin -out bench/results.json
 

@@ -102,3 +102,41 @@ func TestWhatIsDeniedWasOpenBefore(t *testing.T) {
 		}
 	}
 }
+
+// With one node all else is checked, and what was not is named with its reason and counts neither as passed nor as failed.
+func TestWhatNeedsTwoNodesIsSkippedWithOne(t *testing.T) {
+	answered := func(context.Context, container, ...string) ([]byte, error) { return nil, nil }
+	for _, c := range []struct {
+		nodes   []string
+		skipped int
+		want    string
+	}{
+		{[]string{"n1"}, 3, "all 1 checks passed, and what needs two nodes was skipped\n"},
+		{[]string{"n1", "n2"}, 0, "all 1 checks passed\n"},
+	} {
+		test, skipped := onNodes(answered, c.nodes...), 0
+		test.told = func(r checkResult) {
+			if r.Skipped != "" {
+				skipped++
+			}
+			if r.Skipped != "" && (r.OK || !strings.Contains(r.Skipped, "n1 is the only node")) {
+				t.Errorf("%+v", r)
+			}
+		}
+		test.skip()
+		if err := test.check(t.Context(), check{what: "it", from: "client-1", to: "server-1", target: "10.0.0.1:8080"}); err != nil {
+			t.Fatal(err)
+		}
+		var got strings.Builder
+		if err := test.sum(&got); err != nil || got.String() != c.want || skipped != c.skipped {
+			t.Errorf("%v: got %q, %v, %d skipped, want %q, %d", c.nodes, got.String(), err, skipped, c.want, c.skipped)
+		}
+		kinds := map[string]bool{}
+		for _, one := range append(test.openChecks(), test.policyChecks()...) {
+			kinds[one.what] = true
+		}
+		if got := kinds["pod to pod between nodes"] || kinds["ingress policy lets clients in, of the last node"]; got != (len(c.nodes) > 1) {
+			t.Errorf("%v: checks between nodes: %t", c.nodes, got)
+		}
+	}
+}

@@ -245,7 +245,7 @@ func certificateText(until, now time.Time) string {
 	return fmt.Sprintf("until %s, for %s", until.UTC().Format(time.RFC3339), ago(until.Sub(now)))
 }
 
-// servicesText says which way clients outside are answered, and whether XDP takes part.
+// servicesText says which way clients outside are answered, and whether XDP or a kube-proxy takes part.
 func servicesText(s *agentv1.StatusResponse) string {
 	xdp := s.GetXdp()
 	text := fmt.Sprintf("lb_mode %s, XDP %s", s.GetLbMode(), xdp.GetMode())
@@ -253,6 +253,9 @@ func servicesText(s *agentv1.StatusResponse) string {
 		text += fmt.Sprintf(" (%s is wanted: %s)", xdp.GetWanted(), xdp.GetReason())
 	} else if xdp.GetWanted() != xdp.GetMode() {
 		text += fmt.Sprintf(" (%s)", xdp.GetWanted())
+	}
+	if mode := s.GetKubeProxy(); mode != "" {
+		text += fmt.Sprintf("; kube-proxy (%s) runs here as well, and is not needed", mode)
 	}
 	return text
 }

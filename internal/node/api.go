@@ -41,7 +41,7 @@ func (a *Agent) serveAPI(ctx context.Context, listener net.Listener) error {
 }
 
 // Status implements the API.
-func (s *api) Status(context.Context, *agentv1.StatusRequest) (*agentv1.StatusResponse, error) {
+func (s *api) Status(ctx context.Context, _ *agentv1.StatusRequest) (*agentv1.StatusResponse, error) {
 	a := s.a
 	txn := a.tables.DB.ReadTxn()
 	kept := a.store.Status()
@@ -57,6 +57,7 @@ func (s *api) Status(context.Context, *agentv1.StatusRequest) (*agentv1.StatusRe
 		Xdp: &agentv1.XDP{Wanted: string(a.config.XDP), Mode: string(a.xdp.mode), Reason: a.xdp.reason},
 	}
 	reply.Configuration = a.configuration.message()
+	reply.KubeProxy = kubeProxyMode(ctx, kubeProxyAddr)
 	if !kept.CertificateUntil.IsZero() {
 		reply.CertificateUntilUnix = kept.CertificateUntil.Unix()
 	}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,6 +24,9 @@ const pluginName = "tendril-cni"
 func Install(config Config, plugin string, log *slog.Logger) error {
 	warnOfOthers(config, log)
 	warnOfSettings("/proc/sys", log)
+	if mode := kubeProxyMode(context.Background(), kubeProxyAddr); mode != "" {
+		log.Info("kube-proxy runs on this node: it may go on, or go, as Services are served before its rules are asked", "mode", mode)
+	}
 	if err := errors.Join(checkKernel(config), checkRuntime(config)); err != nil {
 		return err
 	}

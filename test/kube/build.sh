@@ -27,11 +27,12 @@ build() { # NAME PACKAGE
 build kube-apiserver k8s.io/kubernetes/cmd/kube-apiserver
 [ "$1" != apiserver ] || exit 0
 build etcd go.etcd.io/etcd/server/v3
-for program in kube-controller-manager kube-scheduler kubectl kubelet; do
+for program in kube-controller-manager kube-scheduler kube-proxy kubectl kubelet; do
   build $program k8s.io/kubernetes/cmd/$program
 done
 
 go build -trimpath -ldflags '-s -w' -o "$out/bin/probe" ./node/probe
+go build -trimpath -ldflags '-s -w' -o "$out/bin/ready" ./ready
 (cd dns && go build -trimpath -ldflags '-s -w' -o "$out/bin/coredns" .)
 (cd helm && go build -trimpath -ldflags '-s -w' -o "$out/bin/helm" .)
 for program in probe coredns; do (cd ../.. && go run ./deploy/image tendril.test/$program:1 "$out/bin/$program" > "$out/$program.tar"); done

@@ -1,10 +1,13 @@
 # Sourced by run.sh: the control plane, in the network of its caller, at 10.200.0.1. Needs $bin, $state.
 declare -A started # process of each
 start() { # NAME PROGRAM ARGUMENT...
-  local name=$1
+  local name=$1 failed
   shift
+  failed=$(trap -p ERR)
+  trap - ERR # that it ends is no failure of the script
   "$@" >> "$state/log/$name" 2>&1 < /dev/null &
   started[$name]=$!
+  eval "$failed"
 }
 
 await() { # SECONDS WHAT COMMAND...

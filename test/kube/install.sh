@@ -10,6 +10,7 @@ chart() {
 }
 
 install() {
+  await 60 'node n1 known, for the operator' kubectl get node n1
   "$root/bin/tendril" install "${settings[@]}" --timeout 90s > "$state/log/install"
   echo "$(printf '%4d' $SECONDS) s  tendril installed"
   await 60 'nodes ready' kubectl wait --for=condition=Ready node --all --timeout=1s
@@ -59,11 +60,11 @@ held() {
   [ "$2" = map ] || inside "$1" "$root/bin/tendril" bpf template describe -o json | awk -F '[:,]' '/"program_?[iI]d"/ { print $2 + 0 }'
 }
 
-# leftovers NODE prints what is left of tendril on a node. Where the node itself has something mounted, the empty folder stays; the kernel
+# leftovers NODE prints what is left of tendril on a node. The kernel
 # has files of its own in every bpffs.
 leftovers() {
   inside "$1" sh -c 'find /sys/fs/bpf /opt/cni/net.d -mindepth 1 ! -name "*.debug"
-    ls -d /run/tendril /var/lib/tendril-store /opt/cni/bin/tendril-cni 2>/dev/null; ls -A /var/lib/tendril
+    ls -d /run/tendril /var/lib/tendril /var/lib/tendril-store /opt/cni/bin/tendril-cni 2>/dev/null
     ip -o link | grep -E "tnd|tendril"; ip route show table all proto 116; ip route show table all proto 117; ip -6 route show table all proto 117
     ip -o addr show dev lo | grep -v " 127.0.0.1/8\| ::1/128"
     tc filter show dev eth0 ingress; tc filter show dev eth0 egress'

@@ -34,14 +34,26 @@ systemd.unified_cgroup_hierarchy=hybrid, or run this on another machine' >&2
 
 # add_node NAME ADDRESS ADDRESS6
 add_node() {
+  local name=$1 image
+  mkdir -p "$state/$name"
+  sed "s#@PKI@#$state/pki#; s#@NODE@#$name#" "$here/node/kubelet.yaml" > "$state/$name/kubelet.yaml"
+  power_on "$@"
+  for image in kube/probe kube/coredns images/agent images/operator; do
+    inside "$name" "$debian/usr/bin/ctr" -n k8s.io images import "$root/build/$image.tar" > /dev/null
+  done
+  start_kubelet "$name" "$2${DUAL:+,$3}"
+}
+
+# power_on NAME ADDRESS ADDRESS6: a node with containerd, and without kubelet.
+power_on() {
   local name=$1 address=$2 own=$state/$1 group
-  mkdir -p "$own"
   for group in "${groups[@]}"; do
     mkdir "$group/$scope-$name"
     [ ! -f "$group/cpuset.cpus" ] || for file in cpuset.cpus cpuset.mems; do cat "$group/$file" > "$group/$scope-$name/$file"; done
   done
+  rm -f "$own/ready"
   ( join "$name"; exec unshare -C -m -n -p -u -i -f --kill-child --propagation private "$here/node/init.sh" "$name" "$own" "$bin/probe" ) \
-    > "$state/log/$name-init" 2>&1 < /dev/null &
+    >> "$state/log/$name-init" 2>&1 < /dev/null &
   local outer=$!
   await 10 "node $name" test -f "$own/ready"
   first[$name]=$(cat /proc/$outer/task/$outer/children)
@@ -50,19 +62,17 @@ add_node() {
   ip link set "to-$name" master fabric up
   inside "$name" sh -ec "ip link set lo up; ip addr add $address/24 dev eth0; ip link set eth0 up; ip route add default via 10.200.0.1
     echo 1 > /proc/sys/net/ipv4/ip_forward; cp '$debian/usr/lib/cni/loopback' /opt/cni/bin/"
-  if [ -n "$DUAL" ]; then
+  [ -z "$DUAL" ] ||
     inside "$name" sh -ec "ip addr add $3/64 dev eth0 nodad; ip route add default via fd00:200::1; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding"
-    address+=,$3
-  fi
+  local log=$state/log/$name-containerd before
+  before=$(grep -c . "$log" 2> /dev/null || true)
   start "$name-containerd" inside "$name" env PATH="$debian/usr/bin:$debian/usr/sbin:$PATH" containerd -c "$here/node/containerd.toml"
-  await 20 "containerd of $name" inside "$name" "$debian/usr/bin/ctr" version
-  inside "$name" "$debian/usr/bin/ctr" -n k8s.io images import "$root/build/kube/probe.tar" > /dev/null
-  for image in kube/coredns images/agent images/operator; do
-    inside "$name" "$debian/usr/bin/ctr" -n k8s.io images import "$root/build/$image.tar" > /dev/null
-  done
-  sed "s#@PKI@#$state/pki#; s#@NODE@#$name#" "$here/node/kubelet.yaml" > "$own/kubelet.yaml"
-  start_kubelet "$name" "$address"
+  await 60 "containerd of $name" served "$log" "${before:-0}" # a kubelet that is sooner ends
+  inside "$name" "$debian/usr/bin/ctr" version > /dev/null
 }
+
+# served LOG LINE: by its log behind that line containerd serves kubelets.
+served() { tail -n +$(($2 + 1)) "$1" | grep -q 'Start streaming server'; }
 
 # start_kubelet NAME ADDRESS[,ADDRESS6]
 start_kubelet() {
@@ -70,13 +80,20 @@ start_kubelet() {
     --hostname-override "$1" --node-ip "$2"
 }
 
-# remove_nodes ends their processes and removes their control groups, which are free only once the last thread has gone.
-remove_nodes() {
-  local node group
-  for node in "${!first[@]}"; do kill -9 "${first[$node]}" || true; done
+# power_off NAME... ends nodes' processes and removes their control groups, which are free only once the last thread has gone. What their namespaces
+# held goes with the last process: devices, mounts, and what is pinned in bpffs. Their disks stay.
+power_off() {
+  local node group left
+  for node in "$@"; do kill -9 "${first[$node]}" || true; done
   for _ in {1..50}; do
-    for group in "${groups[@]}"; do find "$group" -depth -type d -path "$group/$scope-*" -exec rmdir {} + || true; done
-    [ -n "$(for group in "${groups[@]}"; do find "$group" -maxdepth 1 -name "$scope-*"; done)" ] || return 0
+    left=
+    for node in "$@"; do
+      for group in "${groups[@]}"; do
+        find "$group" -depth -type d -path "$group/$scope-$node*" -exec rmdir {} + || true
+        [ ! -d "$group/$scope-$node" ] || left=1
+      done
+    done
+    [ -n "$left" ] || return 0
     sleep 0.2
   done 2> /dev/null
 }

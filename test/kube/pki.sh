@@ -30,6 +30,7 @@ certificate to-kubelets /O=system:masters/CN=to-kubelets
 certificate admin /O=system:masters/CN=admin
 certificate controllers /CN=system:kube-controller-manager
 certificate scheduler /CN=system:kube-scheduler
+certificate proxy /CN=system:kube-proxy
 for node in 1 2 3 4 5 6; do certificate n$node "/O=system:nodes/CN=system:node:n$node" "IP:10.200.0.1$node"; done
 openssl genrsa -out accounts.key 2048 2>/dev/null
 openssl rsa -in accounts.key -pubout -out accounts.pub 2>/dev/null

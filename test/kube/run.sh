@@ -14,7 +14,7 @@ bin=$root/build/kube/bin
 state=$(mktemp -d)
 MODE=${MODE:-native}
 finish() {
-  remove_nodes
+  power_off "${!first[@]}"
   rm -rf "$state"
 }
 trap finish EXIT
@@ -33,19 +33,20 @@ all() {
   update
   requests
   api_server_away
+  reboot
   departed
   replicas
   uninstall
 }
 mkdir -p "$state/pki" "$state/log"
-for part in control nodes install connectivity operator certificates balanced workload configuration rollout requests away departed replicas conformance; do . "$here/$part.sh"; done
+for part in control nodes install connectivity beside operator certificates balanced workload configuration rollout requests away reboot departed replicas ready conformance; do . "$here/$part.sh"; done
 "$here/pki.sh" "$state/pki"
 control_groups
 chart
 chart_outside
 control_plane
 add_node n1 10.200.0.11 fd00:200::11
-add_node n2 10.200.0.12 fd00:200::12
+[ "$1" = pod_ready ] || add_node n2 10.200.0.12 fd00:200::12
 [ "$1" != conformance ] || for i in 3 4 5 6; do add_node n$i 10.200.0.1$i fd00:200::1$i; done
 install
 for part in "${@:-all}"; do $part; done

@@ -87,6 +87,7 @@ type StatusResponse struct {
 	Policies             uint32                 `protobuf:"varint,24,opt,name=policies,proto3" json:"policies,omitempty"`                                                       // that the node knows of, the refused ones included
 	Services             uint32                 `protobuf:"varint,25,opt,name=services,proto3" json:"services,omitempty"`                                                       // that the node knows of
 	Configuration        *Configuration         `protobuf:"bytes,26,opt,name=configuration,proto3" json:"configuration,omitempty"`
+	KubeProxy            string                 `protobuf:"bytes,27,opt,name=kube_proxy,json=kubeProxy,proto3" json:"kube_proxy,omitempty"` // mode of a kube-proxy that runs on this node as well, as iptables; empty: none answers
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -301,6 +302,13 @@ func (x *StatusResponse) GetConfiguration() *Configuration {
 		return x.Configuration
 	}
 	return nil
+}
+
+func (x *StatusResponse) GetKubeProxy() string {
+	if x != nil {
+		return x.KubeProxy
+	}
+	return ""
 }
 
 // Configuration is how far the agent goes by its configuration file.
@@ -5092,7 +5100,7 @@ var File_agent_v1_agent_proto protoreflect.FileDescriptor
 const file_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"\x14agent/v1/agent.proto\x12\x10tendril.agent.v1\"\x0f\n" +
-	"\rStatusRequest\"\xd4\a\n" +
+	"\rStatusRequest\"\xf3\a\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12*\n" +
@@ -5122,7 +5130,9 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\alb_mode\x18\x16 \x01(\tR\x06lbMode\x12\x1a\n" +
 	"\bpolicies\x18\x18 \x01(\rR\bpolicies\x12\x1a\n" +
 	"\bservices\x18\x19 \x01(\rR\bservices\x12E\n" +
-	"\rconfiguration\x18\x1a \x01(\v2\x1f.tendril.agent.v1.ConfigurationR\rconfiguration\"\xb2\x01\n" +
+	"\rconfiguration\x18\x1a \x01(\v2\x1f.tendril.agent.v1.ConfigurationR\rconfiguration\x12\x1d\n" +
+	"\n" +
+	"kube_proxy\x18\x1b \x01(\tR\tkubeProxy\"\xb2\x01\n" +
 	"\rConfiguration\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12&\n" +
