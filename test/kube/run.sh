@@ -28,6 +28,7 @@ all() {
   balanced
   workload
   connectivity
+  beside_kube_proxy
   rollout
   configuration
   update
