@@ -118,7 +118,7 @@ func (h *Handle) ReleasePair(a Adopted) error {
 	if host.Attrs().Name != a.Device || string(host.Attrs().HardwareAddr) != string(a.HostMAC[:]) {
 		return nil
 	}
-	if err := h.lib.LinkSetDown(host); err != nil {
+	if err := h.lib.LinkSetDown(host); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("set device %s down: %w", a.Device, err)
 	}
 	return errors.Join(h.DetachClassifier(a.IfIndex, Ingress, DefaultHandle), h.DetachClassifier(a.IfIndex, Egress, DefaultHandle))
