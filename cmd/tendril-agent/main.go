@@ -112,7 +112,7 @@ func run(ctx context.Context, config node.Config, log *slog.Logger) error {
 		return err
 	}
 	err = agent.Run(ctx)
-	if errors.Is(err, context.Canceled) {
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil { // else a part has ended that was not told to
 		err = nil
 	}
 	return errors.Join(err, agent.Close())

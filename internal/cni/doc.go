@@ -12,6 +12,9 @@
 // Traps: a DEL must end well when the agent or the namespace is gone, or the runtime never forgets the pod; a GC without
 // its list must not, since it would detach every pod; once a request is sent, a lost reply says nothing of what was done.
 //
+// With ADD a request may say what the plugin before ours in the list has made (Previous): the agent then takes that over, and the answer
+// passes it on.
+//
 // Host ports come as runtimeConfig.portMappings; a runtime gives them if the configuration has "capabilities":
 // {"portMappings": true}. The plugin needs no other plugin behind it for them.
 //

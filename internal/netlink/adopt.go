@@ -67,7 +67,7 @@ func (h *Handle) unused(a Adopted, host lib.Link) error {
 	return enter(h.namespace, func() error {
 		for _, at := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
 			attached, err := link.QueryPrograms(link.QueryOptions{Target: int(a.IfIndex), Attach: at})
-			if errors.Is(err, ebpf.ErrNotSupported) { // before kernel 6.6
+			if errors.Is(err, unix.EINVAL) { // before kernel 6.6 there is no such place
 				return nil
 			}
 			if err != nil {
@@ -118,7 +118,7 @@ func (h *Handle) ReleasePair(a Adopted) error {
 	if host.Attrs().Name != a.Device || string(host.Attrs().HardwareAddr) != string(a.HostMAC[:]) {
 		return nil
 	}
-	if err := h.lib.LinkSetDown(host); err != nil {
+	if err := h.lib.LinkSetDown(host); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("set device %s down: %w", a.Device, err)
 	}
 	return errors.Join(h.DetachClassifier(a.IfIndex, Ingress, DefaultHandle), h.DetachClassifier(a.IfIndex, Egress, DefaultHandle))

@@ -113,7 +113,7 @@ func (c *chainedCluster) chained(t *testing.T, name, app string) {
 	pod := &lab.Pod{PodSpec: lab.PodSpec{Node: "node1", Namespace: namespace, Name: filepath.Base(place.Netns)}, Place: place}
 	pod.Addrs = resultAddrs(t, c.mustCNI(t, c.network, "add", place.Netns))
 	c.mustCNI(t, c.network, "check", place.Netns)
-	if e := c.endpoint(t, pod.Name); !slices.Equal(addrsOf(t, e), pod.Addrs) || len(pod.Addrs) != 2 || !strings.HasPrefix(e.GetDevice(), "veth") {
+	if e := c.endpoint(t, pod.Name); !slices.Equal(addrsOf(t, e), pod.Addrs) || len(pod.Addrs) != 2 || !strings.HasPrefix(e.GetDevice(), "veth") || !e.GetChained() {
 		t.Errorf("the agent has %v, the runtime was told %v", e, pod.Addrs)
 	}
 	c.pods[name] = pod

@@ -104,7 +104,10 @@ func (c *cluster) cnitool(ctx context.Context, n network, command, container str
 	if err != nil {
 		return "", err
 	}
-	labels, err := json.Marshal(map[string]any{"tendril": map[string]any{"labels": map[string]string{"app": "client"}}})
+	labels, err := json.Marshal(map[string]any{
+		"tendril":   map[string]any{"labels": map[string]string{"app": "client"}},
+		"bandwidth": map[string]int64{"ingressRate": 1_000_000, "ingressBurst": 1_000_000, "egressRate": 2_000_000, "egressBurst": 2_000_000},
+	})
 	if err != nil {
 		return "", err
 	}
@@ -188,7 +191,7 @@ func (c *cluster) mustCNI(t *testing.T, n network, command, container string) st
 func TestCnitoolDrivesThePlugin(t *testing.T) {
 	buildPlugins(t)
 	c := small(t)
-	n := c.writeNetwork(t, "1.1.0", c.tendrilPlugin(t, map[string]any{"capabilities": map[string]bool{"tendril": true}}))
+	n := c.writeNetwork(t, "1.1.0", c.tendrilPlugin(t, map[string]any{"capabilities": map[string]bool{"tendril": true, "bandwidth": true}}))
 	pod := c.container(t, "tool")
 
 	c.mustCNI(t, n, "status", pod.Netns)
@@ -208,6 +211,12 @@ func TestCnitoolDrivesThePlugin(t *testing.T) {
 		if answer, err := pod.Fetch(t.Context(), c.pods["web-1"].Addr(familyOf(addr)), 80); err != nil || answer.Sees != addr {
 			t.Errorf("the container asks web-1: %+v, %v", answer, err)
 		}
+	}
+	if e := c.endpoint(t, filepath.Base(pod.Netns)); len(e.GetNotes()) != 2 || !strings.Contains(e.GetNotes()[0], "egress-bandwidth of 2000000 bit/s is not enforced") {
+		t.Errorf("notes of a container with a limit: %q", e.GetNotes())
+	}
+	if out, err := c.CLI(t.Context(), "status", "--node", "node1"); err != nil || !strings.Contains(out, "egress-bandwidth of 2000000") {
+		t.Errorf("status says nothing of it: %v\n%s", err, out)
 	}
 	c.checkNotices(t, n, pod)
 	c.deletesWithoutAgent(t, n, pod)
