@@ -52,6 +52,9 @@ const (
 	exchangeAgain    = 300 * time.Millisecond
 )
 
+// exchangesAtOnce bounds how many exchanges one place makes at a time: a slow machine would not come to each within its patience.
+const exchangesAtOnce = 48
+
 // runExchanges is the process that asks.
 func runExchanges() int {
 	var all []exchange
@@ -60,8 +63,8 @@ func runExchanges() int {
 		return 1
 	}
 	var group errgroup.Group
+	group.SetLimit(exchangesAtOnce)
 	if len(all) > 0 && all[0].Protocol == "sctp" {
-		group.SetLimit(sctpAtOnce)
 		if err := ownChecksums(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1

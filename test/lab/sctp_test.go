@@ -35,9 +35,6 @@ func testSCTP(t *testing.T, config lab.Config) {
 // sctpPatience is longer than that of others, since kernels with SCTP are emulated. An INIT that is lost is sent again after three seconds.
 const sctpPatience = 8 * time.Second
 
-// sctpAtOnce bounds how many exchanges one place makes at a time.
-const sctpAtOnce = 32
-
 // sctpHere says whether the kernel has SCTP.
 func sctpHere() bool {
 	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)
