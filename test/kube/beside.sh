@@ -10,7 +10,6 @@ beside_kube_proxy() {
       inside $node "$root/bin/tendril" status > "$state/text"
       grep -q "^services .*kube-proxy ($mode) runs here" "$state/text"
     done
-    for node in n1 n2; do await 10 "service from node $node" inside $node "$bin/probe" get http://10.96.7.8; done
     load_begins
     tendril_test > "$state/log/connectivity"
     load_ends
