@@ -47,6 +47,7 @@ add_node() {
 # power_on NAME ADDRESS ADDRESS6: a node with containerd, and without kubelet.
 power_on() {
   local name=$1 address=$2 own=$state/$1 group
+  first[$name]= # its control groups are removed even if it never comes up
   for group in "${groups[@]}"; do
     mkdir "$group/$scope-$name"
     [ ! -f "$group/cpuset.cpus" ] || for file in cpuset.cpus cpuset.mems; do cat "$group/$file" > "$group/$scope-$name/$file"; done

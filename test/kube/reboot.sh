@@ -3,9 +3,9 @@
 reboot() {
   local before
   kubectl -n web wait --for=condition=Available deploy/web deploy/client --timeout=60s > /dev/null
+  await 60 'addresses of all pods, and no others, in the store and on the nodes' all_published # some may just be ending
   before=$(addresses_of_pods)
   [ "$(wc -w <<< "$before")" -gt 6 ] # of web, client and CoreDNS; else the test looks at nothing
-  published "$before"
   kill "${started[apiserver]}"
   power_off n1 n2
   await 30 'API server and nodes gone' away
@@ -39,6 +39,8 @@ published() {
   diff <(echo "$1") <(inside n1 "$root/bin/tendril" db show ips | awk 'NR > 1 { print $2 }' | sort) &&
     diff <(echo "$1") <(for node in n1 n2; do inside $node "$root/bin/tendril" db show endpoints; done | awk '$1 != "ID" { print $4 }' | tr , '\n' | sort)
 }
+
+all_published() { published "$(addresses_of_pods)"; }
 
 only_new() {
   local now
