@@ -313,9 +313,9 @@ func TestACertificateSaysTheNodeAndNothingElseOfTheRequest(t *testing.T) {
 // countingTokens counts what the API server is asked.
 type countingTokens struct{ asked atomic.Int64 }
 
-func (c *countingTokens) Node(_ context.Context, token string) (string, error) {
+func (c *countingTokens) Node(ctx context.Context, token string) (string, error) {
 	c.asked.Add(1)
-	return tokens{}.Node(nil, token)
+	return tokens{}.Node(ctx, token)
 }
 
 // as is a context of a caller with an address.
