@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -29,6 +30,14 @@ type publishService struct {
 	prefix string
 	// named: a node must show a certificate of its name. Without it, in the lab, the claimed name counts.
 	named bool
+	// The store's epoch as it was last read; nil: it was not, or has changed since. Every request has it for a condition.
+	epoch atomic.Pointer[readEpoch]
+}
+
+// readEpoch is the key epoch as the store has it.
+type readEpoch struct {
+	id       string
+	revision int64 // of its last change
 }
 
 // maxValue bounds what one key of an agent may hold.
@@ -146,6 +155,7 @@ func (s *publishService) commit(ctx context.Context, r *storev1.PutRequest, keys
 	case err != nil:
 		return nil, fmt.Errorf("node %q: write to the store: %w", r.GetNode(), err)
 	case !response.Succeeded:
+		s.epoch.Store(nil)
 		return nil, errEpochGone
 	}
 	answer.Revision = response.Header.Revision
@@ -175,21 +185,27 @@ func (s *publishService) conditions(ctx context.Context, r *storev1.PutRequest, 
 	return conditions, nil
 }
 
-// epochIs is the condition that the store is still in an epoch.
+// epochIs is the condition that the store is still in an epoch. It is read only where another one was known: the transaction itself sees whether what
+// is known is old.
 func (s *publishService) epochIs(ctx context.Context, epoch string) (clientv3.Cmp, error) {
 	name := s.prefix + string(store.KindEpoch)
-	response, err := s.client.Get(ctx, name, clientv3.WithSerializable()) // the transaction sees whether that is old
-	if err != nil {
-		return clientv3.Cmp{}, fmt.Errorf("read epoch: %w", err)
+	known := s.epoch.Load()
+	if known == nil || known.id != epoch {
+		response, err := s.client.Get(ctx, name, clientv3.WithSerializable())
+		if err != nil {
+			return clientv3.Cmp{}, fmt.Errorf("read epoch: %w", err)
+		}
+		if len(response.Kvs) == 0 {
+			return clientv3.Cmp{}, errEpochGone
+		}
+		now, err := store.ReadEpoch(response.Kvs[0].Value)
+		if err != nil || now.GetId() != epoch {
+			return clientv3.Cmp{}, errEpochGone
+		}
+		known = &readEpoch{epoch, response.Kvs[0].ModRevision}
+		s.epoch.Store(known)
 	}
-	if len(response.Kvs) == 0 {
-		return clientv3.Cmp{}, errEpochGone
-	}
-	if now, err := store.ReadEpoch(response.Kvs[0].Value); err != nil || now.GetId() != epoch {
-		return clientv3.Cmp{}, errEpochGone
-	}
-	// Compared again in the transaction itself: the epoch may change between here and there.
-	return clientv3.Compare(clientv3.ModRevision(name), "=", response.Kvs[0].ModRevision), nil
+	return clientv3.Compare(clientv3.ModRevision(name), "=", known.revision), nil
 }
 
 // lease renews the lease of alive/<node>, or grants one. It tells how long the lease lasts and whether the store has the value
