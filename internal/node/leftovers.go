@@ -38,6 +38,7 @@ func others() []traces {
 		{"weave", []string{"weave", "vethwe-"}, []string{"WEAVE"}, nil, []string{"weave"}},
 		{"antrea", []string{"antrea-"}, []string{"ANTREA-"}, nil, []string{"antrea"}},
 		{"kube-router", []string{"kube-bridge", "kube-dummy-if"}, []string{"KUBE-ROUTER-", "KUBE-POD-FW-", "KUBE-NWPLCY-"}, nil, []string{"kuberouter", "kube-router"}},
+		{"kube-proxy in its mode ipvs", []string{"kube-ipvs"}, nil, nil, nil},
 		{"a bridge plugin", []string{"cni0", "cni-podman"}, []string{"CNI-"}, nil, nil},
 	}
 }

@@ -22,7 +22,7 @@ func TestLeftoversOfAnotherNetworkAreNamedWithTheRemedy(t *testing.T) {
 	var found []string
 	for _, other := range others() {
 		for _, l := range slices.Concat(
-			other.find([]string{"lo", "eth0", "cilium_host", "cali12345", "vxlan.calico", "flannel.1", "tnd0a0b0c", "veth12", "cni0"},
+			other.find([]string{"lo", "eth0", "cilium_host", "cali12345", "vxlan.calico", "flannel.1", "tnd0a0b0c", "veth12", "kube-ipvs0", "cni0"},
 				[]string{"INPUT", "CILIUM_FORWARD", "CILIUM_INPUT", "cali-INPUT", "KUBE-SERVICES", "FLANNEL-FWD"},
 				[]string{"/etc/cni/net.d/10-calico.conflist", "/etc/cni/net.d/10-mine.conflist"}),
 			other.findPins(folder)) {
@@ -38,7 +38,7 @@ func TestLeftoversOfAnotherNetworkAreNamedWithTheRemedy(t *testing.T) {
 		"calico: device cali12345", "calico: device vxlan.calico", "calico: 1 packet filter chains, such as cali-INPUT",
 		"calico: network configuration /etc/cni/net.d/10-calico.conflist",
 		"calico: 1 BPF programs and maps, such as " + filepath.Join(folder, "tc/globals/cali_v4_ip_sets"),
-		"flannel: device flannel.1", "flannel: 1 packet filter chains, such as FLANNEL-FWD", "a bridge plugin: device cni0",
+		"flannel: device flannel.1", "flannel: 1 packet filter chains, such as FLANNEL-FWD", "kube-proxy in its mode ipvs: device kube-ipvs0", "a bridge plugin: device cni0",
 	}
 	if !slices.Equal(found, want) {
 		t.Errorf("found\n%s\nwant\n%s", strings.Join(found, "\n"), strings.Join(want, "\n"))
