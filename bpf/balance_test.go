@@ -3,7 +3,6 @@ package bpf
 import (
 	"encoding/binary"
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -115,12 +114,6 @@ func referenceHash(client netip.AddrPort, key FrontendKey) uint32 {
 	return uint32(hash >> 32)
 }
 
-// fairLimit is the 99 % quantile of chi-square (Wilson and Hilferty, 1931).
-func fairLimit(degrees int) float64 {
-	k := float64(degrees)
-	return k * math.Pow(1-2/(9*k)+2.326*math.Sqrt(2/(9*k)), 3)
-}
-
 // 100k clients after 100 random changes of the backends are spread as by fair dice (chi-square, p > 0.01). The kernel's dice
 // have no seed, and fair ones fail that once in a hundred times: unfair is what fails it five times in a row (10^-10).
 // Hashed, each client goes where any other node would send it, so that once is enough.
@@ -147,11 +140,11 @@ func TestTheKernelsChoiceIsFairAfterManyChanges(t *testing.T) {
 				}
 				b.serve(t, in)
 			}
-			limit := fairLimit(len(in) - 1)
+			var limit float64
 			var unfair []float64
 			for len(unfair) < c.throws {
-				sum := b.unfairness(t, in, c.client)
-				if sum <= limit {
+				var sum float64
+				if sum, limit = testkit.ChiSquare(b.spread(t, in, c.client)); sum <= limit {
 					return
 				}
 				unfair = append(unfair, sum)
@@ -161,9 +154,9 @@ func TestTheKernelsChoiceIsFairAfterManyChanges(t *testing.T) {
 	}
 }
 
-// unfairness is the chi-square of where 100k clients, from one address on, go among these backends. All of them must be
-// among these, and hashed ones in their slots.
-func (b *balancer) unfairness(t *testing.T, in []uint32, addr netip.Addr) (sum float64) {
+// spread counts how many of 100k clients, from one address on, go to each of these backends. All of them must go to
+// these, and hashed ones to their slots'.
+func (b *balancer) spread(t *testing.T, in []uint32, addr netip.Addr) (counts []int) {
 	t.Helper()
 	hits := map[netip.Addr]int{}
 	const clients = 100_000
@@ -181,15 +174,13 @@ func (b *balancer) unfairness(t *testing.T, in []uint32, addr netip.Addr) (sum f
 			t.Fatalf("%s went to %s, want the backend in slot %d", client, got, slot)
 		}
 	}
-	expected := float64(clients) / float64(len(in))
 	for _, number := range in {
-		difference := float64(hits[b.backendAddr(number)]) - expected
-		sum += difference * difference / expected
+		counts = append(counts, hits[b.backendAddr(number)])
 	}
 	if len(hits) != len(in) {
 		t.Fatalf("clients went to %d of %d backends", len(hits), len(in))
 	}
-	return sum
+	return counts
 }
 
 // One of ten backends goes: what the other nine had stays, and nobody new comes to it.

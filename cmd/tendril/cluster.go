@@ -7,6 +7,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -73,8 +74,8 @@ func (c *cluster) at(object *unstructured.Unstructured) (dynamic.ResourceInterfa
 }
 
 // list is all objects of a kind in a namespace; "": in all, or of the cluster.
-func (c *cluster) list(ctx context.Context, kind, namespace string, options metav1.ListOptions) ([]unstructured.Unstructured, error) {
-	resource, _ := resourceOf(schema.GroupVersionKind{Version: "v1", Kind: kind})
+func (c *cluster) list(ctx context.Context, kind schema.GroupVersionKind, namespace string, options metav1.ListOptions) ([]unstructured.Unstructured, error) {
+	resource, _ := meta.UnsafeGuessKindToResource(kind)
 	list, err := c.client.Resource(resource).Namespace(namespace).List(ctx, options)
 	if err != nil {
 		return nil, fmt.Errorf("list %s: %w", resource.Resource, err)
@@ -94,7 +95,7 @@ func get[T any](ctx context.Context, c *cluster, kind schema.GroupVersionKind, n
 }
 
 // listAs is list, into the objects' Go type.
-func listAs[T any](ctx context.Context, c *cluster, kind, namespace string, options metav1.ListOptions) ([]T, error) {
+func listAs[T any](ctx context.Context, c *cluster, kind schema.GroupVersionKind, namespace string, options metav1.ListOptions) ([]T, error) {
 	objects, err := c.list(ctx, kind, namespace, options)
 	if err != nil {
 		return nil, err

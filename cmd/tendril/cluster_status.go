@@ -98,11 +98,11 @@ func (c *cluster) status(ctx context.Context, namespace string) (*clusterStatus,
 	if s.Operator, err = c.operator(ctx, namespace, time.Now()); err != nil {
 		return nil, err
 	}
-	nodes, err := listAs[corev1.Node](ctx, c, "Node", "", metav1.ListOptions{})
+	nodes, err := listAs[corev1.Node](ctx, c, corev1.SchemeGroupVersion.WithKind("Node"), "", metav1.ListOptions{})
 	if err != nil {
 		return nil, err
 	}
-	pods, err := listAs[corev1.Pod](ctx, c, "Pod", namespace, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=" + agentName})
+	pods, err := listAs[corev1.Pod](ctx, c, corev1.SchemeGroupVersion.WithKind("Pod"), namespace, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=" + agentName})
 	if err != nil {
 		return nil, err
 	}

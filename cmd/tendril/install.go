@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
@@ -153,7 +154,7 @@ func (c *cluster) fill(ctx context.Context, values helm.Values) error {
 	if knowsOperator(values) {
 		return nil
 	}
-	nodes, err := c.list(ctx, "Node", "", metav1.ListOptions{})
+	nodes, err := c.list(ctx, corev1.SchemeGroupVersion.WithKind("Node"), "", metav1.ListOptions{})
 	if err != nil {
 		return err
 	}

@@ -9,7 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
@@ -72,16 +71,15 @@ func (c *cluster) policies(ctx context.Context) (all []unstructured.Unstructured
 		if !kube.IsPolicy(kind.Kind) || known[kind.Kind] {
 			continue
 		}
-		resource, _ := meta.UnsafeGuessKindToResource(kind)
-		list, err := c.client.Resource(resource).List(ctx, metav1.ListOptions{})
+		list, err := c.list(ctx, kind, "", metav1.ListOptions{})
 		if apierrors.IsNotFound(err) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("list %s: %w", resource.Resource, err)
+			return nil, err
 		}
 		known[kind.Kind] = true
-		all = append(all, list.Items...)
+		all = append(all, list...)
 	}
 	return all, nil
 }

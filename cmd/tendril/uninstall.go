@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
@@ -77,7 +78,7 @@ func (i *installation) lease() *unstructured.Unstructured {
 
 // clean has a pod on each node take away what the agent left there.
 func (i *installation) clean(ctx context.Context, out io.Writer, c *cluster, values helm.Values) error {
-	nodes, err := c.list(ctx, "Node", "", metav1.ListOptions{})
+	nodes, err := c.list(ctx, corev1.SchemeGroupVersion.WithKind("Node"), "", metav1.ListOptions{})
 	if err != nil {
 		return err
 	}

@@ -79,11 +79,20 @@ func detectDuplicates(n names, part string, on bool) error {
 	return setSysctls(n.netnsPath(part), map[string]string{"net.ipv6.conf.default.accept_dad": value})
 }
 
+// bridge finds the fabric's bridge.
+func bridge(h *netlink.Handle) (netlink.Link, error) {
+	found, err := h.LinkByName(bridgeName)
+	if err != nil {
+		return nil, fmt.Errorf("bridge %s: %w", bridgeName, err)
+	}
+	return found, nil
+}
+
 // addPort makes a veth pair whose near end is a port of the bridge and whose far end is the uplink in another namespace.
 func addPort(h *netlink.Handle, port string, inside netns.NsHandle) error {
-	bridge, err := h.LinkByName(bridgeName)
+	bridge, err := bridge(h)
 	if err != nil {
-		return fmt.Errorf("bridge %s: %w", bridgeName, err)
+		return err
 	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = port
@@ -102,9 +111,9 @@ func layWire(n names, part string, wire Wire) error {
 		return fmt.Errorf("wire of %s: %w", part, err)
 	}
 	return withLinks(n.netnsPath(fabricPart), func(h *netlink.Handle) error {
-		bridge, err := h.LinkByName(bridgeName)
+		bridge, err := bridge(h)
 		if err != nil {
-			return fmt.Errorf("bridge %s: %w", bridgeName, err)
+			return err
 		}
 		port, err := h.LinkByName(part)
 		if err == nil {

@@ -55,14 +55,12 @@ func (h *Handle) unused(a Adopted, host lib.Link) error {
 	carries := func(what string) error {
 		return fmt.Errorf("device %s carries %s already: delete the container, and take the plugin out of the list that puts it there", a.Device, what)
 	}
-	for _, parent := range []uint32{parentIngress, parentEgress} {
-		filters, err := again(func() ([]lib.Filter, error) { return h.lib.FilterList(host, parent) })
-		if err != nil {
-			return fmt.Errorf("list classifiers of %s: %w", a.Device, err)
-		}
-		if len(filters) > 0 {
-			return carries("a classifier (" + filters[0].Type() + ")")
-		}
+	filters, err := h.classifiers(host)
+	if err != nil {
+		return err
+	}
+	if len(filters) > 0 {
+		return carries("a classifier (" + filters[0].Type() + ")")
 	}
 	return enter(h.namespace, func() error {
 		for _, at := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {

@@ -45,46 +45,51 @@ func (h *Handle) Clear(l Leftover) error {
 // closeAdopted takes a device down that another plugin made and that carries programs of a pod, and the programs off it: a pod that was
 // judged does not go on unjudged.
 func (h *Handle) closeAdopted(link lib.Link, names []string) error {
-	for _, parent := range []uint32{parentIngress, parentEgress} {
-		filters, err := again(func() ([]lib.Filter, error) { return h.lib.FilterList(link, parent) })
-		if err != nil {
-			return fmt.Errorf("list classifiers of %s: %w", link.Attrs().Name, err)
-		}
-		ours := func(filter lib.Filter) bool {
-			program, ok := filter.(*lib.BpfFilter)
-			return ok && slices.Contains(names, program.Name)
-		}
-		if !slices.ContainsFunc(filters, ours) {
-			continue
-		}
-		if err := h.lib.LinkSetDown(link); err != nil {
-			return fmt.Errorf("set device %s down: %w", link.Attrs().Name, err)
-		}
+	filters, err := h.classifiers(link)
+	if err != nil || !slices.ContainsFunc(filters, func(filter lib.Filter) bool { return isNamed(filter, names) }) {
+		return err
+	}
+	if err := h.lib.LinkSetDown(link); err != nil {
+		return fmt.Errorf("set device %s down: %w", link.Attrs().Name, err)
 	}
 	return h.removeClassifiers(link, names)
 }
 
-// removeClassifiers takes programs off a device by their names; clsact goes as well if nothing else hangs on it.
-func (h *Handle) removeClassifiers(link lib.Link, names []string) error {
-	removed, others := 0, 0
+// classifiers lists what is attached to a device's clsact, in both directions.
+func (h *Handle) classifiers(link lib.Link) (all []lib.Filter, err error) {
 	for _, parent := range []uint32{parentIngress, parentEgress} {
 		filters, err := again(func() ([]lib.Filter, error) { return h.lib.FilterList(link, parent) })
 		if err != nil {
-			return fmt.Errorf("list classifiers of %s: %w", link.Attrs().Name, err)
+			return nil, fmt.Errorf("list classifiers of %s: %w", link.Attrs().Name, err)
 		}
-		for _, filter := range filters {
-			program, ok := filter.(*lib.BpfFilter)
-			if !ok || !slices.Contains(names, program.Name) {
-				others++
-				continue
-			}
-			if err := h.lib.FilterDel(filter); err != nil {
-				return fmt.Errorf("take %s off %s: %w", program.Name, link.Attrs().Name, err)
-			}
-			removed++
-		}
+		all = append(all, filters...)
 	}
-	if removed == 0 || others > 0 {
+	return all, nil
+}
+
+// isNamed says whether a classifier is a program of one of these names.
+func isNamed(filter lib.Filter, names []string) bool {
+	program, ok := filter.(*lib.BpfFilter)
+	return ok && slices.Contains(names, program.Name)
+}
+
+// removeClassifiers takes programs off a device by their names; clsact goes as well if nothing else hangs on it.
+func (h *Handle) removeClassifiers(link lib.Link, names []string) error {
+	filters, err := h.classifiers(link)
+	if err != nil {
+		return err
+	}
+	removed := 0
+	for _, filter := range filters {
+		if !isNamed(filter, names) {
+			continue
+		}
+		if err := h.lib.FilterDel(filter); err != nil {
+			return fmt.Errorf("take %s off %s: %w", filter.(*lib.BpfFilter).Name, link.Attrs().Name, err)
+		}
+		removed++
+	}
+	if removed == 0 || removed < len(filters) {
 		return nil
 	}
 	clsact := &lib.GenericQdisc{

@@ -2,6 +2,7 @@ package service
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 
 	"tendril.io/tendril/internal/policy"
 	"tendril.io/tendril/internal/table"
+	"tendril.io/tendril/internal/testkit"
 )
 
 func prefix(text string) netip.Prefix { return netip.MustParsePrefix(text) }
@@ -347,23 +349,11 @@ func TestConnectionsAreSpreadFairlyAfterManyChanges(t *testing.T) {
 			for range connections {
 				hits[slots[random.IntN(len(slots))]]++
 			}
-			var sum float64
-			expected := float64(connections) / float64(len(hits))
-			for _, n := range hits {
-				sum += (float64(n) - expected) * (float64(n) - expected) / expected
-			}
-			if limit := chiSquareLimit(len(hits) - 1); sum > limit {
+			if sum, limit := testkit.ChiSquare(slices.Collect(maps.Values(hits))); sum > limit {
 				t.Errorf("chi-square %.1f over %d backends, want at most %.1f", sum, len(hits), limit)
 			}
 		})
 	}
-}
-
-// chiSquareLimit is the 99 % quantile (Wilson and Hilferty, 1931).
-func chiSquareLimit(degrees int) float64 {
-	const z = 2.326
-	k := float64(degrees)
-	return k * math.Pow(1-2/(9*k)+z*math.Sqrt(2/(9*k)), 3)
 }
 
 // A backend that goes changes nothing about its siblings: same numbers, no row written, each still in one slot.

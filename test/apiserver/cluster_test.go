@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -21,6 +20,7 @@ import (
 	"tendril.io/tendril/internal/lab"
 	"tendril.io/tendril/internal/operator"
 	"tendril.io/tendril/internal/store"
+	"tendril.io/tendril/internal/testkit"
 )
 
 // kubernetesVariable names the folder of kube-apiserver.
@@ -29,6 +29,9 @@ const kubernetesVariable = "TENDRIL_KUBE"
 // binariesVariable names the folder of the binaries, once TestMain has built them, or if somebody else has.
 const binariesVariable = "TENDRIL_BIN"
 
+// logLines is how much of a program's output a test shows that failed.
+const logLines = 30
+
 // patience is for everything that is waited for. Nothing here is about how long it takes.
 const patience = 3 * time.Minute
 
@@ -36,23 +39,10 @@ func TestMain(m *testing.M) { os.Exit(runTests(m)) }
 
 // runTests builds the binaries from this checkout, unless they are there, and takes them away again.
 func runTests(m *testing.M) int {
-	if os.Getenv(kubernetesVariable) == "" || os.Getenv(binariesVariable) != "" {
-		return m.Run()
+	if os.Getenv(kubernetesVariable) == "" {
+		return m.Run() // the test says why it is skipped
 	}
-	folder, err := os.MkdirTemp("", "tendril-test-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(folder)
-	build := exec.Command("go", "build", "-o", folder, "./cmd/...")
-	build.Dir = filepath.Join("..", "..")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build the binaries: %v\n%s", err, out)
-		return 1
-	}
-	os.Setenv(binariesVariable, folder)
-	return m.Run()
+	return testkit.WithBinaries(filepath.Join("..", ".."), binariesVariable, m.Run)
 }
 
 func binaries() string { return os.Getenv(binariesVariable) }
@@ -112,15 +102,10 @@ func start(t *testing.T, l *lab.Lab, place lab.Place, name string, argv ...strin
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("%s:\n%s", name, lastLines(process.Output()))
+			t.Logf("%s:\n%s", name, testkit.LastLines(process.Output(), logLines))
 		}
 	})
 	return process
-}
-
-func lastLines(text string) string {
-	lines := strings.Split(strings.TrimSpace(text), "\n")
-	return strings.Join(lines[max(0, len(lines)-30):], "\n")
 }
 
 // eventually polls and fails the test where the time runs out.
@@ -256,7 +241,7 @@ func (c *cluster) startAgent(t *testing.T, node string) {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("agent of %s:\n%s", node, lastLines(c.AgentLog(node)))
+			t.Logf("agent of %s:\n%s", node, testkit.LastLines(c.AgentLog(node), logLines))
 		}
 	})
 }

@@ -31,6 +31,7 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"tendril.io/tendril/internal/lab"
+	"tendril.io/tendril/internal/testkit"
 )
 
 // server is a kube-apiserver in a lab's control place, with an etcd of its own, and the clients of an administrator.
@@ -79,7 +80,7 @@ func startServer(t *testing.T, l *lab.Lab) *server {
 	s.mapper = restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(s.typed.Discovery()))
 	eventually(t, "the API server", func(ctx context.Context) error {
 		if !process.Alive() {
-			t.Fatalf("the API server has ended:\n%s", lastLines(process.Output()))
+			t.Fatalf("the API server has ended:\n%s", testkit.LastLines(process.Output(), logLines))
 		}
 		_, err := s.typed.RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
 		return err

@@ -81,7 +81,7 @@ func (b *bench) compare(ctx context.Context, tools toolbox, all []*contender) er
 			return err
 		}
 		for round := range b.rounds {
-			if err := b.compareOnce(ctx, round, all); err != nil {
+			if err := b.compareOnce(ctx, round, services, all); err != nil {
 				return fmt.Errorf("%d services: %w", services, err)
 			}
 		}
@@ -90,7 +90,7 @@ func (b *bench) compare(ctx context.Context, tools toolbox, all []*contender) er
 }
 
 // compareOnce measures each contender for one round; who is first takes turns.
-func (b *bench) compareOnce(ctx context.Context, round int, all []*contender) error {
+func (b *bench) compareOnce(ctx context.Context, round, services int, all []*contender) error {
 	rates := map[string]float64{}
 	for i := range all {
 		c := all[(i+round)%len(all)]
@@ -104,12 +104,12 @@ func (b *bench) compareOnce(ctx context.Context, round int, all []*contender) er
 		}
 		rates[c.name] = out.PerSecond
 	}
-	services := strconv.Itoa(all[2].services)
 	for _, proxy := range []string{"nftables", "iptables"} {
-		b.sample("svc_crr_vs_kube_proxy_"+proxy+"_"+services, rates["tendril"]/rates[proxy])
-		b.sample("veth_crr_vs_kube_proxy_"+proxy+"_"+services, rates["veth"]/rates[proxy])
+		against := fmt.Sprintf("crr_vs_kube_proxy_%s_%d", proxy, services)
+		b.sample("svc_"+against, rates["tendril"]/rates[proxy])
+		b.sample("veth_"+against, rates["veth"]/rates[proxy])
 	}
-	if all[2].services == manyServices {
+	if services == manyServices {
 		b.sample("svc_crr_20k_vs_1", rates["tendril"]/rates["one"])
 	}
 	return nil

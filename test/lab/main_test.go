@@ -4,16 +4,15 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"tendril.io/tendril/internal/lab"
+	"tendril.io/tendril/internal/testkit"
 )
 
 // binariesVariable names the folder of the binaries, once TestMain has built them, or if somebody else has.
@@ -35,23 +34,10 @@ func runTests(m *testing.M) int {
 	if target := os.Getenv(floodVariable); target != "" {
 		return runFlood(target)
 	}
-	if os.Geteuid() != 0 || os.Getenv(binariesVariable) != "" {
-		return m.Run() // without root every test says why it is skipped
+	if os.Geteuid() != 0 {
+		return m.Run() // every test says why it is skipped
 	}
-	folder, err := os.MkdirTemp("", "tendril-test-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(folder)
-	build := exec.Command("go", "build", "-o", folder, "./cmd/...")
-	build.Dir = root()
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build the binaries: %v\n%s", err, out)
-		return 1
-	}
-	os.Setenv(binariesVariable, folder)
-	return m.Run()
+	return testkit.WithBinaries(root(), binariesVariable, m.Run)
 }
 
 // root is the checkout's folder, seen from this package's.
@@ -89,17 +75,12 @@ func up(t *testing.T, config lab.Config) *cluster {
 func closeLab(t *testing.T, l *lab.Lab) {
 	if t.Failed() {
 		for _, node := range l.NodeNames() {
-			t.Logf("agent of %s:\n%s", node, lastLines(l.AgentLog(node), 40))
+			t.Logf("agent of %s:\n%s", node, testkit.LastLines(l.AgentLog(node), 40))
 		}
 	}
 	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
-}
-
-func lastLines(text string, count int) string {
-	lines := strings.Split(strings.TrimSpace(text), "\n")
-	return strings.Join(lines[max(0, len(lines)-count):], "\n")
 }
 
 // leaveNothing takes the lab down and looks for what is left: namespaces, pins, cgroups, files, processes.
