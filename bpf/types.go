@@ -521,6 +521,7 @@ const (
 	DropSourceRange         Reason = 48 // the client is in none of the service's source ranges
 	DropNoGateway           Reason = 49 // no egress gateway that is alive serves the pod for that destination
 	DropOutsideQuota        Reason = 50 // clients outside the cluster have too many half-open connections
+	DropPortTaken           Reason = 51 // the client's port has connections with the service's backends already, by another service
 	ReasonCount             Reason = 64
 )
 
@@ -595,6 +596,8 @@ func (v Reason) String() string {
 		return "no-gateway"
 	case DropOutsideQuota:
 		return "outside-quota"
+	case DropPortTaken:
+		return "port-taken"
 	}
 	return ""
 }
@@ -636,6 +639,7 @@ func Reasons() []Reason {
 		DropSourceRange,
 		DropNoGateway,
 		DropOutsideQuota,
+		DropPortTaken,
 	}
 }
 
@@ -710,6 +714,8 @@ func (v Reason) About() string {
 		return "no egress gateway that is alive serves the pod for that destination"
 	case DropOutsideQuota:
 		return "clients outside the cluster have too many half-open connections"
+	case DropPortTaken:
+		return "the client's port has connections with the service's backends already, by another service"
 	}
 	return ""
 }
@@ -727,6 +733,7 @@ const (
 	SelectorsPerCell Bound = 8      // selectors of a list of policy entries that one cell holds
 	PassRounds       Bound = 4      // times a verdict may pass on to a later tier
 	BackendTries     Bound = 4      // slots tried for a backend that takes new connections
+	ClashTries       Bound = 8      // slots tried for a backend that the client's port has no connection with yet
 	AffinityScan     Bound = 131072 // slots looked through for a client's backend once the frontend's slots have changed
 	UnreachableRate  Bound = 100    // port unreachables a second that a CPU sends in the long run
 	UnreachableBurst Bound = 50     // and at once

@@ -210,6 +210,7 @@ enum reason {
 	DROP_SOURCE_RANGE = 48,     /* the client is in none of the service's source ranges */
 	DROP_NO_GATEWAY = 49,       /* no egress gateway that is alive serves the pod for that destination */
 	DROP_OUTSIDE_QUOTA = 50,    /* clients outside the cluster have too many half-open connections */
+	DROP_PORT_TAKEN = 51,       /* the client's port has connections with the service's backends already, by another service */
 	REASON_COUNT = 64,
 };
 
@@ -221,6 +222,7 @@ enum bound {
 	SELECTORS_PER_CELL = 8,     /* selectors of a list of policy entries that one cell holds */
 	PASS_ROUNDS = 4,            /* times a verdict may pass on to a later tier */
 	BACKEND_TRIES = 4,          /* slots tried for a backend that takes new connections */
+	CLASH_TRIES = 8,            /* slots tried for a backend that the client's port has no connection with yet */
 	AFFINITY_SCAN = 131072,     /* slots looked through for a client's backend once the frontend's slots have changed */
 	UNREACHABLE_RATE = 100,     /* port unreachables a second that a CPU sends in the long run */
 	UNREACHABLE_BURST = 50,     /* and at once */

@@ -34,8 +34,43 @@ static __always_inline struct frontend *service_frontend(struct packet *p, struc
 	return bpf_map_lookup_elem(&frontends, key);
 }
 
+/*
+ * service_taken tells whether the client's port has a connection with a backend already, under another name or none: the two would
+ * be one flow, and one connection for the backend. A datagram's answer has the name that was asked for last (flow_rename).
+ */
+__noinline int service_taken(const struct packet *p, __u32 index, __u64 now)
+{
+	struct backend *backend = bpf_map_lookup_elem(&backends, &index);
+	struct flow_key key;
+	struct flow *flow;
+
+	if (!p || !backend || p->protocol == IPPROTO_UDP)
+		return false;
+	flow_key_of(&key, &p->source, p->source_port, &backend->address, backend->port, p->protocol);
+	flow = bpf_map_lookup_elem(&flows, &key);
+	if (!flow || flow_over(flow, p, now))
+		return false;
+	return flow->service_port != p->destination_port || !address_equal(&flow->service, &p->destination);
+}
+
+/*
+ * service_untaken picks a backend with which the client's port has no connection yet: the first of some slots in a row that begin
+ * anywhere. Where it finds none the client's next SYN looks elsewhere.
+ */
+static __always_inline int service_untaken(const struct packet *p, const struct slot_range *range, __u64 now, __u32 *index)
+{
+	__u32 first = bpf_get_prandom_u32();
+
+	for (int i = 0; i < CLASH_TRIES && range->count; i++) {
+		*index = slot_backend(range, (first + i) % range->count);
+		if (backend_takes(*index) && !service_taken(p, *index, now))
+			return GO_ON;
+	}
+	return DROP_PORT_TAKEN;
+}
+
 /* service_choose picks a backend for a new connection. index stays 0 if the packet is for no frontend. */
-static __always_inline int service_choose(struct packet *p, __u32 *index)
+static __always_inline int service_choose(struct packet *p, __u64 now, __u32 *index)
 {
 	struct choice choice = {.key.client = p->source, .client_port = p->source_port};
 	struct frontend *frontend = service_frontend(p, &choice.key.frontend);
@@ -47,7 +82,9 @@ static __always_inline int service_choose(struct packet *p, __u32 *index)
 		return DROP_SOURCE_RANGE;
 	choice.range = outside ? frontend->outside : frontend->inside;
 	*index = backend_pick(frontend, &choice);
-	return *index ? GO_ON : DROP_NO_BACKEND;
+	if (!*index)
+		return DROP_NO_BACKEND;
+	return service_taken(p, *index, now) ? service_untaken(p, &choice.range, now, index) : GO_ON;
 }
 
 /*
@@ -89,7 +126,7 @@ static __always_inline int service_backend(struct packet *p, struct flow *entry,
 	}
 	if (entry && !opening)
 		return DROP_NO_BACKEND; /* its backend is gone: another one would not know the connection */
-	reason = service_choose(p, index);
+	reason = service_choose(p, now, index);
 	if (reason != GO_ON || !*index)
 		return reason == GO_ON && entry ? DROP_NO_BACKEND : reason;
 	p->chosen = *index;
