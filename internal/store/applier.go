@@ -41,6 +41,7 @@ type applier struct {
 type event struct {
 	key    string
 	value  []byte
+	text   string // the value again, of a pod: its row quotes it. Empty: nobody copied it
 	remove bool
 }
 
@@ -115,7 +116,7 @@ func (a *applier) one(txn statedb.WriteTxn, e event, did applied) bool {
 		return a.remove(txn, shelf, key)
 	}
 	delete(a.stale, key)
-	changed, err := shelf.put(txn, key, e.key, e.value)
+	changed, err := shelf.put(txn, key, e)
 	if err != nil {
 		a.report(e, fmt.Errorf("key %q: %w", e.key, err))
 		return false

@@ -1,7 +1,7 @@
 // Package store is the one client of the cluster's store: an etcd whose keys lie under /tendril/v1/<cluster>/ and whose
 // values are the records of api/store/v1.
 //
-// Reading (feed.go, applier.go, shelf.go, record.go): a Client keeps the tables equal to the store by one watch over the
+// Reading (feed.go, applier.go, shelf.go, record.go, podreader.go): a Client keeps the tables equal to the store by one watch over the
 // whole cluster. The store may be away for days, come back empty, be filled anew or lose its last writes. Then:
 //
 //   - a watch is resumed by revision only from a store of the same cluster id and epoch that is not behind us; all else

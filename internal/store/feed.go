@@ -279,7 +279,7 @@ func (f *feed) pages(ctx context.Context, head *pb.ResponseHeader, seen map[Key]
 		}
 		events := make([]event, 0, len(page.Kvs))
 		for _, kv := range page.Kvs {
-			e := event{key: string(kv.Key[len(f.prefix):]), value: kv.Value}
+			e := f.event(kv)
 			if key, err := ParseKey(e.key); err == nil {
 				seen[key] = true
 				switch key.Kind {
@@ -441,7 +441,8 @@ func (f *feed) changes(r *pb.WatchResponse) error {
 		if changed && (remove || hasKind(e.Kv.Key[len(f.prefix):], KindSynced)) {
 			continue
 		}
-		events = append(events, event{string(e.Kv.Key[len(f.prefix):]), e.Kv.Value, remove})
+		events = append(events, f.event(e.Kv))
+		events[len(events)-1].remove = remove
 	}
 	f.take(events)
 	if changed {
@@ -450,6 +451,17 @@ func (f *feed) changes(r *pb.WatchResponse) error {
 	f.followed(r)
 	f.answerLoss()
 	return nil
+}
+
+// event copies a key. A pod's value is copied with it, as one string: nothing else comes and goes as often.
+func (f *feed) event(kv *mvccpb.KeyValue) event {
+	key := kv.Key[len(f.prefix):]
+	if !hasKind(key, KindPod) {
+		return event{key: string(key), value: kv.Value}
+	}
+	f.scratch = append(append(f.scratch[:0], key...), kv.Value...)
+	both := string(f.scratch)
+	return event{key: both[:len(key)], text: both[len(key):], value: kv.Value}
 }
 
 // emptied keeps the room of a list for the next answer, unless it was one of the rare large ones, and nothing of what was in it.

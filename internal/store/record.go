@@ -140,11 +140,10 @@ func podRow(key Key, m *storev1.Pod) (*table.Pod, error) {
 		Node: key.First, Namespace: key.Second, Name: key.Third,
 		UID: m.GetUid(), HostNetwork: m.GetHostNetwork(),
 	}
-	// A pod without the hash of its label set would have no identity; to guess one would be to open a door.
-	if len(m.GetLabels()) != len(row.Labels) {
-		return nil, fmt.Errorf("labels has %d bytes, want %d", len(m.GetLabels()), len(row.Labels))
+	var err error
+	if row.Labels, err = labelsHash(m.GetLabels()); err != nil {
+		return nil, err
 	}
-	copy(row.Labels[:], m.GetLabels())
 	for _, p := range m.GetNamedPorts() {
 		port, err := namedPort("named_ports", p.GetName(), p.GetPort(), p.GetProtocol())
 		if err != nil {
@@ -153,6 +152,14 @@ func podRow(key Key, m *storev1.Pod) (*table.Pod, error) {
 		row.NamedPorts = append(row.NamedPorts, port)
 	}
 	return row, nil
+}
+
+// labelsHash is the key of a label set. A pod without one would have no identity; to guess it would be to open a door.
+func labelsHash(bytes []byte) (hash [16]byte, err error) {
+	if len(bytes) != len(hash) {
+		return hash, fmt.Errorf("labels has %d bytes, want %d", len(bytes), len(hash))
+	}
+	return [16]byte(bytes), nil
 }
 
 func ipRow(key Key, m *storev1.IP) (*table.IP, error) {

@@ -17,38 +17,33 @@ import (
 type shelf interface {
 	meta() statedb.TableMeta
 	// put turns a record into a row and says whether that changed the table. A record that cannot be a row is an
-	// error and leaves the row that was there. text is the key as it was parsed.
-	put(txn statedb.WriteTxn, key Key, text string, value []byte) (changed bool, err error)
+	// error and leaves the row that was there. key is the event's, parsed.
+	put(txn statedb.WriteTxn, key Key, e event) (changed bool, err error)
 	remove(txn statedb.WriteTxn, key Key) (removed bool)
 	keys(txn statedb.ReadTxn) iter.Seq[Key]
 }
 
-// rows is the shelf of one kind. Message is decoded into the same scratch again and again.
-type rows[Row any, Message proto.Message] struct {
+// rows is the shelf of one kind.
+type rows[Row any] struct {
 	// Where the rows of the kind stand.
 	table statedb.RWTable[*Row]
-	// A record is decoded here and read before the next one: no allocation of its own.
-	scratch Message
-	// Judges a record: an error keeps it out.
-	row func(Key, Message) (*Row, error)
+	// Decodes a record and judges it: an error keeps it out.
+	row func(Key, event) (*Row, error)
 	// Finds the row of a key. text saves putting the key together again, where an index is by the same text.
 	query func(key Key, text string) statedb.Query[*Row]
 	// The way back, to find rows that the store no longer has.
 	key func(*Row) Key
 }
 
-func (s *rows[Row, Message]) meta() statedb.TableMeta { return s.table }
+func (s *rows[Row]) meta() statedb.TableMeta { return s.table }
 
-func (s *rows[Row, Message]) put(txn statedb.WriteTxn, key Key, text string, value []byte) (bool, error) {
-	if err := proto.Unmarshal(value, s.scratch); err != nil {
-		return false, err
-	}
-	row, err := s.row(key, s.scratch)
+func (s *rows[Row]) put(txn statedb.WriteTxn, key Key, e event) (bool, error) {
+	row, err := s.row(key, e)
 	if err != nil {
 		return false, err
 	}
 	// A row that is equal is left alone: readers of changes are not woken for nothing.
-	if old, _, had := s.table.Get(txn, s.query(key, text)); had && reflect.DeepEqual(old, row) {
+	if old, _, had := s.table.Get(txn, s.query(key, e.key)); had && reflect.DeepEqual(old, row) {
 		return false, nil
 	}
 	if _, _, err := s.table.Insert(txn, row); err != nil {
@@ -57,7 +52,7 @@ func (s *rows[Row, Message]) put(txn statedb.WriteTxn, key Key, text string, val
 	return true, nil
 }
 
-func (s *rows[Row, Message]) remove(txn statedb.WriteTxn, key Key) bool {
+func (s *rows[Row]) remove(txn statedb.WriteTxn, key Key) bool {
 	row, _, had := s.table.Get(txn, s.query(key, key.String()))
 	if had {
 		_, had, _ = s.table.Delete(txn, row)
@@ -65,7 +60,7 @@ func (s *rows[Row, Message]) remove(txn statedb.WriteTxn, key Key) bool {
 	return had
 }
 
-func (s *rows[Row, Message]) keys(txn statedb.ReadTxn) iter.Seq[Key] {
+func (s *rows[Row]) keys(txn statedb.ReadTxn) iter.Seq[Key] {
 	return func(yield func(Key) bool) {
 		for row := range s.table.All(txn) {
 			if !yield(s.key(row)) {
@@ -75,67 +70,77 @@ func (s *rows[Row, Message]) keys(txn statedb.ReadTxn) iter.Seq[Key] {
 	}
 }
 
+// byMessage decodes records into the same message again and again; row reads it before the next one comes.
+func byMessage[Message proto.Message, Row any](scratch Message, row func(Key, Message) (*Row, error)) func(Key, event) (*Row, error) {
+	return func(key Key, e event) (*Row, error) {
+		if err := proto.Unmarshal(e.value, scratch); err != nil {
+			return nil, err
+		}
+		return row(key, scratch)
+	}
+}
+
 // shelves makes a shelf for each kind that becomes rows.
 func shelves(t *table.Tables) map[Kind]shelf {
 	return map[Kind]shelf{
-		KindNode: &rows[table.Node, *storev1.Node]{
-			t.Nodes, &storev1.Node{}, nodeRow,
+		KindNode: &rows[table.Node]{
+			t.Nodes, byMessage(&storev1.Node{}, nodeRow),
 			func(k Key, _ string) statedb.Query[*table.Node] { return table.NodeByName(k.First) },
 			func(n *table.Node) Key { return NodeKey(n.Name) },
 		},
-		KindPod: &rows[table.Pod, *storev1.Pod]{
-			t.Pods, &storev1.Pod{}, podRow,
+		KindPod: &rows[table.Pod]{
+			t.Pods, newPodReader().row,
 			func(_ Key, text string) statedb.Query[*table.Pod] { return table.PodByKey(text[len(KindPod)+1:]) },
 			func(p *table.Pod) Key { return PodKey(p.Node, p.Namespace, p.Name) },
 		},
-		KindIP: &rows[table.IP, *storev1.IP]{t.IPs, &storev1.IP{}, ipRow, ipQuery, ipKeyOf},
-		KindLabels: &rows[table.LabelSet, *storev1.LabelSet]{
-			t.LabelSets, &storev1.LabelSet{}, labelSetRow, labelsQuery,
+		KindIP: &rows[table.IP]{t.IPs, byMessage(&storev1.IP{}, ipRow), ipQuery, ipKeyOf},
+		KindLabels: &rows[table.LabelSet]{
+			t.LabelSets, byMessage(&storev1.LabelSet{}, labelSetRow), labelsQuery,
 			func(l *table.LabelSet) Key { return LabelsKey(l.Hash) },
 		},
-		KindNamespace: &rows[table.Namespace, *storev1.Namespace]{
-			t.Namespaces, &storev1.Namespace{}, namespaceRow,
+		KindNamespace: &rows[table.Namespace]{
+			t.Namespaces, byMessage(&storev1.Namespace{}, namespaceRow),
 			func(k Key, _ string) statedb.Query[*table.Namespace] { return table.NamespaceByName(k.First) },
 			func(n *table.Namespace) Key { return NamespaceKey(n.Name) },
 		},
-		KindNodeLabels: &rows[table.NodeLabels, *storev1.NodeLabels]{
-			t.NodeLabels, &storev1.NodeLabels{}, nodeLabelsRow,
+		KindNodeLabels: &rows[table.NodeLabels]{
+			t.NodeLabels, byMessage(&storev1.NodeLabels{}, nodeLabelsRow),
 			func(k Key, _ string) statedb.Query[*table.NodeLabels] { return table.NodeLabelsByNode(k.First) },
 			func(n *table.NodeLabels) Key { return NodeLabelsKey(n.Node) },
 		},
-		KindAlive: &rows[table.Alive, *storev1.Alive]{
-			t.Alive, &storev1.Alive{}, aliveRow,
+		KindAlive: &rows[table.Alive]{
+			t.Alive, byMessage(&storev1.Alive{}, aliveRow),
 			func(k Key, _ string) statedb.Query[*table.Alive] { return table.AliveByNode(k.First) },
 			func(a *table.Alive) Key { return AliveKey(a.Node) },
 		},
-		KindCIDRGroup: &rows[table.CIDRGroup, *storev1.CIDRGroup]{
-			t.CIDRGroups, &storev1.CIDRGroup{}, cidrGroupRow,
+		KindCIDRGroup: &rows[table.CIDRGroup]{
+			t.CIDRGroups, byMessage(&storev1.CIDRGroup{}, cidrGroupRow),
 			func(k Key, _ string) statedb.Query[*table.CIDRGroup] { return table.CIDRGroupByName(k.First) },
 			func(g *table.CIDRGroup) Key { return CIDRGroupKey(g.Name) },
 		},
-		KindEgress: &rows[table.EgressGateway, *storev1.EgressGateway]{
-			t.EgressGateways, &storev1.EgressGateway{}, egressRow,
+		KindEgress: &rows[table.EgressGateway]{
+			t.EgressGateways, byMessage(&storev1.EgressGateway{}, egressRow),
 			func(k Key, _ string) statedb.Query[*table.EgressGateway] { return table.EgressGatewayByName(k.First) },
 			func(g *table.EgressGateway) Key { return EgressKey(g.Name) },
 		},
-		KindService: &rows[table.Service, *storev1.Service]{
-			t.Services, &storev1.Service{}, serviceRow,
+		KindService: &rows[table.Service]{
+			t.Services, byMessage(&storev1.Service{}, serviceRow),
 			func(k Key, _ string) statedb.Query[*table.Service] { return table.ServiceByName(k.First, k.Second) },
 			func(s *table.Service) Key { return ServiceKey(s.Namespace, s.Name) },
 		},
-		KindEndpoints: &rows[table.Backends, *storev1.Endpoints]{
-			t.Backends, &storev1.Endpoints{}, backendsRow,
+		KindEndpoints: &rows[table.Backends]{
+			t.Backends, byMessage(&storev1.Endpoints{}, backendsRow),
 			func(k Key, _ string) statedb.Query[*table.Backends] {
 				return table.BackendsByKey(k.First, k.Second, k.Third)
 			},
 			func(b *table.Backends) Key { return EndpointsKey(b.Namespace, b.Service, b.Slice) },
 		},
-		KindCounter: &rows[table.Counter, *storev1.Synced]{
-			t.Counters, &storev1.Synced{}, counterRow,
+		KindCounter: &rows[table.Counter]{
+			t.Counters, byMessage(&storev1.Synced{}, counterRow),
 			func(k Key, _ string) statedb.Query[*table.Counter] { return table.CounterByKind(k.First) },
 			func(c *table.Counter) Key { return Key{Kind: KindCounter, First: c.Kind} },
 		},
-		KindPolicy: &rows[table.Policy, *storev1.Policy]{t.Policies, &storev1.Policy{}, policyRow, policyQuery, policyKeyOf},
+		KindPolicy: &rows[table.Policy]{t.Policies, byMessage(&storev1.Policy{}, policyRow), policyQuery, policyKeyOf},
 	}
 }
 

@@ -27,6 +27,10 @@ func (b *bench) allocations(ctx context.Context, p *plane) error {
 		for i := range records {
 			records[i] = kind.record(i)
 		}
+		// What all events share is made for the first ones.
+		if err := p.write(ctx, []store.Record{kind.record(allocEvents), kind.record(allocEvents + 1)}); err != nil {
+			return err
+		}
 		before := p.wire.bytes.Load()
 		counted, err := profiled(func() error { return p.write(ctx, records) })
 		if err != nil {
