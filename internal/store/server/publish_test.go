@@ -9,6 +9,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/goleak"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -91,9 +92,9 @@ func (r *running) fill(t *testing.T) {
 	r.epoch = epoch.GetId()
 }
 
-func (r *running) get(t *testing.T, key string) *clientv3.GetResponse {
+func (r *running) get(t *testing.T, key string, options ...clientv3.OpOption) *clientv3.GetResponse {
 	t.Helper()
-	response, err := r.raw.Get(t.Context(), store.Prefix(cluster)+key)
+	response, err := r.raw.Get(t.Context(), store.Prefix(cluster)+key, options...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -283,6 +284,53 @@ func TestANodeGetsTheLeaseThatItAsksForAndWatchersDoNotHearOfEachBeat(t *testing
 	}
 	if own, _ := beat(0); granted(own) != int64(store.AliveTime(0).Seconds()) {
 		t.Error("a node that no longer asks for an hour keeps it")
+	}
+}
+
+// SPEC C2: of the signs of life of 2000 nodes' agents, other agents hear of the first ones only, and the store has nothing more to keep.
+func TestBeatsOf2000NodesAreNoEventsAndNoRevisions(t *testing.T) {
+	const nodes, rounds = 2000, 3
+	r := serve(t)
+	beats := func() {
+		t.Helper()
+		group, ctx := errgroup.WithContext(t.Context())
+		group.SetLimit(50)
+		for i := range nodes {
+			group.Go(func() error {
+				name := fmt.Sprintf("n%d", i)
+				value, err := proto.Marshal(&storev1.Alive{BootId: "boot of " + name})
+				if err != nil {
+					return err
+				}
+				_, err = r.publish.Put(ctx, &storev1.PutRequest{Node: name, Epoch: r.epoch, Writes: []*storev1.Write{write("alive/"+name, value)}})
+				return err
+			})
+		}
+		if err := group.Wait(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	beats()
+	first := r.get(t, "alive/n0")
+	if count := r.get(t, "alive/", clientv3.WithPrefix(), clientv3.WithCountOnly()).Count; count != nodes {
+		t.Fatalf("%d nodes are alive, want %d", count, nodes)
+	}
+	heard := r.raw.Watch(t.Context(), store.Prefix(cluster), clientv3.WithPrefix(), clientv3.WithRev(first.Header.Revision+1))
+	for range rounds {
+		beats()
+	}
+	// What is written after the beats is the next revision, and what a watcher hears of next.
+	if err := r.put(t, "n0", write("acks/n0", nil)); err != nil {
+		t.Fatal(err)
+	}
+	if now := r.get(t, "acks/n0").Header.Revision; now != first.Header.Revision+1 {
+		t.Errorf("%d beats made %d revisions, want none", rounds*nodes, now-first.Header.Revision-1)
+	}
+	if next := <-heard; len(next.Events) != 1 || string(next.Events[0].Kv.Key) != store.Prefix(cluster)+"acks/n0" {
+		t.Errorf("a watcher hears of %d events after the beats, %v; want the one write", len(next.Events), next.Events)
+	}
+	if last := r.get(t, "alive/n0"); last.Kvs[0].ModRevision != first.Kvs[0].ModRevision || last.Kvs[0].Lease != first.Kvs[0].Lease {
+		t.Errorf("alive/n0 is another: %v, was %v", last.Kvs[0], first.Kvs[0])
 	}
 }
 
