@@ -20,6 +20,17 @@
 
 #define CLIENT_LOOPBACK 1    /* the loopback device's index in every network namespace */
 
+/*
+ * client_unroute takes the route to the service's address off the packet, by one that leads nowhere: the kernel sends what waited for a
+ * next hop's link address by the packet's own route (neigh_update).
+ */
+static __always_inline int client_unroute(struct __sk_buff *ctx)
+{
+	struct bpf_tunnel_key nowhere = {};
+
+	return bpf_skb_set_tunnel_key(ctx, &nowhere, sizeof(nowhere), 0) ? DROP_NO_ROUTE : GO_ON;
+}
+
 /* client_remote sends a packet to a backend elsewhere. Between nodes' own addresses traffic stays on the wire. */
 static __always_inline int client_remote(struct __sk_buff *ctx, struct packet *p, struct flow_key *key, struct flow *flow, __u64 now)
 {
@@ -33,7 +44,8 @@ static __always_inline int client_remote(struct __sk_buff *ctx, struct packet *p
 		return reason;
 	if (feature_on(FEATURE_TUNNEL) && p->to.flags & ADDRESS_TUNNEL)
 		return deliver_tunnel(ctx, p);
-	return deliver_away(ctx, p, key);
+	reason = client_unroute(ctx);
+	return reason == GO_ON ? deliver_away(ctx, p, key) : reason;
 }
 
 /* client_open makes the flow of a pod's first packet, which to_pod will count. */
