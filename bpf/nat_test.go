@@ -211,6 +211,28 @@ func TestAConnectionOfTheNodeIsMovedOffAPodsTuple(t *testing.T) {
 	}
 }
 
+// A process of the node and a pod have the same port towards the same backend outside, in either order.
+func TestAClientOfAServiceOnTheNodeSharesNoTuple(t *testing.T) {
+	s := natStage(t)
+	if _, err := s.do("service sctp 10.96.0.1:80 198.51.100.1:53"); err != nil {
+		t.Fatal(err)
+	}
+	pod := func(port int) string { return fmt.Sprintf("from_pod 1 sctp 10.1.0.2:%d > 198.51.100.1:53", port) }
+	process := func(port int) string { return fmt.Sprintf("net_out sctp 192.0.2.1:%d > 10.96.0.1:80", port) }
+	for port, order := range map[int][]string{5002: {pod(5002), process(5002)}, 5003: {process(5003), pod(5003)}} {
+		first, second := send1(t, s, order[0]), send1(t, s, order[1])
+		if int(first.Source.Port()) != port || int(second.Source.Port()) == port {
+			t.Fatalf("first %s, second %s", first, second)
+		}
+		for i, sent := range []*testkit.Packet{first, second} {
+			want := map[bool]string{true: "198.51.100.1:53 > 10.1.0.2", false: "10.96.0.1:80 > 192.0.2.1"}[order[i] == pod(port)]
+			if answer := answer1(t, s, sent); fmt.Sprintf("%s > %s", answer.Source, answer.Dest) != fmt.Sprintf("%s:%d", want, port) {
+				t.Errorf("%s is answered by %s, want %s:%d", order[i], answer, want, port)
+			}
+		}
+	}
+}
+
 func TestAMappingGoesWithItsFlow(t *testing.T) {
 	s := natStage(t)
 	send1(t, s, "from_pod 1 tcp 10.1.0.2:5003 > 198.51.100.1:80 syn")

@@ -4,13 +4,14 @@
  * The outward devices.
  *
  *   net_in    what comes from the wire: to a pod of this node, to the node itself, or to a masqueraded pod
- *   net_out   what the node's own stack sends; what other hooks send out is marked and passes
+ *   net_out   what the node's own stack sends, services over SCTP included; what other hooks send out is marked and passes
  *
  * JOURNEY.md numbers the steps.
  */
 #include "lib/address.h"
 #include "lib/announce.h"
 #include "lib/arrive.h"
+#include "lib/client.h"
 #include "lib/conntrack.h"
 #include "lib/deliver.h"
 #include "lib/dsr.h"
@@ -149,11 +150,23 @@ int net_in(struct __sk_buff *ctx)
 	return answered ? TC_ACT_REDIRECT : reason; /* the packet is lost, what it has become goes back */
 }
 
+/* net_out_ip is the journey of an IP packet that the node's stack sends. */
+static __always_inline int net_out_ip(struct __sk_buff *ctx, struct packet *p)
+{
+	int reason = GO_ON;
+
+	if (packet_multicast(p) || nd_message(p))
+		return REASON_PASSED;
+	if (feature_on(FEATURE_SERVICES) && p->protocol == IPPROTO_SCTP)
+		reason = client_service(ctx, p);
+	return reason == GO_ON ? host_leave(ctx, p, ctx->ifindex) : reason;
+}
+
 SEC("tc")
 int net_out(struct __sk_buff *ctx)
 {
 	struct packet *p;
-	int reason;
+	int reason, answered = 0;
 
 	if (ctx->mark == MARK_FORWARDED || (!host_translated() && !host_judged()))
 		return finish_marked(ctx, HOOK_NET_OUT);
@@ -162,8 +175,11 @@ int net_out(struct __sk_buff *ctx)
 		return TC_ACT_SHOT;
 	reason = packet_parse(ctx, p);
 	if (reason == GO_ON && packet_is_ip(p))
-		reason = packet_multicast(p) || nd_message(p) ? REASON_PASSED : host_leave(ctx, p, ctx->ifindex);
+		reason = net_out_ip(ctx, p);
 	else if (reason != DROP_MAPPED_ADDRESS)
 		reason = REASON_PASSED; /* not ours to judge */
-	return finish(ctx, p, reason);
+	if (reason == DROP_FRAG_NEEDED)
+		answered = icmp_answer(ctx, p, 0, reason);
+	reason = finish(ctx, p, reason);
+	return answered ? TC_ACT_REDIRECT : reason; /* the packet is lost, what it has become goes back */
 }

@@ -216,7 +216,8 @@ static __always_inline void flow_judge_side(const struct peer_info *own, const s
 	verdict->action = ACTION_ALLOW;
 	if (!(own->flags & ADDRESS_LOCAL_POD) && !endpoint)
 		return;
-	if (own->flags & ADDRESS_LOCAL_POD && own->endpoint == other->endpoint && other->flags & ADDRESS_LOCAL_POD) {
+	if (own->flags & other->flags & ADDRESS_HOST ||
+	    (own->flags & ADDRESS_LOCAL_POD && own->endpoint == other->endpoint && other->flags & ADDRESS_LOCAL_POD)) {
 		verdict->rule = RULE_SELF;
 		return;
 	}

@@ -86,8 +86,11 @@ static __always_inline int deliver_local(struct __sk_buff *ctx, struct packet *p
 	return bpf_redirect_peer(endpoint->ifindex, 0) == TC_ACT_REDIRECT ? REASON_FORWARDED : DROP_NO_ROUTE;
 }
 
-/* deliver_back sends an answer where the packet came from: into a pod (endpoint not NULL), or back to the wire. */
-static __always_inline int deliver_back(struct __sk_buff *ctx, const struct endpoint *endpoint)
+/*
+ * deliver_back sends an answer where the packet came from: into a pod (endpoint not NULL), back to the wire, or into the device that
+ * the node's own stack was sending by.
+ */
+static __always_inline int deliver_back(struct __sk_buff *ctx, const struct endpoint *endpoint, __u8 hook)
 {
 	struct ethhdr *ethernet = (void *)(long)ctx->data;
 	__u8 sender[ETH_ALEN];
@@ -102,6 +105,8 @@ static __always_inline int deliver_back(struct __sk_buff *ctx, const struct endp
 	__builtin_memcpy(sender, ethernet->h_source, ETH_ALEN);
 	__builtin_memcpy(ethernet->h_source, ethernet->h_dest, ETH_ALEN);
 	__builtin_memcpy(ethernet->h_dest, sender, ETH_ALEN);
+	if (hook == HOOK_NET_OUT)
+		return bpf_redirect(ctx->ifindex, BPF_F_INGRESS) == TC_ACT_REDIRECT;
 	ctx->mark = MARK_FORWARDED;
 	return bpf_redirect(ctx->ifindex, 0) == TC_ACT_REDIRECT;
 }

@@ -185,6 +185,17 @@ static __always_inline void icmp_outside(struct packet *p, const struct flow *fl
 	p->to.flags = ADDRESS_CLUSTER | ADDRESS_GATEWAY | (feature_on(FEATURE_TUNNEL) ? ADDRESS_TUNNEL : 0);
 }
 
+/*
+ * icmp_to_client tells an error for the node that is about what a process of it sent to a service (net_out made it): it goes by the
+ * service's name already. entry: the service entry of the quoted packet's ends.
+ */
+static __always_inline bool icmp_to_client(const struct packet *p, const struct quote *q, const struct flow_key *key, const struct flow *entry)
+{
+	bool low = address_equal(&key->low, &q->source) && key->low_port == q->source_port;
+
+	return p->hook == HOOK_NET_IN && p->to.flags & ADDRESS_HOST && low == !!(entry->flags & FLOW_LOW_IS_SOURCE);
+}
+
 /* icmp_follow lets an error pass that is about a known and allowed flow. translated: the node's address may stand for a pod. */
 __noinline int icmp_follow(struct __sk_buff *ctx, struct packet *p, __u32 translated)
 {
@@ -200,6 +211,8 @@ __noinline int icmp_follow(struct __sk_buff *ctx, struct packet *p, __u32 transl
 		return reason;
 	flow_key_of(&key, &q.source, q.source_port, &q.destination, q.destination_port, q.protocol);
 	flow = bpf_map_lookup_elem(&flows, &key);
+	if (flow && flow->backend && icmp_to_client(p, &q, &key, flow))
+		return REASON_TO_STACK;
 	if (flow && flow->backend && address_equal(&q.source, &p->destination))
 		reason = icmp_to_backend(ctx, p, &q, flow);
 	else if (translated)
@@ -347,5 +360,5 @@ __noinline int icmp_answer(struct __sk_buff *ctx, struct packet *p, __u32 endpoi
 	if (address_set(&service) && rewrite_packet(ctx, p, REWRITE_DESTINATION, &service, p->service_port) != GO_ON)
 		return 0;
 	made = p->flags & PACKET_IPV4 ? icmp_answer_ipv4(ctx, p, reason) : icmp_answer_ipv6(ctx, p, reason);
-	return made == GO_ON && deliver_back(ctx, endpoint);
+	return made == GO_ON && deliver_back(ctx, endpoint, p->hook);
 }

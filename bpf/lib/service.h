@@ -74,7 +74,7 @@ static __always_inline int service_choose(struct packet *p, __u64 now, __u32 *in
 {
 	struct choice choice = {.key.client = p->source, .client_port = p->source_port};
 	struct frontend *frontend = service_frontend(p, &choice.key.frontend);
-	bool outside = p->hook != HOOK_FROM_POD;
+	bool outside = p->hook != HOOK_FROM_POD && p->hook != HOOK_NET_OUT;
 
 	if (!frontend || frontend->flags & FRONTEND_LOOPBACK || (outside && !(frontend->flags & FRONTEND_EXTERNAL)))
 		return GO_ON;

@@ -214,12 +214,17 @@ func (c *cellTable) lay(t *testing.T) {
 		{Place: c.pods["web"].Place, node: "node1", itself: true}, {Place: c.stray("web"), node: "node1", itself: true, perHop: true},
 		{Place: c.pods["near"].Place, node: "node1"}, {Place: c.stray("near"), node: "node1", perHop: true},
 		{Place: c.pods["far"].Place, node: "node2"}, {Place: c.stray("far"), node: "node2", perHop: true},
-		{Place: hosts[0], node: "node1", host: true}, {Place: hosts[1], node: "node2", host: true}, {Place: c.Outside()},
+		{Place: hosts[0], node: "node1", host: true, itself: true}, {Place: hosts[1], node: "node2", host: true}, {Place: c.Outside()},
 	}
 	if slices.Contains(c.protocols, "sctp") { // is translated per packet everywhere
 		c.places = slices.DeleteFunc(c.places, func(p cellPlace) bool { return p.perHop })
 		for i := range c.places {
 			c.places[i].perHop = true
+		}
+	}
+	for _, host := range hosts { // the first packet to another node waits for its link address, and must not go elsewhere then
+		if _, err := host.Exec(t.Context(), "ip", "neigh", "flush", "dev", "eth0"); err != nil {
+			t.Fatal(err)
 		}
 	}
 	for i := range c.places {
@@ -298,13 +303,13 @@ func (c *cellTable) want(place cellPlace, one *cell) outcome {
 		return outcome{} // a cluster's address is not for outside
 	case one.kind == "HostPort" && one.by == "node2":
 		return outcome{} // the pod is of the other node
-	case place.host && one.Protocol == "sctp" && (one.kind != "NodePort" && one.kind != "HostPort" || one.by == place.node):
+	case place.host && one.Protocol == "sctp" && (one.kind == "NodePort" || one.kind == "HostPort") && one.by == place.node:
 		return outcome{} // see sctp_test.go
 	case outside || (one.by != place.node && (one.kind == "NodePort" || one.kind == "HostPort")):
 		return c.wantByWire(place, one)
 	case one.kind == "ClusterIP" && one.policy.internalLocal && place.node == "node2":
 		return outcome{reason: "no-backend", at: "node2"}
-	case place.itself && place.perHop && !one.policy.hostNetwork: // a pod cannot answer itself under its own name
+	case place.itself && place.perHop && one.policy.hostNetwork == place.host: // who is translated per packet cannot answer itself under its own name
 		return outcome{sees: []netip.Addr{netip.MustParseAddr("169.254.7.71"), netip.MustParseAddr("fd74:656e:6472:696c::71")}}
 	}
 	return outcome{sees: place.sources}

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -15,7 +16,8 @@ import (
 )
 
 // The cells of services again, over SCTP (RFC 9260). They are for a kernel that has it; test/kernels brings one. Every client is
-// translated per packet, for the socket's hooks know TCP and UDP only; so a node's own processes have no service, unless another node does it.
+// translated per packet, for the socket's hooks know TCP and UDP only; so a node's own processes do not reach a port of their own node: the loopback
+// device has no hook.
 
 func TestEveryCellOfServicesOverSCTPWithNativeRouting(t *testing.T) {
 	testSCTP(t, lab.Config{Mode: lab.ModeNative})
@@ -32,7 +34,7 @@ func testSCTP(t *testing.T, config lab.Config) {
 	testCells(t, config, "sctp")
 }
 
-// sctpPatience is longer than that of others, since kernels with SCTP are emulated. An INIT that is lost is sent again after three seconds.
+// sctpPatience is for exchanges that must fail. It is longer than that of others, since kernels with SCTP are emulated. An INIT that is lost is sent again after three seconds.
 const sctpPatience = 8 * time.Second
 
 // sctpHere says whether the kernel has SCTP.
@@ -62,7 +64,7 @@ func ownChecksums() error {
 }
 
 // sctpSocket is bound to one address, so that it names no other to its peer: translation knows nothing of several (RFC 9260, 5.1.2).
-func sctpSocket(at netip.AddrPort) (fd int, err error) {
+func sctpSocket(at netip.AddrPort, limit time.Duration) (fd int, err error) {
 	domain := unix.AF_INET6
 	if at.Addr().Is4() {
 		domain = unix.AF_INET
@@ -70,7 +72,7 @@ func sctpSocket(at netip.AddrPort) (fd int, err error) {
 	if fd, err = unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP); err != nil {
 		return 0, err
 	}
-	patience := unix.NsecToTimeval(sctpPatience.Nanoseconds())
+	patience := unix.NsecToTimeval(limit.Nanoseconds())
 	err = errors.Join(
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &patience),
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience),
@@ -105,12 +107,13 @@ func (e *exchange) makeSCTP() error {
 	if err != nil {
 		return err
 	}
-	fd, err := sctpSocket(netip.AddrPortFrom(local, uint16(e.Port)))
+	limit := cmp.Or(e.Patience, sctpPatience)
+	fd, err := sctpSocket(netip.AddrPortFrom(local, uint16(e.Port)), limit)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := connectSCTP(fd, e.Target); err != nil {
+	if err := connectSCTP(fd, e.Target, limit); err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
 	if _, err := unhurried(func() (int, error) { return unix.Write(fd, []byte("who?\n")) }); err != nil {
@@ -129,7 +132,7 @@ func (e *exchange) makeSCTP() error {
 }
 
 // connectSCTP waits with poll(2): a connect that a signal has interrupted cannot be called again.
-func connectSCTP(fd int, target netip.AddrPort) error {
+func connectSCTP(fd int, target netip.AddrPort, limit time.Duration) error {
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return err
 	}
@@ -137,7 +140,7 @@ func connectSCTP(fd int, target netip.AddrPort) error {
 		return err
 	}
 	ready := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
-	n, err := unhurried(func() (int, error) { return unix.Poll(ready, int(sctpPatience.Milliseconds())) })
+	n, err := unhurried(func() (int, error) { return unix.Poll(ready, int(limit.Milliseconds())) })
 	if err != nil {
 		return err
 	}
@@ -168,7 +171,7 @@ func witnessSCTP(name, address string) error {
 	if err := ownChecksums(); err != nil {
 		return err
 	}
-	fd, err := sctpSocket(at)
+	fd, err := sctpSocket(at, cellPatience)
 	if err != nil {
 		return err
 	}
