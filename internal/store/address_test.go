@@ -7,6 +7,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	storev1 "tendril.io/tendril/api/store/v1"
+
 	. "tendril.io/tendril/internal/store"
 )
 
@@ -117,4 +119,54 @@ func TestAnAgentMovesToOtherAddressesWithoutARestart(t *testing.T) {
 	if err := a.client.Probe(t.Context()); err != nil {
 		t.Errorf("a probe goes elsewhere: %v", err)
 	}
+}
+
+func TestALeaderThatIsFollowedByItselfKeepsItsStore(t *testing.T) {
+	w, other := leaders(t)
+	w.start()
+	w.fill(PodRecord("n2", "stays"))
+	a := w.agentOfBoth("n1", other)
+	a.set(NodeKey("n1"), NodeValue("192.0.2.1"))
+	a.untilSynced()
+	until(t, "the store has the node", func() bool { return w.hasKey("nodes/n1") })
+	snapshots, epoch := a.client.Status().Counters.Snapshots, a.client.Status().Epoch
+
+	w.halt()
+	w.term, w.before = 9, 1
+	w.start()
+	w.apply(PodRecord("n2", "comes"))
+	a.untilHas("default comes")
+	if now := a.client.Status(); now.Epoch != epoch || now.Counters.Snapshots != snapshots || !w.hasKey("nodes/n1") {
+		t.Errorf("the store is another one: epoch %s, was %s, and the agent has read it whole %d times", now.Epoch, epoch, now.Counters.Snapshots-snapshots)
+	}
+	w.halt()
+	other.term, other.before = 5, 4 // who led between the two, and does not know that it is over
+	other.start()
+	until(t, "the agent follows no leader of before", func() bool { return strings.Contains(a.client.Status().LastError, "term") })
+}
+
+func TestALeaderAfterOthersFillsItsStoreAnew(t *testing.T) {
+	first, second := leaders(t)
+	first.start()
+	first.fill(PodRecord("n2", "old"), PolicyRecord("guard", `{"old": true}`))
+	a := first.agentOfBoth("n1", second)
+	a.set(NodeKey("n1"), NodeValue("192.0.2.1"))
+	a.set(AliveKey("n1"), &storev1.Alive{})
+	a.untilSynced()
+	first.halt()
+	second.before = 1
+	second.start()
+	second.fill(PodRecord("n2", "new"))
+	a.untilGone("default old")
+	second.halt()
+
+	first.term, first.before = 3, 2
+	first.start() // has what it had in its first term
+	until(t, "the first store has the node again", func() bool { return first.hasKey("alive/n1") && first.hasKey("nodes/n1") })
+	if first.hasKey("policies/NetworkPolicy/default/guard") || a.has("default old") || a.has("guard") || !a.has("default new") {
+		t.Errorf("what was gone came back, or what is there went: %s", strings.Join(a.rows(), "\n"))
+	}
+	first.fill(PodRecord("n2", "last"))
+	a.untilGone("default new")
+	a.untilSynced()
 }

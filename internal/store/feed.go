@@ -496,7 +496,7 @@ func (f *feed) changesEpoch(events []*mvccpb.Event) bool {
 			continue
 		}
 		epoch, err := ReadEpoch(e.Kv.Value)
-		if e.Type == mvccpb.DELETE || err != nil || epoch.GetId() != f.epoch {
+		if e.Type == mvccpb.DELETE || err != nil || epoch.GetId() != f.epoch || epoch.GetTerm() != f.term {
 			return true
 		}
 	}

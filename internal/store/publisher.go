@@ -296,6 +296,7 @@ func (p *Publisher) republish(epoch string, force bool) bool {
 		p.queue = append(p.queue, queued{key, o.sequence})
 	}
 	p.target = epoch
+	p.beatNow = p.alive != nil // the sign of life may be gone with the rest
 	if o, had := p.own[NodeKey(p.node)]; had && !o.remove {
 		p.queueMarker()
 	}

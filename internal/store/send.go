@@ -131,6 +131,12 @@ func (p *Publisher) drain(ctx context.Context) error {
 				return err
 			}
 		}
+		// Others forget what they knew of this node besides once the marker is there: its sign of life had better be before it.
+		if batch[0].key.Kind == KindSynced && p.beatDue(time.Now().Add(time.Hour)) {
+			if err := p.beat(ctx); err != nil {
+				return err
+			}
+		}
 		_, err := p.put(ctx, writes)
 		if err := p.settle(batch, err); err != nil {
 			return err
