@@ -101,6 +101,35 @@ func TestAnAgentDoesNotGoBackToALeaderThatWasReplaced(t *testing.T) {
 	}
 }
 
+func TestAnAgentFindsTheLaterOfTwoWhoBothBelieveToLead(t *testing.T) {
+	first, second := leaders(t)
+	for _, w := range []*world{first, second} {
+		w.start()
+	}
+	first.fill(PodRecord("n2", "old"))
+	second.fill(PodRecord("n2", "new"))
+	second.halt()
+	a := first.agentOfBoth("n1", second)
+	a.set(NodeKey("n1"), NodeValue("192.0.2.1"))
+	until(t, "the first store has the node", func() bool { return first.hasKey("nodes/n1") })
+	a.untilHas("default old")
+	second.start()
+	a.set(AliveKey("n1"), &storev1.Alive{LeaseSeconds: 1}) // one sign of life in a quarter of that
+	a.untilHas("default new")
+	a.untilGone("default old")
+	first.halt()
+	until(t, "the second store has the node", func() bool { return second.hasKey("nodes/n1") })
+	first.start()
+	second.halt() // the agent loses it for a while
+	until(t, "the agent is at neither", func() bool { return strings.Contains(a.client.Status().LastError, "term") })
+	second.start()
+	second.apply(PodRecord("n2", "newer"))
+	a.untilHas("default newer")
+	if a.has("default old") {
+		t.Errorf("the agent has what the first leader had: %s", strings.Join(a.rows(), "\n"))
+	}
+}
+
 func TestAnAgentMovesToOtherAddressesWithoutARestart(t *testing.T) {
 	w := newWorld(t)
 	w.fill(NamespaceRecord("shop", "red"))
@@ -116,6 +145,23 @@ func TestAnAgentMovesToOtherAddressesWithoutARestart(t *testing.T) {
 	}
 	a.untilHas("shop")
 	until(t, "the store has the node", func() bool { return w.hasKey("nodes/n1") })
+	before := a.client.Status().Counters.Resumes
+	if err := a.client.Move([]string{w.clientAddr, nowhere}, []string{w.publishAddr}); err != nil {
+		t.Fatal(err)
+	}
+	w.apply(NamespaceRecord("bank", "blue"))
+	a.untilHas("bank")
+	if got := a.client.Status().Counters.Resumes; got != before {
+		t.Errorf("one more address began %d sessions", got-before)
+	}
+	if err := a.client.Move([]string{nowhere}, []string{w.publishAddr}); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the agent has left", func() bool { return !a.client.Status().Connected })
+	if err := a.client.Move([]string{w.clientAddr}, []string{w.publishAddr}); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the agent is back", func() bool { return a.client.Status().Connected })
 	if err := a.client.Probe(t.Context()); err != nil {
 		t.Errorf("a probe goes elsewhere: %v", err)
 	}

@@ -107,6 +107,9 @@ func (p *Publisher) put(ctx context.Context, writes []*storev1.Write) (response 
 		response, err = p.client.Put(ctx, &storev1.PutRequest{Node: p.node, Writes: writes, Epoch: p.filling()})
 		return err
 	})
+	if status.Code(err) == codes.FailedPrecondition { // its store is of another epoch than the one that the feed follows
+		p.onOther()
+	}
 	return response, err
 }
 
