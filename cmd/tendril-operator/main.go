@@ -71,7 +71,7 @@ etcd outside: agents read through it, and write through its Publish service.`,
 	flags.StringVar(&o.replica, "replica", host, "name of this replica in the lease")
 	flags.StringVar(&o.server.Cluster, "cluster", "default", "name of the cluster in the store; part of every identity")
 	flags.StringSliceVar(&o.store, "store", nil, "addresses of an etcd outside, host:port")
-	flags.StringVar(&o.server.Dir, "store-dir", "", "folder of the embedded store's data")
+	flags.StringVar(&o.server.Dir, "store-dir", "", "folder of this replica's embedded store, which it serves while it leads")
 	flags.StringVar(&o.server.ClientAddr, "listen", "127.0.0.1:2379", "where agents read: the embedded store, or with --authority the way to the etcd outside")
 	flags.StringVar(&o.files.CA, "store-ca", "", "file with the authorities that vouch for nodes (embedded store) or for the etcd outside; PEM, like the next two")
 	flags.StringVar(&o.files.Cert, "store-cert", "", "certificate to show; the embedded store's must be of the address at which agents ask. Without it there is no TLS")
