@@ -54,8 +54,9 @@ func command() *cobra.Command {
 		Use:   "tendril-operator",
 		Short: "Keep the store equal to a Kubernetes cluster",
 		Long: `The operator reads the Kubernetes API and writes what agents need to the store. Of several replicas one leads, by a lease.
-With --store-dir it is the store as well: an embedded etcd and the Publish service. Then run one replica. With --store and --authority each replica
-stands before an etcd outside: agents read through it, and write through its Publish service.`,
+With --store-dir it is the store as well: an embedded etcd and the Publish service. Each replica has one of its own, on its own node, and serves it
+while it leads; the next leader fills its own from the API server, and agents go there. With --store and --authority each replica stands before an
+etcd outside: agents read through it, and write through its Publish service.`,
 		Example: `  tendril-operator --store-dir /var/lib/tendril-store --listen 10.0.0.1:2379 --publish 10.0.0.1:2380
   tendril-operator --store etcd-1:2379,etcd-2:2379 --authority tendril-authority --listen 10.0.0.1:2379 --publish 10.0.0.1:2380`,
 		Args:          cobra.NoArgs,
@@ -70,7 +71,7 @@ stands before an etcd outside: agents read through it, and write through its Pub
 	flags.StringVar(&o.replica, "replica", host, "name of this replica in the lease")
 	flags.StringVar(&o.server.Cluster, "cluster", "default", "name of the cluster in the store; part of every identity")
 	flags.StringSliceVar(&o.store, "store", nil, "addresses of an etcd outside, host:port")
-	flags.StringVar(&o.server.Dir, "store-dir", "", "folder of the embedded store's data")
+	flags.StringVar(&o.server.Dir, "store-dir", "", "folder of this replica's embedded store, which it serves while it leads")
 	flags.StringVar(&o.server.ClientAddr, "listen", "127.0.0.1:2379", "where agents read: the embedded store, or with --authority the way to the etcd outside")
 	flags.StringVar(&o.files.CA, "store-ca", "", "file with the authorities that vouch for nodes (embedded store) or for the etcd outside; PEM, like the next two")
 	flags.StringVar(&o.files.Cert, "store-cert", "", "certificate to show; the embedded store's must be of the address at which agents ask. Without it there is no TLS")
@@ -114,56 +115,76 @@ func (o *options) run(ctx context.Context) error {
 		}
 		pools = append(pools, pool)
 	}
-	group, ctx := errgroup.WithContext(ctx)
-	running, err := o.serve(ctx, typed, log)
-	if err != nil {
+	if err := o.identify(ctx, typed, log); err != nil {
 		return err
 	}
-	if running != nil {
+	group, ctx := errgroup.WithContext(ctx)
+	own := o.server.Dir != ""
+	if !own && o.authority != "" { // else agents reach the etcd outside and a Publish service elsewhere
+		running, err := server.Serve(ctx, o.server)
+		if err != nil {
+			return err
+		}
 		group.Go(running.Wait)
 	}
-	writer, err := store.NewWriter(store.WriterConfig{Endpoints: o.store, Cluster: o.server.Cluster, TLS: o.server.Outside, Logger: log})
-	if err != nil {
-		return err
-	}
-	defer writer.Close()
 	config := operator.Config{
-		Cluster: o.server.Cluster, Objects: objects, Kinds: typed.Discovery(), Store: writer, Grace: o.grace, PodPools: pools, Logger: log,
+		Cluster: o.server.Cluster, Objects: objects, Kinds: typed.Discovery(), Grace: o.grace, PodPools: pools, Logger: log,
 	}
+	election := operator.Election{Client: typed, Namespace: o.namespace, Replica: o.replica, OwnStore: own, Logger: log}
 	group.Go(func() error {
-		return operator.Lead(ctx, typed, o.namespace, o.replica, func(ctx context.Context) error {
-			log.Info("leading")
-			return operator.Run(ctx, config)
+		return election.Lead(ctx, func(ctx context.Context, term operator.Term) error {
+			log.Info("leading", "term", term.Number)
+			if own {
+				return o.keep(ctx, term, config)
+			}
+			return o.write(ctx, store.WriterConfig{Endpoints: o.store, TLS: o.server.Outside}, config)
 		})
 	})
 	return group.Wait()
 }
 
-// serve is what agents ask, if it is for this process to answer them. Then it also knows where to write the store, and as whom.
-func (o *options) serve(ctx context.Context, client kubernetes.Interface, log *slog.Logger) (running *server.Server, err error) {
-	outside := o.server.Dir == ""
+// keep serves the embedded store, and writes it.
+func (o *options) keep(ctx context.Context, term operator.Term, config operator.Config) error {
+	group, ctx := errgroup.WithContext(ctx)
+	o.server.Term, o.server.Before = term.Number, term.Before
+	running, err := server.Serve(ctx, o.server)
+	if err != nil {
+		return err
+	}
+	group.Go(running.Wait)
+	group.Go(func() error {
+		return o.write(ctx, store.WriterConfig{Endpoints: []string{running.AdminEndpoint()}, Term: term.Number}, config)
+	})
+	return group.Wait()
+}
+
+// write keeps a store equal to the cluster.
+func (o *options) write(ctx context.Context, to store.WriterConfig, config operator.Config) error {
+	to.Cluster, to.Logger = config.Cluster, config.Logger
+	writer, err := store.NewWriter(to)
+	if err != nil {
+		return err
+	}
+	defer writer.Close()
+	config.Store = writer
+	return operator.Run(ctx, config)
+}
+
+// identify finds out who this process is for agents, and for the etcd outside.
+func (o *options) identify(ctx context.Context, client kubernetes.Interface, log *slog.Logger) (err error) {
+	o.server.Logger = log
 	switch {
-	case outside:
+	case o.server.Dir == "":
 		o.server.Endpoints, o.server.Outside = o.store, o.files
-		if o.authority == "" {
-			return nil, nil // agents reach the etcd outside and a Publish service elsewhere
-		}
 	case o.files != (store.Files{}) && o.authority != "":
-		return nil, errors.New("--authority and --store-ca: the embedded store's certificates are issued or come from files; give one of the two")
+		return errors.New("--authority and --store-ca: the embedded store's certificates are issued or come from files; give one of the two")
 	case o.files != (store.Files{}):
 		o.server.TLS = o.files
 	}
 	if o.authority != "" {
-		if o.server.TLS, err = o.issuer(ctx, client, log); err != nil {
-			return nil, err
-		}
+		o.server.TLS, err = o.issuer(ctx, client, log)
 	}
-	o.server.Logger = log
-	running, err = server.Serve(ctx, o.server)
-	if err == nil && !outside {
-		o.store = []string{running.AdminEndpoint()}
-	}
-	return running, err
+	return err
 }
 
 // issuer is the authority. It waits for an API server that is away, as after a start of the whole cluster; what that refuses is for people to

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -45,8 +46,8 @@ func newInstallCommand() *cobra.Command {
 		GroupID: groupApply,
 		Short:   "Install tendril in a Kubernetes cluster, or bring an installation up to date",
 		Long: `Install renders the chart of deploy/helm/tendril, which is inside this program, applies it and waits until every node has an agent that is
-ready. What the chart has to know of the cluster, and is not set, it asks the API server for: the node that the operator runs on, its address, and the
-API server's own.`,
+ready. What the chart has to know of the cluster, and is not set, it asks the API server for: the nodes that an operator runs on (up to three of the
+control plane, else the first node), their addresses, and the API server's own.`,
 		Example: `  tendril install
   tendril install --set agent.config.mode=vxlan --set cgroup=/sys/fs/cgroup/unified
   tendril install --dry-run | kubectl apply -f -`,
@@ -158,20 +159,39 @@ func (c *cluster) fill(ctx context.Context, values helm.Values) error {
 	if err != nil {
 		return err
 	}
-	node := operatorNode(nodes, values.Text("operator.node"))
-	if node == nil {
+	return placeOperators(nodes, values)
+}
+
+// placeOperators says which nodes have an operator, and where agents find it.
+func placeOperators(nodes []unstructured.Unstructured, values helm.Values) error {
+	places := operatorNodes(nodes, values.Text("operator.node"))
+	if len(places) == 0 {
 		return errors.New("the cluster has no node for the operator: join one, or name one that is there with --set operator.node=NAME")
 	}
-	if values.Text("operator.address") == "" {
+	if address := values.Text("operator.address"); address != "" { // of one node, which is not among several
+		return values.Set("operator.node=" + places[0].GetName())
+	}
+	type replica struct {
+		Node    string `json:"node"`
+		Address string `json:"address"`
+	}
+	var replicas []replica
+	for _, node := range places {
 		address := internalIP(node)
 		if address == "" {
-			return fmt.Errorf("node %s has no address yet: set one with --set operator.address=ADDRESS", node.GetName())
+			return fmt.Errorf("node %s has no address yet: set one with --set operator.node=%s --set operator.address=ADDRESS", node.GetName(), node.GetName())
 		}
-		if err := values.Set("operator.address=" + address); err != nil {
-			return err
-		}
+		replicas = append(replicas, replica{node.GetName(), address})
 	}
-	return values.Set("operator.node=" + node.GetName())
+	outside, _, _ := unstructured.NestedSlice(values, "store", "external", "endpoints")
+	if len(replicas) == 1 && len(outside) == 0 {
+		return errors.Join(values.Set("operator.node="+replicas[0].Node), values.Set("operator.address="+replicas[0].Address))
+	}
+	text, err := json.Marshal(replicas)
+	if err != nil {
+		return err
+	}
+	return values.Set("operator.replicas=" + string(text))
 }
 
 // reachable takes the API server's address from the kubeconfig's. Pods on other nodes cannot use one that means this machine.
@@ -190,20 +210,21 @@ func reachable(server string) (host, port string, err error) {
 	return host, port, nil
 }
 
-// operatorNode picks the node that is named, else the first of the control plane, else the first.
-func operatorNode(nodes []unstructured.Unstructured, name string) *unstructured.Unstructured {
-	var first *unstructured.Unstructured
+// mostOperators is how many operators there are without being asked for: the first may be updated while the second is away.
+const mostOperators = 3
+
+// operatorNodes picks the node that is named, else nodes of the control plane, else the first node.
+func operatorNodes(nodes []unstructured.Unstructured, name string) (places []*unstructured.Unstructured) {
 	for i := range nodes {
-		node := &nodes[i]
-		_, control := node.GetLabels()["node-role.kubernetes.io/control-plane"]
-		switch {
-		case node.GetName() == name || name == "" && control:
-			return node
-		case name == "" && first == nil:
-			first = node
+		_, control := nodes[i].GetLabels()["node-role.kubernetes.io/control-plane"]
+		if nodes[i].GetName() == name || name == "" && control && len(places) < mostOperators {
+			places = append(places, &nodes[i])
 		}
 	}
-	return first
+	if len(places) == 0 && name == "" && len(nodes) > 0 {
+		places = append(places, &nodes[0])
+	}
+	return places
 }
 
 // internalIP is the address of a node that other nodes reach it at.

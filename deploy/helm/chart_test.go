@@ -133,13 +133,30 @@ func TestSeveralOperatorsStandBeforeAStoreOutside(t *testing.T) {
 			t.Errorf("agents are told %s, want %s", text, want)
 		}
 	}
-	for _, wrong := range [][2]string{
-		{"store.external.endpoints", replicas},
-		{"operator.replicas", "store.external.endpoints=[e1:2379]"},
+	if _, err := tryRender("store.external.endpoints=[e1:2379]"); err == nil || !strings.Contains(err.Error(), "operator.replicas: ") {
+		t.Errorf("a store outside alone: got %v, want operator.replicas named", err)
+	}
+}
+
+func TestSeveralOperatorsHaveAStoreEach(t *testing.T) {
+	objects := render(t, `operator.replicas=[{node: n1, address: 192.0.2.1}, {node: n2, address: 192.0.2.2}]`, "operator.node=", "operator.address=")
+	deployment := fmt.Sprint(find(t, objects, "Deployment", "tendril-operator"))
+	for _, want := range []string{
+		"replicas:2", "maxSurge:0", "maxUnavailable:1", "values:[n1 n2]", "podAntiAffinity", "--store-dir=/var/lib/tendril-store",
+		"--listen=$(HOST_ADDRESS):2379", "--publish=$(HOST_ADDRESS):2380", "hostPath:map[path:/var/lib/tendril-store", "mountPath:/var/lib/tendril-store",
 	} {
-		if _, err := tryRender(wrong[1]); err == nil || !strings.Contains(err.Error(), wrong[0]+": ") {
-			t.Errorf("%s alone: got %v, want %s named", wrong[1], err, wrong[0])
+		if !strings.Contains(deployment, want) {
+			t.Errorf("the operators have no %s: %s", want, deployment)
 		}
+	}
+	for _, not := range []string{"--store=", "--store-ca", "secretName", "nodeSelector:map["} {
+		if strings.Contains(deployment, not) {
+			t.Errorf("the operators have %s, as before a store outside: %s", not, deployment)
+		}
+	}
+	text := fmt.Sprint(find(t, objects, "ConfigMap", "tendril")["data"])
+	if want := `"store": ["192.0.2.1:2379", "192.0.2.2:2379"]`; !strings.Contains(text, want) {
+		t.Errorf("agents are told %s, want %s", text, want)
 	}
 }
 

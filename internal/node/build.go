@@ -328,7 +328,11 @@ func (a *Agent) buildStore(context.Context) (err error) {
 		TLS:          a.config.storeFiles(), Token: a.config.StoreToken,
 		Logger: a.log,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	a.configuration.move = a.store.Move
+	return nil
 }
 
 func (a *Agent) buildBrains(context.Context) (err error) {

@@ -50,10 +50,10 @@ type Config struct {
 	Node string `json:"node" change:"restart"`
 	// Cluster names the cluster; it is part of every identity. Default "default".
 	Cluster string `json:"cluster,omitempty" change:"restart"`
-	// Store lists etcd's client addresses, host:port. Required.
-	Store []string `json:"store" change:"restart"`
+	// Store lists the addresses where the store is read, host:port: of etcd, or of operators, of which the leader's answers. Required.
+	Store []string `json:"store" change:"live"`
 	// Publish lists the addresses of the Publish service, host:port; the agent goes to whichever answers. Required.
-	Publish []string `json:"publish" change:"restart"`
+	Publish []string `json:"publish" change:"live"`
 	// StoreCA, StoreCert and StoreKey are PEM files: authorities that vouch for store and Publish service, this node's certificate, which
 	// has its name, and the key. They are read anew at every connection. All three or none; none: no TLS.
 	StoreCA   string `json:"store_ca,omitempty" change:"restart"`
@@ -205,6 +205,11 @@ func (c Config) Validate() error {
 	}
 	if len(c.Publish) == 0 {
 		bad("publish", "required: at least one host:port of the Publish service")
+	}
+	for _, addr := range c.Publish {
+		if _, _, err := net.SplitHostPort(addr); err != nil {
+			bad("publish", "%q is not host:port", addr)
+		}
 	}
 	if err := c.storeFiles().Validate(); err != nil {
 		bad("store_ca, store_cert, store_key", "%v", err)

@@ -18,7 +18,9 @@ import (
 // may change under it. Who goes by one of those asks InForce.
 type configuration struct {
 	// load swaps the datapath for one that is loaded with a configuration, and returns its version.
-	load     func(ctx context.Context, config *Config) (uint32, error)
+	load func(ctx context.Context, config *Config) (uint32, error)
+	// move has the store's client go to other addresses; it refuses such as can be none.
+	move     func(store, publish []string) error
 	applying sync.Mutex // a load, and that its configuration is in force, are one step; before mu
 
 	mu      sync.Mutex
@@ -191,6 +193,11 @@ func (a *Agent) putInForce(ctx context.Context, wanted *Config) error {
 	defer c.applying.Unlock()
 	inForce, _ := c.InForce()
 	next := inForce.followed(wanted)
+	if !slices.Equal(next.Store, inForce.Store) || !slices.Equal(next.Publish, inForce.Publish) {
+		if err := c.move(next.Store, next.Publish); err != nil {
+			return err
+		}
+	}
 	if slices.ContainsFunc(changes(inForce, next), func(ch change) bool { return ch.effect == effectReload }) {
 		if _, err := c.load(ctx, next); err != nil {
 			return err

@@ -3,12 +3,14 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,14 +48,18 @@ func (m *configMap) write(text string) {
 	}
 }
 
-// following is an agent that does nothing but follow its configuration.
-func following(t *testing.T, path string) *Agent {
+// following is an agent that does nothing but follow its configuration. It says in moved where its store was to go.
+func following(t *testing.T, path string, moved *atomic.Value) *Agent {
 	t.Helper()
 	config, err := Load(path, "node1")
 	if err != nil {
 		t.Fatal(err)
 	}
 	a := &Agent{config: config, configuration: newConfiguration(config), flows: flow.NewRing(config.FlowHistory), log: slog.New(slog.DiscardHandler)}
+	a.configuration.move = func(store, publish []string) error {
+		moved.Store(fmt.Sprint(store, publish))
+		return nil
+	}
 	done := make(chan error)
 	go func() { done <- a.followConfiguration(t.Context()) }()
 	t.Cleanup(func() {
@@ -86,7 +92,8 @@ func TestAnAgentFollowsItsConfigMap(t *testing.T) {
 	const rest = `"store": ["s:1"], "publish": ["p:1"]`
 	m := &configMap{t: t, folder: t.TempDir()}
 	m.write(`{` + rest + `}`)
-	a := following(t, m.path())
+	var moved atomic.Value
+	a := following(t, m.path(), &moved)
 	start, changed := a.configuration.InForce()
 
 	m.write(`{` + rest + `, "lb_mode": "dsr", "flow_history": 100}`)
@@ -126,8 +133,10 @@ func TestAnAgentFollowsItsConfigMap(t *testing.T) {
 		t.Errorf("the table shows %v in %v", row, maps.Keys(shown))
 	}
 
+	m.write(`{"store": ["s:1", "s2:1"], "publish": ["p:1", "p2:1"]}`)
+	soon(t, a, "the store's client goes to other addresses", func(said string) bool { return said == "" && moved.Load() == "[s:1 s2:1] [p:1 p2:1]" })
 	m.write(`{` + rest + `}`)
-	soon(t, a, "nothing waits any more", func(said string) bool { return said == "" })
+	soon(t, a, "nothing waits any more", func(said string) bool { return said == "" && moved.Load() == "[s:1] [p:1]" })
 	if now, _ := a.configuration.InForce(); len(changes(start, now)) != 0 {
 		t.Errorf("with the first file again, it differs by %+v", changes(start, now))
 	}
@@ -144,7 +153,7 @@ func TestAnAgentFollowsAPlainFile(t *testing.T) {
 	}
 	const form = `{"store": ["s:1"], "publish": ["p:1"], "flow_history": `
 	write(path, form+"1}")
-	a := following(t, path)
+	a := following(t, path, new(atomic.Value))
 	write(path, form)
 	write(path, form+"16}")
 	soon(t, a, "the file is followed", func(said string) bool { return said == "" && a.flows.Len() == 16 })
@@ -202,7 +211,7 @@ func TestAnAgentFollowsItsFileInABusyFolder(t *testing.T) {
 	if err := os.WriteFile(path, []byte(form+"1}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	a := following(t, path)
+	a := following(t, path, new(atomic.Value))
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)

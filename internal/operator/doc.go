@@ -17,6 +17,6 @@
 // departed.go removes what agents of gone nodes have left. All that is written to the API server is server-side applied as one
 // field manager, so that what belongs to others stays theirs.
 //
-// Replicas take turns by a lease. Two that both believe to lead write the same and do no harm: each write is conditional
-// on what was read (internal/store, writer.go).
+// Replicas take turns by a lease (lead.go). Two that both believe to lead do no harm: with one store outside they write the same, and each write is
+// conditional on what was read (internal/store, writer.go); of two stores agents follow the one of the later term (internal/store, term.go).
 package operator

@@ -27,7 +27,6 @@ import (
 	fakediscovery "k8s.io/client-go/discovery/fake"
 	"k8s.io/client-go/dynamic"
 	fakedynamic "k8s.io/client-go/dynamic/fake"
-	fakekube "k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
 	"tendril.io/tendril/api/cilium"
@@ -467,39 +466,6 @@ func TestAKindThatCannotBeListedHoldsUpNoOther(t *testing.T) {
 	c.await(0, "nodelabels/n1", "pods/n1/shop/gone")
 	refused.Store(false)
 	c.await(1, "nodelabels/n1", "pods/n1/shop/a")
-}
-
-func TestALeaderRunsUntilTheContextEndsAndThenAnotherLeadsAtOnce(t *testing.T) {
-	client := fakekube.NewSimpleClientset()
-	holder := func() string {
-		lease, err := client.CoordinationV1().Leases("kube-system").Get(t.Context(), LeaseName, metav1.GetOptions{})
-		if err != nil || lease.Spec.HolderIdentity == nil {
-			return fmt.Sprint("nobody: ", err)
-		}
-		return *lease.Spec.HolderIdentity
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	err := Lead(ctx, client, "kube-system", "r1", func(ctx context.Context) error {
-		cancel()
-		<-ctx.Done()
-		time.Sleep(100 * time.Millisecond) // it ends what it is at
-		if got := holder(); got != "r1" {
-			t.Errorf("while r1 has not ended the lease is %q's", got)
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := holder(); got == "r1" {
-		t.Error("r1 has ended and keeps the lease")
-	}
-	ctx, cancel = context.WithTimeout(t.Context(), 3*time.Second) // the lease would last for 15
-	defer cancel()
-	led := false
-	if err := Lead(ctx, client, "kube-system", "r2", func(context.Context) error { led = holder() == "r2"; return nil }); err != nil || !led {
-		t.Errorf("r2 led: %t, %v", led, err)
-	}
 }
 
 func TestNothingIsKeptThatNoRecordIsMadeOf(t *testing.T) {

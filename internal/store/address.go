@@ -3,9 +3,13 @@ package store
 import (
 	"fmt"
 	random "math/rand/v2"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
@@ -34,11 +38,41 @@ func (c *Client) Move(endpoints, publish []string) error {
 		return err
 	}
 	c.addresses.mu.Lock()
-	defer c.addresses.mu.Unlock()
+	gone := slices.ContainsFunc(c.addresses.store, func(addr string) bool { return !slices.Contains(endpoints, addr) })
 	c.addresses.store, c.addresses.publish = endpoints, publish
 	c.etcd.SetEndpoints(endpoints...)
 	c.publish.several.UpdateState(stateOf(publish))
+	c.addresses.mu.Unlock()
+	c.mu.Lock()
+	f := c.feed
+	c.mu.Unlock()
+	if gone && f != nil {
+		f.endSession() // what is open would stay so for as long as the old store answers
+	}
 	return nil
+}
+
+// server is the one that a session of a feed is with. The client's own connection asks all servers in turn: of two operators who both believe to lead
+// each would answer every other request, and no session would come to an end with either.
+type server struct {
+	kv    clientv3.KV
+	conn  *grpc.ClientConn
+	close func()
+}
+
+// dialServer makes a connection to the server that answered at addr. Of one address there is one server, and one behind a name cannot be told.
+func dialServer(client *clientv3.Client, addr string) (server, error) {
+	endpoints := client.Endpoints()
+	at := slices.IndexFunc(endpoints, func(endpoint string) bool { return endpoint[strings.LastIndex(endpoint, "/")+1:] == addr })
+	if len(endpoints) == 1 || at < 0 {
+		return server{client, client.ActiveConnection(), func() {}}, nil
+	}
+	conn, err := client.Dial(endpoints[at])
+	if err != nil {
+		return server{}, fmt.Errorf("dial the store at %s: %w", addr, err)
+	}
+	kv := clientv3.NewKVFromKVClient(pb.NewKVClient(conn), client)
+	return server{kv, conn, func() { _ = conn.Close() }}, nil
 }
 
 // publishConn is a connection to the Publish service at one of several addresses.

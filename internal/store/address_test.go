@@ -7,6 +7,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	storev1 "tendril.io/tendril/api/store/v1"
+
 	. "tendril.io/tendril/internal/store"
 )
 
@@ -99,6 +101,35 @@ func TestAnAgentDoesNotGoBackToALeaderThatWasReplaced(t *testing.T) {
 	}
 }
 
+func TestAnAgentFindsTheLaterOfTwoWhoBothBelieveToLead(t *testing.T) {
+	first, second := leaders(t)
+	for _, w := range []*world{first, second} {
+		w.start()
+	}
+	first.fill(PodRecord("n2", "old"))
+	second.fill(PodRecord("n2", "new"))
+	second.halt()
+	a := first.agentOfBoth("n1", second)
+	a.set(NodeKey("n1"), NodeValue("192.0.2.1"))
+	until(t, "the first store has the node", func() bool { return first.hasKey("nodes/n1") })
+	a.untilHas("default old")
+	second.start()
+	a.set(AliveKey("n1"), &storev1.Alive{LeaseSeconds: 1}) // one sign of life in a quarter of that
+	a.untilHas("default new")
+	a.untilGone("default old")
+	first.halt()
+	until(t, "the second store has the node", func() bool { return second.hasKey("nodes/n1") })
+	first.start()
+	second.halt() // the agent loses it for a while
+	until(t, "the agent is at neither", func() bool { return strings.Contains(a.client.Status().LastError, "term") })
+	second.start()
+	second.apply(PodRecord("n2", "newer"))
+	a.untilHas("default newer")
+	if a.has("default old") {
+		t.Errorf("the agent has what the first leader had: %s", strings.Join(a.rows(), "\n"))
+	}
+}
+
 func TestAnAgentMovesToOtherAddressesWithoutARestart(t *testing.T) {
 	w := newWorld(t)
 	w.fill(NamespaceRecord("shop", "red"))
@@ -114,7 +145,74 @@ func TestAnAgentMovesToOtherAddressesWithoutARestart(t *testing.T) {
 	}
 	a.untilHas("shop")
 	until(t, "the store has the node", func() bool { return w.hasKey("nodes/n1") })
+	before := a.client.Status().Counters.Resumes
+	if err := a.client.Move([]string{w.clientAddr, nowhere}, []string{w.publishAddr}); err != nil {
+		t.Fatal(err)
+	}
+	w.apply(NamespaceRecord("bank", "blue"))
+	a.untilHas("bank")
+	if got := a.client.Status().Counters.Resumes; got != before {
+		t.Errorf("one more address began %d sessions", got-before)
+	}
+	if err := a.client.Move([]string{nowhere}, []string{w.publishAddr}); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the agent has left", func() bool { return !a.client.Status().Connected })
+	if err := a.client.Move([]string{w.clientAddr}, []string{w.publishAddr}); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the agent is back", func() bool { return a.client.Status().Connected })
 	if err := a.client.Probe(t.Context()); err != nil {
 		t.Errorf("a probe goes elsewhere: %v", err)
 	}
+}
+
+func TestALeaderThatIsFollowedByItselfKeepsItsStore(t *testing.T) {
+	w, other := leaders(t)
+	w.start()
+	w.fill(PodRecord("n2", "stays"))
+	a := w.agentOfBoth("n1", other)
+	a.set(NodeKey("n1"), NodeValue("192.0.2.1"))
+	a.untilSynced()
+	until(t, "the store has the node", func() bool { return w.hasKey("nodes/n1") })
+	snapshots, epoch := a.client.Status().Counters.Snapshots, a.client.Status().Epoch
+
+	w.halt()
+	w.term, w.before = 9, 1
+	w.start()
+	w.apply(PodRecord("n2", "comes"))
+	a.untilHas("default comes")
+	if now := a.client.Status(); now.Epoch != epoch || now.Counters.Snapshots != snapshots || !w.hasKey("nodes/n1") {
+		t.Errorf("the store is another one: epoch %s, was %s, and the agent has read it whole %d times", now.Epoch, epoch, now.Counters.Snapshots-snapshots)
+	}
+	w.halt()
+	other.term, other.before = 5, 4 // who led between the two, and does not know that it is over
+	other.start()
+	until(t, "the agent follows no leader of before", func() bool { return strings.Contains(a.client.Status().LastError, "term") })
+}
+
+func TestALeaderAfterOthersFillsItsStoreAnew(t *testing.T) {
+	first, second := leaders(t)
+	first.start()
+	first.fill(PodRecord("n2", "old"), PolicyRecord("guard", `{"old": true}`))
+	a := first.agentOfBoth("n1", second)
+	a.set(NodeKey("n1"), NodeValue("192.0.2.1"))
+	a.set(AliveKey("n1"), &storev1.Alive{})
+	a.untilSynced()
+	first.halt()
+	second.before = 1
+	second.start()
+	second.fill(PodRecord("n2", "new"))
+	a.untilGone("default old")
+	second.halt()
+
+	first.term, first.before = 3, 2
+	first.start() // has what it had in its first term
+	until(t, "the first store has the node again", func() bool { return first.hasKey("alive/n1") && first.hasKey("nodes/n1") })
+	if first.hasKey("policies/NetworkPolicy/default/guard") || a.has("default old") || a.has("guard") || !a.has("default new") {
+		t.Errorf("what was gone came back, or what is there went: %s", strings.Join(a.rows(), "\n"))
+	}
+	first.fill(PodRecord("n2", "last"))
+	a.untilGone("default new")
+	a.untilSynced()
 }

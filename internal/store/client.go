@@ -110,6 +110,8 @@ func (c *Client) Run(ctx context.Context, tables *table.Tables) error {
 		loaded: c.loaded, synced: c.synced,
 		onEpoch: func(epoch string, force bool) { c.publisher.republish(epoch, force) },
 	}
+	// Of two who both believe to lead, the feed may be at the one that was replaced: it looks again who is there.
+	c.publisher.onOther = f.endSession
 	// Before anything else: what was last known goes into the tables, so that the agent can go on with it.
 	if c.config.SnapshotPath != "" {
 		if err := f.load(c.config.SnapshotPath); err != nil {

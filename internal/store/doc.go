@@ -10,7 +10,8 @@
 //     all its own keys are (synced/<epoch>/ips/<node>)
 //   - a record that cannot be a row is kept out and reported; the last good row stays
 //   - what was last known is on disk and in the tables before the store answers
-//   - of several addresses one is the leader's (address.go); the store of a leader who was replaced is not followed, by the term in its epoch
+//   - of several addresses one is the leader's (address.go); the store of a leader who was replaced is not followed, by the term in its epoch, with
+//     which each leader begins (term.go)
 //
 // Writing by agents (publisher.go, send.go): a Publisher takes the node's own keys, writes them to a journal and sends them
 // in order to the Publish service (package server), which checks that they are the node's own, and for the epoch that it keeps. When the store has a new epoch,

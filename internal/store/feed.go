@@ -13,6 +13,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/proto"
 
 	storev1 "tendril.io/tendril/api/store/v1"
@@ -27,8 +28,10 @@ import (
 // It speaks etcd's Watch itself instead of through the client library's watcher, which reconnects and resumes by
 // revision on its own, and so would wait without a word at a store that was wiped meanwhile.
 type feed struct {
-	// Used for single requests and for its connection.
+	// Finds a server that answers, of all addresses.
 	client *clientv3.Client
+	// What the session at hand is with; for its goroutine only.
+	server server
 	prefix string
 	// Where records go; guarded by mu as well.
 	applier *applier
@@ -52,8 +55,9 @@ type feed struct {
 	answered    time.Time
 	isConnected bool
 	lastError   string
-	loaded      chan struct{} // closed once the tables hold the last known records
-	synced      chan struct{} // closed once the tables are complete for an epoch
+	leave       context.CancelFunc // ends the session at hand
+	loaded      chan struct{}      // closed once the tables hold the last known records
+	synced      chan struct{}      // closed once the tables are complete for an epoch
 	// Used again for each event, so that none costs an allocation.
 	epochRecord storev1.Epoch
 	scratch     []byte
@@ -84,7 +88,7 @@ func (f *feed) run(ctx context.Context) error {
 	var backoff Backoff
 	for {
 		backoff.Max = longest(retryMax, f.nodes())
-		err := f.session(ctx, &backoff)
+		err := f.oneSession(ctx, &backoff)
 		f.disconnected(err)
 		if ctx.Err() != nil {
 			return nil
@@ -100,15 +104,38 @@ func (f *feed) run(ctx context.Context) error {
 	}
 }
 
+// oneSession is a session that endSession ends.
+func (f *feed) oneSession(ctx context.Context, backoff *Backoff) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	f.mu.Lock()
+	f.leave = cancel
+	f.mu.Unlock()
+	return f.session(ctx, backoff)
+}
+
+// endSession has another session begin.
+func (f *feed) endSession() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.leave != nil {
+		f.leave()
+	}
+}
+
 // session is steps 1 to 3.
 func (f *feed) session(ctx context.Context, backoff *Backoff) error {
-	head, record, err := f.head(ctx)
+	head, record, addr, err := f.head(ctx)
 	if err == nil {
 		err = f.follows(record)
 	}
 	if err != nil {
 		return err
 	}
+	if f.server, err = dialServer(f.client, addr); err != nil {
+		return err
+	}
+	defer f.server.close()
 	epoch := record.GetId()
 	if f.resumable(head, epoch) {
 		err = f.resume(ctx, head.ClusterId, epoch)
@@ -123,17 +150,24 @@ func (f *feed) session(ctx context.Context, backoff *Backoff) error {
 	return f.watch(ctx)
 }
 
-// head asks the store who it is. The answer is linearizable: a member that lags cannot give it.
-func (f *feed) head(ctx context.Context) (*pb.ResponseHeader, *storev1.Epoch, error) {
-	response, err := f.get(ctx, f.prefix+string(KindEpoch))
+// head asks whatever server answers who the store is, and says at which address that was. The answer is linearizable: a member that lags cannot give it.
+func (f *feed) head(ctx context.Context) (*pb.ResponseHeader, *storev1.Epoch, string, error) {
+	var response *pb.RangeResponse
+	var from peer.Peer
+	err := f.calls.read(ctx, "range", func(ctx context.Context) (err error) {
+		request := &pb.RangeRequest{Key: []byte(f.prefix + string(KindEpoch))}
+		response, err = pb.NewKVClient(f.client.ActiveConnection()).Range(ctx, request, grpc.Peer(&from))
+		return err
+	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("ask the store for its epoch: %w", err)
+		return nil, nil, "", fmt.Errorf("ask the store for its epoch: %w", err)
 	}
+	f.touch()
 	if len(response.Kvs) == 0 {
-		return response.Header, nil, nil
+		return response.Header, nil, from.Addr.String(), nil
 	}
 	epoch, err := ReadEpoch(response.Kvs[0].Value)
-	return response.Header, epoch, err
+	return response.Header, epoch, from.Addr.String(), err
 }
 
 // follows refuses the store of a leader who has been replaced and does not know it yet: it would lead back in time. A store that has no epoch is being
@@ -166,7 +200,7 @@ func ReadEpoch(value []byte) (*storev1.Epoch, error) {
 func (f *feed) get(ctx context.Context, key string, options ...clientv3.OpOption) (*clientv3.GetResponse, error) {
 	var response *clientv3.GetResponse
 	err := f.calls.read(ctx, "range", func(ctx context.Context) (err error) {
-		response, err = f.client.Get(ctx, key, options...)
+		response, err = f.server.kv.Get(ctx, key, options...)
 		return err
 	})
 	if err == nil {
@@ -209,7 +243,7 @@ func (f *feed) readMarkers(ctx context.Context, cluster uint64, epoch string) er
 	}
 	var response *clientv3.TxnResponse
 	err := f.calls.read(ctx, "txn", func(ctx context.Context) (err error) {
-		response, err = f.client.Txn(ctx).Then(reads...).Commit()
+		response, err = f.server.kv.Txn(ctx).Then(reads...).Commit()
 		return err
 	})
 	if err != nil {
@@ -366,8 +400,8 @@ func closeOnce(done chan struct{}) {
 func (f *feed) watch(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
-	// A stream of our own on the client's connection: see the type.
-	stream, err := pb.NewWatchClient(f.client.ActiveConnection()).Watch(ctx, grpc.WaitForReady(false))
+	// A stream of our own: see the type.
+	stream, err := pb.NewWatchClient(f.server.conn).Watch(ctx, grpc.WaitForReady(false))
 	if err != nil {
 		return fmt.Errorf("open watch: %w", err)
 	}
@@ -508,7 +542,7 @@ func (f *feed) changesEpoch(events []*mvccpb.Event) bool {
 			continue
 		}
 		epoch, err := ReadEpoch(e.Kv.Value)
-		if e.Type == mvccpb.DELETE || err != nil || epoch.GetId() != f.epoch {
+		if e.Type == mvccpb.DELETE || err != nil || epoch.GetId() != f.epoch || epoch.GetTerm() != f.term {
 			return true
 		}
 	}

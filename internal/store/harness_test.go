@@ -42,7 +42,7 @@ type world struct {
 	stop                    context.CancelFunc
 	raw                     *clientv3.Client // past every check
 	writer                  *Writer
-	term                    uint64 // of the leader that keeps it
+	term, before            uint64 // of the leader that keeps it, and of the one before
 }
 
 // newWorld makes one, beside those of other tests: they mostly wait, for disks and for time to pass.
@@ -74,7 +74,7 @@ func (w *world) start() {
 	w.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	running, err := server.Serve(ctx, server.Config{
-		Dir: filepath.Join(w.dir, "etcd"), ClientAddr: w.clientAddr, PublishAddr: w.publishAddr, Cluster: cluster,
+		Dir: filepath.Join(w.dir, "etcd"), ClientAddr: w.clientAddr, PublishAddr: w.publishAddr, Cluster: cluster, Term: w.term, Before: w.before,
 	})
 	if err != nil {
 		cancel()

@@ -32,6 +32,8 @@ type Publisher struct {
 	logger *slog.Logger
 	// Has a value when there may be something to send. One is enough: sending looks at everything.
 	wake chan struct{}
+	// Told that a server has answered whose store is of another epoch.
+	onOther func()
 
 	disowned atomic.Uint64 // keys removed because nobody here knew of them
 
@@ -90,6 +92,7 @@ func openPublisher(node, path string, client storev1.PublishClient, calls *calls
 	p := &Publisher{
 		node: node, client: client, calls: calls, logger: logger, wake: make(chan struct{}, 1),
 		own: map[Key]own{}, refusals: map[Key]Problem{}, beaten: make(chan struct{}),
+		onOther: func() {},
 	}
 	log, torn, err := openLog(path, p.replay)
 	if err != nil {
@@ -296,6 +299,7 @@ func (p *Publisher) republish(epoch string, force bool) bool {
 		p.queue = append(p.queue, queued{key, o.sequence})
 	}
 	p.target = epoch
+	p.beatNow = p.alive != nil // the sign of life may be gone with the rest
 	if o, had := p.own[NodeKey(p.node)]; had && !o.remove {
 		p.queueMarker()
 	}

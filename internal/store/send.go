@@ -107,6 +107,9 @@ func (p *Publisher) put(ctx context.Context, writes []*storev1.Write) (response 
 		response, err = p.client.Put(ctx, &storev1.PutRequest{Node: p.node, Writes: writes, Epoch: p.filling()})
 		return err
 	})
+	if status.Code(err) == codes.FailedPrecondition { // its store is of another epoch than the one that the feed follows
+		p.onOther()
+	}
 	return response, err
 }
 
@@ -128,6 +131,12 @@ func (p *Publisher) drain(ctx context.Context) error {
 		}
 		if !synced {
 			if err := p.sync(); err != nil {
+				return err
+			}
+		}
+		// Others forget what they knew of this node besides once the marker is there: its sign of life had better be before it.
+		if batch[0].key.Kind == KindSynced && p.beatDue(time.Now().Add(time.Hour)) {
+			if err := p.beat(ctx); err != nil {
 				return err
 			}
 		}

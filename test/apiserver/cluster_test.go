@@ -51,14 +51,16 @@ func binaries() string { return os.Getenv(binariesVariable) }
 type cluster struct {
 	*lab.Lab
 	*server
-	chart    map[string]*unstructured.Unstructured // by kind/name
-	operator *lab.Process
+	chart     map[string]*unstructured.Unstructured // by kind/name
+	operators map[string]*lab.Process               // by node
+	settings  map[string]map[string]any             // of agents, by node
+	leader    string                                // node whose operator leads, as far as the story has come
 }
 
 const (
 	namespace = "kube-system" // of agents and operator
 	agentName = "tendril-agent"
-	storeDir  = "store" // of the operator's store, in the server's folder
+	storeDir  = "store" // of operators' stores, in the server's folder; both nodes have one file system
 )
 
 // up starts nodes and an API server that knows them and the chart's objects, and nothing of the product yet.
@@ -88,7 +90,7 @@ func up(t *testing.T) *cluster {
 			t.Error(err)
 		}
 	})
-	c := &cluster{Lab: l, server: startServer(t, l), chart: map[string]*unstructured.Unstructured{}}
+	c := &cluster{Lab: l, server: startServer(t, l), chart: map[string]*unstructured.Unstructured{}, operators: map[string]*lab.Process{}, settings: map[string]map[string]any{}}
 	c.install(t)
 	return c
 }
@@ -137,7 +139,8 @@ func (c *cluster) install(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, assignment := range []string{
-		"apiServer.host=" + c.host, "operator.node=node1", "operator.address=" + c.nodeAddress(t, "node1"), "operator.storeDir=" + c.path(storeDir),
+		"apiServer.host=" + c.host, "operator.storeDir=" + c.path(storeDir),
+		fmt.Sprintf(`operator.replicas=[{node: node1, address: %s}, {node: node2, address: %s}]`, c.nodeAddress(t, "node1"), c.nodeAddress(t, "node2")),
 		"operator.nodeGrace=1s", `operator.podPools=["default=10.244.0.0/16:24,fd44::/48:64", "other=10.245.0.0/16:25"]`,
 		"agent.config.alive_lease_seconds=10",
 	} {
@@ -174,32 +177,35 @@ func (c *cluster) template(t *testing.T, kind, name string) map[string]any {
 	return template
 }
 
-// startOperator starts a replica on node1, with the arguments that the chart gives it and the rights of its account.
-func (c *cluster) startOperator(t *testing.T, replica string) {
+// startOperator starts a replica on a node, with the arguments that the chart gives it and the rights of its account.
+func (c *cluster) startOperator(t *testing.T, node, replica string) {
 	t.Helper()
 	containers, _, _ := unstructured.NestedSlice(c.template(t, "Deployment", operator.LeaseName), "spec", "containers")
 	argv := []string{filepath.Join(binaries(), "tendril-operator"), "--kubeconfig", c.kubeconfig(t, namespace, "tendril-operator")}
-	known := strings.NewReplacer("$(POD_NAME)", replica, "$(HOST_ADDRESS)", c.nodeAddress(t, "node1"))
+	known := strings.NewReplacer("$(POD_NAME)", replica, "$(HOST_ADDRESS)", c.nodeAddress(t, node), c.path(storeDir), c.storeOf(node))
 	for _, argument := range containers[0].(map[string]any)["args"].([]any) {
 		argv = append(argv, known.Replace(argument.(string)))
 	}
-	place, err := c.Node("node1")
+	place, err := c.Node(node)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.operator = start(t, c.Lab, place, replica, argv...)
+	c.operators[node] = start(t, c.Lab, place, replica, argv...)
 }
 
-// endOperator ends it in order, as kubelet does.
-func (c *cluster) endOperator(t *testing.T) {
+// storeOf is the folder of the store of a node's operator.
+func (c *cluster) storeOf(node string) string { return c.path(storeDir + "-" + node) }
+
+// endOperator ends a node's in order, as kubelet does, or at once.
+func (c *cluster) endOperator(t *testing.T, node string, signal syscall.Signal) {
 	t.Helper()
-	if err := c.operator.Signal(syscall.SIGTERM); err != nil {
+	if err := c.operators[node].Signal(signal); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	if status, err := c.operator.Wait(ctx); err != nil || status != 0 {
-		t.Errorf("the operator ended with status %d, %v", status, err)
+	if status, err := c.operators[node].Wait(ctx); err != nil || status != 0 && signal == syscall.SIGTERM {
+		t.Errorf("the operator of %s ended with status %d, %v", node, status, err)
 	}
 }
 
@@ -236,6 +242,7 @@ func (c *cluster) startAgent(t *testing.T, node string) {
 		delete(settings, place)
 	}
 	settings["store_token"], settings["store_ca"], settings["pod_cidrs"] = c.path(node+".token"), c.path("ca.crt"), nil
+	c.settings[node] = settings
 	if err := c.StartAgentWith(t.Context(), node, settings); err != nil {
 		t.Fatal(err)
 	}
@@ -264,7 +271,7 @@ func (c *cluster) authority(t *testing.T) (certificate string) {
 
 // stored lists what the store has of a kind, by key, past all certificates.
 func (c *cluster) stored(ctx context.Context, kind store.Kind) (map[string]store.Record, error) {
-	writer, err := store.NewWriter(store.WriterConfig{Endpoints: []string{"unix://" + c.path(filepath.Join(storeDir, "store.sock"))}, Cluster: lab.Cluster})
+	writer, err := store.NewWriter(store.WriterConfig{Endpoints: []string{"unix://" + filepath.Join(c.storeOf(c.leader), "store.sock")}, Cluster: lab.Cluster})
 	if err != nil {
 		return nil, err
 	}

@@ -14,6 +14,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -38,6 +40,7 @@ import (
 type server struct {
 	folder  string
 	host    string
+	process *lab.Process
 	objects dynamic.Interface
 	typed   *kubernetes.Clientset
 	mapper  *restmapper.DeferredDiscoveryRESTMapper
@@ -63,7 +66,7 @@ func startServer(t *testing.T, l *lab.Lab) *server {
 	s.write(t, "accounts.key", accountKey(t))
 	start(t, l, l.Control(), "etcd", filepath.Join(binaries(), "tendril"), "lab", "store",
 		"--dir", s.path("etcd"), "--listen", etcdAddr, "--publish", "127.0.0.1:12380", "--cluster", "kubernetes", "--unix", s.path("etcd.sock"))
-	process := start(t, l, l.Control(), "kube-apiserver", filepath.Join(os.Getenv(kubernetesVariable), "kube-apiserver"),
+	s.process = start(t, l, l.Control(), "kube-apiserver", filepath.Join(os.Getenv(kubernetesVariable), "kube-apiserver"),
 		"--etcd-servers=http://"+etcdAddr, "--bind-address="+host, "--advertise-address="+host, "--secure-port="+serverPort, "--cert-dir="+s.folder,
 		"--service-cluster-ip-range=10.96.0.0/16,fd96::/108", "--authorization-mode=RBAC", "--token-auth-file="+s.path("tokens"),
 		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+s.path("accounts.key"),
@@ -78,14 +81,35 @@ func startServer(t *testing.T, l *lab.Lab) *server {
 		t.Fatal(err)
 	}
 	s.mapper = restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(s.typed.Discovery()))
+	s.await(t)
+	return s
+}
+
+// await waits until the API server is ready.
+func (s *server) await(t *testing.T) {
+	t.Helper()
 	eventually(t, "the API server", func(ctx context.Context) error {
-		if !process.Alive() {
-			t.Fatalf("the API server has ended:\n%s", testkit.LastLines(process.Output(), logLines))
+		if !s.process.Alive() {
+			t.Fatalf("the API server has ended:\n%s", testkit.LastLines(s.process.Output(), logLines))
 		}
 		_, err := s.typed.RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
 		return err
 	})
-	return s
+}
+
+// pause takes the API server away, for all who ask it; it returns what brings it back.
+func (s *server) pause(t *testing.T) (back func()) {
+	t.Helper()
+	if err := s.process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	back = sync.OnceFunc(func() {
+		if err := s.process.Signal(syscall.SIGCONT); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(back) // else it could not be ended in order
+	return back
 }
 
 func (s *server) path(name string) string { return filepath.Join(s.folder, name) }

@@ -42,6 +42,8 @@ func TestOneClusterFromItsFirstObjectToItsLast(t *testing.T) {
 		{"the server refuses objects by our definitions", func(t *testing.T) { c.refused(t) }},
 		{"a change of labels arrives", func(t *testing.T) { c.changed(t, objects) }},
 		{"another operator leads at once, and finds what happened meanwhile", func(t *testing.T) { c.led(t) }},
+		{"a leader is killed, and the operator of another node fills a store of its own", func(t *testing.T) { c.killed(t) }},
+		{"a leader goes on without the server, also for an agent that starts", func(t *testing.T) { c.serverAway(t) }},
 		{"what is deleted leaves nothing", func(t *testing.T) { c.deleted(t, objects) }},
 		{"a node that is gone is forgotten", func(t *testing.T) { c.departed(t) }},
 		{"agents asked the server for nothing, and the operator for nothing that is not its right", func(t *testing.T) { c.asked(t) }},
@@ -73,7 +75,8 @@ func examples(t *testing.T) (objects []*unstructured.Unstructured) {
 }
 
 func (c *cluster) begin(t *testing.T) {
-	c.startOperator(t, "operator-1")
+	c.startOperator(t, "node1", "operator-1")
+	c.leader = "node1"
 	want := map[string]string{"node1": "10.244.0.0/24 fd44::/64", "node2": "10.244.1.0/24 fd44:0:0:1::/64", "other": "10.245.0.0/25"}
 	eventually(t, "pod CIDRs of all nodes", func(ctx context.Context) error {
 		nodes, err := c.typed.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
@@ -313,29 +316,136 @@ func (c *cluster) changed(t *testing.T, objects []*unstructured.Unstructured) {
 	})
 }
 
-func (c *cluster) led(t *testing.T) {
-	holder := func(ctx context.Context) string {
-		lease, err := c.typed.CoordinationV1().Leases(namespace).Get(ctx, operator.LeaseName, metav1.GetOptions{})
-		if err != nil || lease.Spec.HolderIdentity == nil {
-			return fmt.Sprint("nobody: ", err)
-		}
-		return *lease.Spec.HolderIdentity
+// holder is the replica that has the lease.
+func (c *cluster) holder(ctx context.Context) string {
+	lease, err := c.typed.CoordinationV1().Leases(namespace).Get(ctx, operator.LeaseName, metav1.GetOptions{})
+	if err != nil || lease.Spec.HolderIdentity == nil {
+		return fmt.Sprint("nobody: ", err)
 	}
-	if got := holder(t.Context()); got != "operator-1" {
+	return *lease.Spec.HolderIdentity
+}
+
+func (c *cluster) led(t *testing.T) {
+	if got := c.holder(t.Context()); got != "operator-1" {
 		t.Errorf("the lease is of %q, want operator-1", got)
 	}
-	c.endOperator(t)
-	if got := holder(t.Context()); got != "" {
+	c.endOperator(t, "node1", syscall.SIGTERM)
+	if got := c.holder(t.Context()); got != "" {
 		t.Errorf("operator-1 has ended in order and the lease is of %q, want nobody", got)
 	}
 	pod := manifests(t, []byte("{apiVersion: v1, kind: Pod, metadata: {name: web-2, namespace: shop}}"))[0]
 	c.remove(t, pod)
-	c.startOperator(t, "operator-2")
+	c.startOperator(t, "node1", "operator-2")
 	eventually(t, "the pod to be gone that was deleted while nobody led", func(ctx context.Context) error {
 		return c.shows(ctx, map[string]bool{"web-2  UID": false})
 	})
-	if got := holder(t.Context()); got != "operator-2" {
+	if got := c.holder(t.Context()); got != "operator-2" {
 		t.Errorf("the lease is of %q, want operator-2", got)
+	}
+}
+
+// epoch is the filling of the store that a node's agent follows.
+func (c *cluster) epoch(ctx context.Context, node string) (string, error) {
+	status, err := c.Status(ctx, node)
+	if err == nil && !status.StoreConnected {
+		err = fmt.Errorf("the agent of %s has no store", node)
+	}
+	return status.GetStoreEpoch(), err
+}
+
+// killed has the leader killed. Agents have all that they had until the next leader's store is full, and what has changed by then.
+func (c *cluster) killed(t *testing.T) {
+	before, err := c.tables(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	epoch, err := c.epoch(t.Context(), "node2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.startOperator(t, "node2", "operator-3")
+	c.endOperator(t, "node1", syscall.SIGKILL)
+	c.leader = "node2"
+	const pod = "{apiVersion: v1, kind: Pod, metadata: {name: fresh, namespace: shop, labels: {app: fresh}}, spec: {nodeName: node1, containers: [{name: c, image: i}]}}"
+	c.mustApply(t, manifests(t, []byte(pod))[0])
+	whole := strings.Split(before, "\n")
+	eventually(t, "agents to follow the next leader, and to know what has changed", func(ctx context.Context) error {
+		text, err := c.tables(ctx)
+		if err != nil {
+			return err
+		}
+		for _, line := range whole { // at every time of it
+			if !strings.Contains(text, line) {
+				t.Fatalf("lost on the way to the next leader: %s", line)
+			}
+		}
+		for _, node := range c.NodeNames() {
+			if now, err := c.epoch(ctx, node); err != nil || now == epoch {
+				return fmt.Errorf("%s is at epoch %s, and was: %w", node, now, err)
+			}
+		}
+		return c.shows(ctx, map[string]bool{"app=fresh": true})
+	})
+	if got := c.holder(t.Context()); got != "operator-3" {
+		t.Errorf("the lease is of %q, want operator-3", got)
+	}
+	eventually(t, "agents to put back what is theirs", func(ctx context.Context) error {
+		for _, kind := range []store.Kind{store.KindNode, store.KindAck, store.KindAlive} {
+			records, err := c.stored(ctx, kind)
+			if err == nil && len(records) != 2 {
+				err = fmt.Errorf("%d records of %s, want 2", len(records), kind)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// serverAway has nobody renew the lease for longer than it lasts.
+func (c *cluster) serverAway(t *testing.T) {
+	c.startOperator(t, "node1", "operator-4")
+	before, err := c.tables(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	epoch, err := c.epoch(t.Context(), "node2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	back := c.pause(t)
+	time.Sleep(20 * time.Second) // longer than the lease, and than client-go's elector would go on
+	if err := c.KillAgent(t.Context(), "node2", syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(filepath.Dir(c.AgentFile("node2")), "state", "store.snapshot")); err != nil {
+		t.Fatal(err) // with it the agent would know all without the store
+	}
+	if err := c.StartAgentWith(t.Context(), "node2", c.settings["node2"]); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "an agent that starts to have all", func(ctx context.Context) error {
+		if now, err := c.epoch(ctx, "node2"); err != nil || now != epoch {
+			return fmt.Errorf("epoch %s, want %s: %w", now, epoch, err)
+		}
+		text, err := c.tables(ctx)
+		if err != nil {
+			return err
+		}
+		return differ(cmp.Diff(before, text))
+	})
+	back()
+	c.await(t)
+	c.remove(t, manifests(t, []byte("{apiVersion: v1, kind: Pod, metadata: {name: fresh, namespace: shop}}"))[0])
+	eventually(t, "agents to know what changes after it is back", func(ctx context.Context) error {
+		return c.shows(ctx, map[string]bool{"app=fresh": false})
+	})
+	if got := c.holder(t.Context()); got != "operator-3" {
+		t.Errorf("the lease is of %q, want operator-3, which went on", got)
+	}
+	if now, err := c.epoch(t.Context(), "node2"); err != nil || now != epoch {
+		t.Errorf("epoch %s, %v; want %s", now, err, epoch)
 	}
 }
 
@@ -407,7 +517,7 @@ func (c *cluster) asked(t *testing.T) {
 		if who == "tendril-operator" && r.ResponseStatus.Code == 403 {
 			t.Errorf("the operator has no right to %s %s", r.Verb, r.RequestURI)
 		}
-		if fromNode1, fromNode2 := isFrom(r, "172.30.0.1"), isFrom(r, "172.30.0.2"); fromNode2 || fromNode1 && who != "tendril-operator" {
+		if fromNode1, fromNode2 := isFrom(r, "172.30.0.1"), isFrom(r, "172.30.0.2"); (fromNode1 || fromNode2) && who != "tendril-operator" {
 			t.Errorf("%s asked from a node, %v: %s %s", r.User.Username, r.SourceIPs, r.Verb, r.RequestURI)
 		}
 	}

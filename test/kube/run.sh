@@ -36,6 +36,7 @@ all() {
   api_server_away
   reboot
   departed
+  own_stores
   replicas
   uninstall
 }

@@ -30,7 +30,9 @@ type Config struct {
 	ClientAddr  string      // host:port where agents read; port 0 picks one
 	PublishAddr string      // host:port that Publish listens on; port 0 picks one
 	Cluster     string
-	QuotaBytes  int64 // size at which etcd refuses writes, 0: 2 GiB
+	// Term is of the leader that keeps the embedded store, and Before of the one before, see store.BeginTerm; 0: the store is nobody's own.
+	Term, Before uint64
+	QuotaBytes   int64 // size at which etcd refuses writes, 0: 2 GiB
 	// TLS is the store's certificate, and the authorities that name nodes; an *Authority issues them beside the Publish service. With TLS the
 	// embedded etcd itself listens at a unix socket only, and who asks at ClientAddr can read. nil: plaintext.
 	TLS    store.Identity
@@ -89,6 +91,14 @@ func (s *Server) embed(ctx context.Context, config Config) (err error) {
 		return err
 	}
 	s.client = v3client.New(s.etcd.Server)
+	if config.Term != 0 {
+		kept, err := store.BeginTerm(ctx, s.client, config.Cluster, config.Term, config.Before)
+		if err != nil {
+			s.etcd.Close()
+			return errors.Join(err, s.client.Close())
+		}
+		config.Logger.Info("the store is of this leader's term", "term", config.Term, "kept", kept)
+	}
 	s.admin = s.etcd.Clients[0].Addr().String()
 	if config.TLS != nil {
 		s.reader = newReaderServer(s.etcd.Server, readable(store.Prefix(config.Cluster)), config.TLS)
