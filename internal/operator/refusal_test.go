@@ -5,9 +5,12 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/dynamic"
@@ -55,6 +58,36 @@ func TestARefusedWriteWithRetryAfterIsWaitedOutAndArrives(t *testing.T) {
 	for i := range asked[1:] {
 		if waited := asked[i+1].Sub(asked[i]); waited < 900*time.Millisecond {
 			t.Errorf("asked again after %v, want the 1 s of Retry-After", waited)
+		}
+	}
+}
+
+// Without Retry-After the operator itself waits longer each time: at least three quarters of 1 s, then of 2 s.
+func TestAWriteThatTheServerFailsIsTriedAgainLessAndLess(t *testing.T) {
+	t.Parallel()
+	c := prepare(t, balancer(""))
+	var mu sync.Mutex
+	var tries []time.Time
+	serveStatus(c, func() error {
+		mu.Lock()
+		defer mu.Unlock()
+		if tries = append(tries, time.Now()); len(tries) <= 2 {
+			return apierrors.NewInternalError(errAway)
+		}
+		return nil
+	})
+	c.run()
+	c.await(0, "services/shop/web")
+	c.memory.give(t, "192.0.2.1")
+	c.until(func() string { return cmp.Diff([]string{"192.0.2.1"}, c.status()) })
+	mu.Lock()
+	defer mu.Unlock()
+	if len(tries) != 3 {
+		t.Fatalf("%d tries, want 3", len(tries))
+	}
+	for i, least := range []time.Duration{750 * time.Millisecond, 1500 * time.Millisecond} {
+		if waited := tries[i+1].Sub(tries[i]); waited < least {
+			t.Errorf("try %d came after %v, want at least %v", i+2, waited, least)
 		}
 	}
 }
