@@ -39,8 +39,10 @@ func TestAnAgentGoesToTheStoreOfTheNextLeaderAndLosesNothing(t *testing.T) {
 	a := first.agentOfBoth("n1", second)
 	a.set(NodeKey("n1"), NodeValue("192.0.2.1"))
 	a.set(AddrKey("n1", "10.1.0.5"), IPValue("mine"))
+	a.set(AliveKey("n1"), &storev1.Alive{})
 	a.untilSynced()
 	a.untilHas("10.1.0.5")
+	a.untilHas("alive n1")
 	before, cluster1 := a.rows(), a.client.Status().ClusterID
 
 	first.halt()
@@ -58,6 +60,12 @@ func TestAnAgentGoesToTheStoreOfTheNextLeaderAndLosesNothing(t *testing.T) {
 	a.untilSynced()
 	for _, key := range []string{"nodes/n1", "ips/n1/10.1.0.5", "synced/" + epoch + "/ips/n1"} {
 		until(t, "the second store has "+key, func() bool { return second.hasKey(key) })
+	}
+	// Whoever reads the marker takes a node without a sign of life for dead.
+	alive, err := second.raw.Get(t.Context(), Prefix(cluster)+"alive/n1")
+	marker, err2 := second.raw.Get(t.Context(), Prefix(cluster)+"synced/"+epoch+"/ips/n1")
+	if err != nil || err2 != nil || len(alive.Kvs) != 1 || alive.Kvs[0].CreateRevision > marker.Kvs[0].CreateRevision {
+		t.Errorf("the sign of life %v is not before the marker %v: %v, %v", alive, marker, err, err2)
 	}
 	if !a.has("10.1.0.5") || !a.has("default stays") {
 		t.Errorf("something was lost on the way: %s", strings.Join(a.rows(), "\n"))
