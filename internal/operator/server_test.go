@@ -4,11 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"path"
 	"strings"
 	"sync"
 	"testing"
@@ -261,54 +259,6 @@ func TestARefusalWithRetryAfterIsWaitedOut(t *testing.T) {
 	defer mu.Unlock()
 	if refusals > 0 {
 		t.Errorf("%d refusals were not needed", refusals)
-	}
-}
-
-// A server that is too busy refuses what is written to it as well: here the definitions of our own kinds.
-func TestAWriteThatIsRefusedWithRetryAfterIsSentAgainThenAndNotBefore(t *testing.T) {
-	t.Parallel()
-	s := newAPIServer(t, "a")
-	var mu sync.Mutex
-	tries := map[string][]time.Time{} // by what is written
-	written := map[string]string{}
-	s.set(func(w http.ResponseWriter, r *http.Request) bool {
-		if r.Method != http.MethodPatch {
-			return false
-		}
-		body, err := io.ReadAll(r.Body)
-		if err != nil {
-			t.Error(err)
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		what := path.Base(r.URL.Path)
-		tries[what] = append(tries[what], time.Now())
-		if len(tries[what]) <= 2 {
-			w.Header().Set("Retry-After", "1")
-			s.refuse(w, http.StatusTooManyRequests, "TooManyRequests")
-			return true
-		}
-		written[what] = string(body)
-		w.Header().Set("Content-Type", "application/json")
-		w.Write(body) // the definitions are sent as JSON, which the server answers with
-		return true
-	})
-	s.operate()
-	s.await(60*time.Second, "namespaces/a")
-	mu.Lock()
-	defer mu.Unlock()
-	for _, name := range []string{"loadbalancerpools.tendril.io", "egressgateways.tendril.io"} {
-		if !strings.Contains(written[name], name) {
-			t.Errorf("%s was never written; tries %v", name, tries[name])
-		}
-		for i := 1; i < len(tries[name]); i++ {
-			if since := tries[name][i].Sub(tries[name][i-1]); since < 900*time.Millisecond {
-				t.Errorf("%s: sent again after %v, want the second of Retry-After", name, since)
-			}
-		}
-		if len(tries[name]) != 3 {
-			t.Errorf("%s: sent %d times, want two refusals and one that is taken", name, len(tries[name]))
-		}
 	}
 }
 
