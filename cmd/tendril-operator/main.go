@@ -2,6 +2,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,6 +47,7 @@ type options struct {
 	files      store.Files
 	authority  string
 	life       time.Duration
+	spread     time.Duration
 }
 
 func command() *cobra.Command {
@@ -78,6 +80,7 @@ etcd outside: agents read through it, and write through its Publish service.`,
 	flags.StringVar(&o.files.Key, "store-key", "", "key of the certificate")
 	flags.StringVar(&o.authority, "authority", "", "name of the Secret and ConfigMap of the authority that issues certificates to agents, and to this replica for them; both are there, empty at first")
 	flags.DurationVar(&o.life, "certificate-life", 0, "how long a certificate lives that the authority issues (default 24h); agents have the next one issued at half of it or later")
+	flags.DurationVar(&o.spread, "authority-spread", 0, "while the authority is replaced: how long the next one is made known before it issues (default 10m); kubelet brings it to agents in about two minutes")
 	flags.StringVar(&o.server.PublishAddr, "publish", "127.0.0.1:2380", "where the Publish service listens")
 	flags.DurationVar(&o.grace, "node-grace", 0, "how long a node that Kubernetes does not have and that gives no sign of life stays in the store (default 10m)")
 	flags.StringArrayVar(&o.podPools, "pod-pool", nil, "NAME=PREFIX:BITS[,PREFIX:BITS]: gives each node without pod CIDRs a prefix of so many bits; nodes with the annotation\n"+operator.AnnotationPodPool+" from the pool that it names, all others from the one named "+operator.DefaultPodPool)
@@ -191,10 +194,13 @@ func (o *options) identify(ctx context.Context, client kubernetes.Interface, log
 // put right.
 func (o *options) issuer(ctx context.Context, client kubernetes.Interface, log *slog.Logger) (*server.Authority, error) {
 	backoff := store.Backoff{Max: 5 * time.Second}
-	var cert, key []byte
+	kept := operator.Authority{
+		Client: client, Namespace: o.namespace, Name: o.authority, Make: server.MakeAuthority, Life: cmp.Or(o.life, server.DefaultLife), Spread: o.spread, Poll: o.spread / 10, Logger: log,
+	}
+	var keys operator.AuthorityKeys
 	for {
 		var err error
-		if cert, key, err = operator.KeepAuthority(ctx, client, o.namespace, o.authority, server.MakeAuthority); err == nil {
+		if keys, err = kept.Keep(ctx); err == nil {
 			break
 		}
 		if refused := apierrors.APIStatus(nil); errors.As(err, &refused) && refused.Status().Code < http.StatusInternalServerError {
@@ -208,7 +214,7 @@ func (o *options) issuer(ctx context.Context, client kubernetes.Interface, log *
 		}
 	}
 	config := server.AuthorityConfig{
-		Cert: cert, Key: key, Life: o.life, Tokens: operator.Tokens{Client: client, Account: "system:serviceaccount:" + o.namespace + ":" + agentAccount},
+		Cert: keys.Cert, Key: keys.Key, Believed: keys.Believed, Life: o.life, Tokens: operator.Tokens{Client: client, Account: "system:serviceaccount:" + o.namespace + ":" + agentAccount},
 	}
 	for _, addr := range []string{o.server.ClientAddr, o.server.PublishAddr} {
 		host, _, err := net.SplitHostPort(addr)
@@ -217,7 +223,12 @@ func (o *options) issuer(ctx context.Context, client kubernetes.Interface, log *
 		}
 		config.Hosts = append(config.Hosts, host)
 	}
-	return server.NewAuthority(config)
+	issuer, err := server.NewAuthority(config)
+	if err != nil {
+		return nil, err
+	}
+	go kept.Follow(ctx, func(keys operator.AuthorityKeys) error { return issuer.Replace(keys.Cert, keys.Key, keys.Believed) })
+	return issuer, nil
 }
 
 // agentAccount is the service account of agents, as the chart names it.

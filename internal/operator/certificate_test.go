@@ -7,71 +7,12 @@ import (
 	"testing"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
-	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
 	"tendril.io/tendril/internal/store"
-	"tendril.io/tendril/internal/store/server"
 )
-
-// emptyAuthority is what the chart brings.
-func emptyAuthority() *fake.Clientset {
-	meta := metav1.ObjectMeta{Namespace: "kube-system", Name: "tendril-authority", ResourceVersion: "7"}
-	return fake.NewClientset(&corev1.Secret{ObjectMeta: meta}, &corev1.ConfigMap{ObjectMeta: meta})
-}
-
-func TestReplicasAgreeOnOneAuthority(t *testing.T) {
-	client := emptyAuthority()
-	theirs, theirKey, err := server.MakeAuthority()
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Another replica writes between our read and our write.
-	client.PrependReactor("patch", "secrets", func(action clienttesting.Action) (bool, runtime.Object, error) {
-		if patch := string(action.(clienttesting.PatchAction).GetPatch()); !strings.Contains(patch, `"resourceVersion":"7"`) {
-			t.Errorf("the write does not depend on what was read: %s", patch)
-		}
-		secret := &corev1.Secret{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "tendril-authority", ResourceVersion: "8"},
-			Data:       map[string][]byte{"tls.crt": theirs, "tls.key": theirKey},
-		}
-		if err := client.Tracker().Update(schema.GroupVersionResource{Version: "v1", Resource: "secrets"}, secret, "kube-system"); err != nil {
-			t.Fatal(err)
-		}
-		return true, nil, apierrors.NewConflict(schema.GroupResource{Resource: "secrets"}, "tendril-authority", errors.New("changed"))
-	})
-	cert, key, err := KeepAuthority(t.Context(), client, "kube-system", "tendril-authority", server.MakeAuthority)
-	if err != nil || string(cert) != string(theirs) || string(key) != string(theirKey) {
-		t.Errorf("got another authority than the faster replica's, %v", err)
-	}
-	known, err := client.CoreV1().ConfigMaps("kube-system").Get(t.Context(), "tendril-authority", metav1.GetOptions{})
-	if err != nil || known.Data["ca.crt"] != string(theirs) {
-		t.Errorf("the config map has %v, %v", known, err)
-	}
-	if strings.Contains(known.String(), string(theirKey)) {
-		t.Error("the config map has the key")
-	}
-}
-
-func TestAnAuthorityIsMadeOnceAndKept(t *testing.T) {
-	client := emptyAuthority()
-	first, _, err := KeepAuthority(t.Context(), client, "kube-system", "tendril-authority", server.MakeAuthority)
-	if err != nil {
-		t.Fatal(err)
-	}
-	again, _, err := KeepAuthority(t.Context(), client, "kube-system", "tendril-authority", server.MakeAuthority)
-	if err != nil || string(again) != string(first) {
-		t.Errorf("the second time another one, %v", err)
-	}
-	if _, _, err := KeepAuthority(t.Context(), client, "kube-system", "none", server.MakeAuthority); err == nil || !strings.Contains(err.Error(), "secret kube-system/none") {
-		t.Errorf("without a Secret: got %v", err)
-	}
-}
 
 func TestATokenProvesTheNodeOfItsPod(t *testing.T) {
 	const agents = "system:serviceaccount:kube-system:tendril-agent"

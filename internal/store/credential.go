@@ -98,7 +98,7 @@ func explainCertificate(leaf *x509.Certificate, err error) error {
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return fmt.Errorf("certificate of %q has expired at %s: renew it", leaf.Subject.CommonName, leaf.NotAfter.Format(time.RFC3339))
 	case errors.As(err, new(x509.UnknownAuthorityError)):
-		return fmt.Errorf("certificate of %q is of an unknown authority, %q: both sides must know the same", leaf.Subject.CommonName, leaf.Issuer.CommonName)
+		return fmt.Errorf("certificate of %q is of an unknown authority, %q: both sides must know the same; bring the file with the authorities up to date (in Kubernetes: from the config map tendril-authority, which kubelet brings)", leaf.Subject.CommonName, leaf.Issuer.CommonName)
 	case errors.As(err, &host):
 		return fmt.Errorf("certificate of %q is not for %s but for %v %v: ask at one of those, or have it issued anew", leaf.Subject.CommonName, host.Host, leaf.DNSNames, leaf.IPAddresses)
 	}

@@ -33,8 +33,9 @@ type Tokens interface {
 // AuthorityConfig is what an authority needs.
 type AuthorityConfig struct {
 	Cert, Key []byte        // of the authority, in PEM; see MakeAuthority
+	Believed  []byte        // certificates of all authorities whose clients are let in, in PEM; this one is in any case
 	Tokens    Tokens        // who is who
-	Life      time.Duration // of a certificate, 0: 24 hours
+	Life      time.Duration // of a certificate, 0: DefaultLife
 	Hosts     []string      // addresses at which agents ask, for the store's own certificate
 }
 
@@ -42,18 +43,26 @@ type AuthorityConfig struct {
 type Authority struct {
 	storev1.UnimplementedAuthorityServer
 	config AuthorityConfig
-	cert   *x509.Certificate
-	key    *ecdsa.PrivateKey
-	pool   *x509.CertPool
 	turns  turns
 
-	mu  sync.Mutex
-	own tls.Certificate // renewed at half of its life
+	mu     sync.Mutex
+	signer signer
+	pool   *x509.CertPool
+	own    tls.Certificate // renewed at half of its life
 }
+
+// A signer is an authority's certificate and its key.
+type signer struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	life time.Duration // of what it signs
+}
+
+// DefaultLife is how long a certificate lives.
+const DefaultLife = 24 * time.Hour
 
 const (
 	authorityLife = 10 * 365 * 24 * time.Hour
-	nodeLife      = 24 * time.Hour
 	shortestLife  = 5 * time.Second
 	clockSkew     = time.Minute // a certificate counts that much earlier, at most, for nodes whose clock is behind
 )
@@ -65,7 +74,8 @@ func MakeAuthority() (cert, key []byte, err error) {
 		return nil, nil, fmt.Errorf("make an authority: %w", err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: serial(), Subject: pkix.Name{CommonName: "tendril store authority"},
+		// Whoever does not believe one says which, and one follows another.
+		SerialNumber: serial(), Subject: pkix.Name{CommonName: "tendril store authority of " + time.Now().UTC().Format(time.RFC3339)},
 		NotBefore: time.Now().Add(-clockSkew), NotAfter: time.Now().Add(authorityLife),
 		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign,
 	}
@@ -88,18 +98,7 @@ func serial() *big.Int {
 
 // NewAuthority takes a certificate and its key.
 func NewAuthority(config AuthorityConfig) (*Authority, error) {
-	pair, err := tls.X509KeyPair(config.Cert, config.Key)
-	if err != nil {
-		return nil, fmt.Errorf("authority: %w", err)
-	}
-	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
-	if !ok || !pair.Leaf.IsCA {
-		return nil, errors.New("authority: the certificate is not of an authority with an ECDSA key; remove it, and another is made")
-	}
-	if now := time.Now(); now.After(pair.Leaf.NotAfter) {
-		return nil, fmt.Errorf("authority: its certificate has expired at %s; remove it, and another is made", pair.Leaf.NotAfter.Format(time.RFC3339))
-	}
-	config.Life = cmp.Or(config.Life, nodeLife)
+	config.Life = cmp.Or(config.Life, DefaultLife)
 	if config.Life < shortestLife {
 		return nil, fmt.Errorf("authority: certificates that live for %v would be renewed all the time; give them %v or more", config.Life, shortestLife)
 	}
@@ -108,9 +107,43 @@ func NewAuthority(config AuthorityConfig) (*Authority, error) {
 			return nil, fmt.Errorf("authority: the store listens at %q; give the address at which agents ask, for that stands in its certificate", host)
 		}
 	}
-	a := &Authority{config: config, cert: pair.Leaf, key: key, pool: x509.NewCertPool(), turns: newTurns()}
-	a.pool.AddCert(pair.Leaf)
+	a := &Authority{config: config, turns: newTurns()}
+	if err := a.Replace(config.Cert, config.Key, config.Believed); err != nil {
+		return nil, err
+	}
 	return a, nil
+}
+
+// Replace has another authority issue from now on, and others be believed; all is in PEM, as in the config. Connections stay: whom they belong to
+// was checked when they began, and they end with their clients' certificates. What cannot be used replaces nothing.
+func (a *Authority) Replace(cert, key, believed []byte) error {
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		return fmt.Errorf("authority: %w", err)
+	}
+	private, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
+	if !ok || !pair.Leaf.IsCA {
+		return errors.New("authority: the certificate is not of an authority with an ECDSA key; remove it, and another is made")
+	}
+	if now := time.Now(); now.After(pair.Leaf.NotAfter) {
+		return fmt.Errorf("authority: its certificate has expired at %s; remove it, and another is made", pair.Leaf.NotAfter.Format(time.RFC3339))
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(pair.Leaf)
+	for block, rest := pem.Decode(believed); block != nil; block, rest = pem.Decode(rest) {
+		other, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return fmt.Errorf("authority: another that is believed: %w", err)
+		}
+		pool.AddCert(other)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.signer.cert == nil || !a.signer.cert.Equal(pair.Leaf) {
+		a.own = tls.Certificate{} // the store shows one of the new authority
+	}
+	a.signer, a.pool = signer{pair.Leaf, private, a.config.Life}, pool
+	return nil
 }
 
 // Load implements store.Identity.
@@ -132,7 +165,7 @@ func (a *Authority) Load() (tls.Certificate, *x509.CertPool, error) {
 			template.DNSNames = append(template.DNSNames, host)
 		}
 	}
-	raw, err := a.sign(template, &key.PublicKey)
+	raw, err := a.signer.sign(template, &key.PublicKey)
 	if err != nil {
 		return tls.Certificate{}, nil, err
 	}
@@ -144,11 +177,11 @@ func (a *Authority) Load() (tls.Certificate, *x509.CertPool, error) {
 	return a.own, a.pool, nil
 }
 
-func (a *Authority) sign(template *x509.Certificate, key any) ([]byte, error) {
+func (s signer) sign(template *x509.Certificate, key any) ([]byte, error) {
 	template.SerialNumber, template.KeyUsage = serial(), x509.KeyUsageDigitalSignature
 	now := time.Now()
-	template.NotBefore, template.NotAfter = now.Add(-min(clockSkew, a.config.Life/10)), now.Add(a.config.Life)
-	raw, err := x509.CreateCertificate(rand.Reader, template, a.cert, key, a.key)
+	template.NotBefore, template.NotAfter = now.Add(-min(clockSkew, s.life/10)), now.Add(s.life)
+	raw, err := x509.CreateCertificate(rand.Reader, template, s.cert, key, s.key)
 	if err != nil {
 		return nil, fmt.Errorf("sign a certificate of %q: %w", template.Subject.CommonName, err)
 	}
@@ -182,7 +215,10 @@ func (a *Authority) Issue(ctx context.Context, r *storev1.IssueRequest) (*storev
 	case node != name:
 		return nil, status.Errorf(codes.PermissionDenied, "node %q: the token is of a pod on node %q; each node's agent asks for its own", name, node)
 	}
-	raw, err := a.sign(&x509.Certificate{Subject: pkix.Name{CommonName: node}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, request.PublicKey)
+	a.mu.Lock()
+	signer := a.signer
+	a.mu.Unlock()
+	raw, err := signer.sign(&x509.Certificate{Subject: pkix.Name{CommonName: node}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, request.PublicKey)
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
