@@ -72,7 +72,7 @@ step lint go test -count=1 ./test/lint
 step generated generated
 step tests go test -timeout 10m $(others)
 step opinion env TENDRIL_BIN="$PWD/bin" go -C test/opinion test -count=1 -timeout 10m ./...
-step kernels env TENDRIL_KERNELS="$kernels" go test -count=1 -timeout 20m ./test/kernels
+step kernels env TENDRIL_KERNELS="$kernels" go test -count=1 -timeout 30m ./test/kernels
 step apiserver-build test/kube/build.sh apiserver
 step apiserver env TENDRIL_KUBE="$PWD/build/kube/bin" TENDRIL_BIN="$PWD/bin" go test -count=1 -timeout 30m ./test/apiserver
 step lab env TENDRIL_BIN="$PWD/bin" go test -count=1 -p 1 -timeout 25m ./internal/lab ./test/lab

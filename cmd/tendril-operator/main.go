@@ -118,10 +118,10 @@ func (o *options) run(ctx context.Context) error {
 		}
 		pools = append(pools, pool)
 	}
-	if err := o.identify(ctx, typed, log); err != nil {
+	group, ctx := errgroup.WithContext(ctx)
+	if err := o.identify(ctx, typed, log, group); err != nil {
 		return err
 	}
-	group, ctx := errgroup.WithContext(ctx)
 	own := o.server.Dir != ""
 	if !own && o.authority != "" { // else agents reach the etcd outside and a Publish service elsewhere
 		running, err := server.Serve(ctx, o.server)
@@ -174,7 +174,7 @@ func (o *options) write(ctx context.Context, to store.WriterConfig, config opera
 }
 
 // identify finds out who this process is for agents, and for the etcd outside.
-func (o *options) identify(ctx context.Context, client kubernetes.Interface, log *slog.Logger) (err error) {
+func (o *options) identify(ctx context.Context, client kubernetes.Interface, log *slog.Logger, group *errgroup.Group) (err error) {
 	o.server.Logger = log
 	switch {
 	case o.server.Dir == "":
@@ -185,14 +185,20 @@ func (o *options) identify(ctx context.Context, client kubernetes.Interface, log
 		o.server.TLS = o.files
 	}
 	if o.authority != "" {
-		o.server.TLS, err = o.issuer(ctx, client, log)
+		o.server.TLS, err = o.issuer(ctx, client, log, group)
 	}
 	return err
 }
 
-// issuer is the authority. It waits for an API server that is away, as after a start of the whole cluster; what that refuses is for people to
-// put right.
-func (o *options) issuer(ctx context.Context, client kubernetes.Interface, log *slog.Logger) (*server.Authority, error) {
+// leastSpread is what a few readings of the Secret take, and a ConfigMap on its way.
+const leastSpread = 5 * time.Second
+
+// issuer is the authority, which follows its replacements from then on. It waits for an API server that is away, as after a start of the whole
+// cluster; what that refuses is for people to put right.
+func (o *options) issuer(ctx context.Context, client kubernetes.Interface, log *slog.Logger, group *errgroup.Group) (*server.Authority, error) {
+	if o.spread != 0 && o.spread < leastSpread {
+		return nil, fmt.Errorf("--authority-spread: in %v nobody can hear of another authority; give it minutes", o.spread)
+	}
 	backoff := store.Backoff{Max: 5 * time.Second}
 	kept := operator.Authority{
 		Client: client, Namespace: o.namespace, Name: o.authority, Make: server.MakeAuthority, Life: cmp.Or(o.life, server.DefaultLife), Spread: o.spread, Poll: o.spread / 10, Logger: log,
@@ -227,7 +233,10 @@ func (o *options) issuer(ctx context.Context, client kubernetes.Interface, log *
 	if err != nil {
 		return nil, err
 	}
-	go kept.Follow(ctx, func(keys operator.AuthorityKeys) error { return issuer.Replace(keys.Cert, keys.Key, keys.Believed) })
+	group.Go(func() error {
+		kept.Follow(ctx, func(keys operator.AuthorityKeys) error { return issuer.Replace(keys.Cert, keys.Key, keys.Believed) })
+		return nil
+	})
 	return issuer, nil
 }
 

@@ -52,7 +52,7 @@ func labGuest(t *testing.T, version string, modules ...string) vm.Config {
 func runLab(t *testing.T, config vm.Config, names ...string) {
 	t.Helper()
 	config.Arguments = []string{"-test.run=^(" + strings.Join(names, "|") + ")$", "-test.v"}
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	output, err := vm.Run(ctx, config)
 	if err != nil {
