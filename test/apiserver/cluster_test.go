@@ -141,7 +141,7 @@ func (c *cluster) install(t *testing.T) {
 	for _, assignment := range []string{
 		"apiServer.host=" + c.host, "operator.storeDir=" + c.path(storeDir),
 		fmt.Sprintf(`operator.replicas=[{node: node1, address: %s}, {node: node2, address: %s}]`, c.nodeAddress(t, "node1"), c.nodeAddress(t, "node2")),
-		"operator.nodeGrace=1s", `operator.podPools=["default=10.244.0.0/16:24,fd44::/48:64", "other=10.245.0.0/16:25"]`,
+		"operator.nodeGrace=1s", "operator.authoritySpread=10s", `operator.podPools=["default=10.244.0.0/16:24,fd44::/48:64", "other=10.245.0.0/16:25"]`,
 		"agent.config.alive_lease_seconds=10",
 	} {
 		if err := values.Set(assignment); err != nil {

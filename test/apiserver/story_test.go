@@ -44,6 +44,7 @@ func TestOneClusterFromItsFirstObjectToItsLast(t *testing.T) {
 		{"another operator leads at once, and finds what happened meanwhile", func(t *testing.T) { c.led(t) }},
 		{"a leader is killed, and the operator of another node fills a store of its own", func(t *testing.T) { c.killed(t) }},
 		{"a leader goes on without the server, also for an agent that starts", func(t *testing.T) { c.serverAway(t) }},
+		{"the authority is replaced, and no agent is cut off", func(t *testing.T) { c.authorityReplaced(t) }},
 		{"what is deleted leaves nothing", func(t *testing.T) { c.deleted(t, objects) }},
 		{"a node that is gone is forgotten", func(t *testing.T) { c.departed(t) }},
 		{"agents asked the server for nothing, and the operator for nothing that is not its right", func(t *testing.T) { c.asked(t) }},
