@@ -16,7 +16,7 @@ import (
 )
 
 func TestAnAgentGoesThroughAReplacementOfTheAuthorityAndOneThatWasNotToldIsRefused(t *testing.T) {
-	const life = 6 * time.Second
+	const life = 10 * time.Second // of which a renewal has a quarter
 	first, firstKey, err := server.MakeAuthority()
 	next, nextKey, nextErr := server.MakeAuthority()
 	a, newErr := server.NewAuthority(server.AuthorityConfig{Cert: first, Key: firstKey, Tokens: tokens{}, Life: life, Hosts: []string{"127.0.0.1"}})
