@@ -66,7 +66,6 @@ static __always_inline int client_open(struct packet *p, struct flow_key *key, _
 static __always_inline int client_local(struct __sk_buff *ctx, struct packet *p, struct flow_key *key, const struct flow *flow, __u64 now)
 {
 	struct endpoint *endpoint = endpoint_at(p->to.endpoint);
-	struct ethhdr *ethernet;
 	int reason = GO_ON;
 
 	if (!endpoint || !address_of_endpoint(endpoint, &p->destination))
@@ -77,13 +76,10 @@ static __always_inline int client_local(struct __sk_buff *ctx, struct packet *p,
 		reason = flow_remember(p);
 	if (reason == GO_ON)
 		reason = mtu_check(ctx, p, endpoint->mtu);
+	if (reason == GO_ON)
+		reason = deliver_link(ctx, endpoint);
 	if (reason != GO_ON)
 		return reason;
-	ethernet = (void *)(long)ctx->data;
-	if ((void *)(ethernet + 1) > (void *)(long)ctx->data_end)
-		return DROP_INVALID_PACKET;
-	__builtin_memcpy(ethernet->h_dest, endpoint->pod_mac, ETH_ALEN);
-	__builtin_memcpy(ethernet->h_source, endpoint->host_mac, ETH_ALEN);
 	return bpf_redirect(endpoint->ifindex, 0) == TC_ACT_REDIRECT ? REASON_FORWARDED : DROP_NO_ROUTE;
 }
 

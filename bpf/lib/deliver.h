@@ -64,23 +64,31 @@ static __always_inline int deliver_prepare(struct __sk_buff *ctx, struct packet 
 	return reason == GO_ON && p->option ? dsr_write(ctx, p) : reason;
 }
 
+/* deliver_link addresses a packet to a pod's device, on the link between it and the node. */
+static __always_inline int deliver_link(struct __sk_buff *ctx, const struct endpoint *endpoint)
+{
+	struct ethhdr *ethernet = (void *)(long)ctx->data;
+
+	if ((void *)(ethernet + 1) > (void *)(long)ctx->data_end)
+		return DROP_INVALID_PACKET;
+	__builtin_memcpy(ethernet->h_dest, endpoint->pod_mac, ETH_ALEN);
+	__builtin_memcpy(ethernet->h_source, endpoint->host_mac, ETH_ALEN);
+	return GO_ON;
+}
+
 /* deliver_local hands a packet to a pod of this node, past the host's stack and the pod's own to_pod. */
 static __always_inline int deliver_local(struct __sk_buff *ctx, struct packet *p)
 {
 	struct endpoint *endpoint = endpoint_at(p->to.endpoint);
-	struct ethhdr *ethernet;
 	int reason;
 
 	if (!endpoint || !address_of_endpoint(endpoint, &p->destination))
 		return DROP_UNKNOWN_DESTINATION;
 	reason = deliver_prepare(ctx, p, endpoint->mtu);
+	if (reason == GO_ON)
+		reason = deliver_link(ctx, endpoint);
 	if (reason != GO_ON)
 		return reason;
-	ethernet = (void *)(long)ctx->data;
-	if ((void *)(ethernet + 1) > (void *)(long)ctx->data_end)
-		return DROP_INVALID_PACKET;
-	__builtin_memcpy(ethernet->h_dest, endpoint->pod_mac, ETH_ALEN);
-	__builtin_memcpy(ethernet->h_source, endpoint->host_mac, ETH_ALEN);
 	if (ctx->pkt_type != 0 /* PACKET_HOST */)
 		bpf_skb_change_type(ctx, 0);
 	return bpf_redirect_peer(endpoint->ifindex, 0) == TC_ACT_REDIRECT ? REASON_FORWARDED : DROP_NO_ROUTE;
