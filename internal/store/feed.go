@@ -475,8 +475,9 @@ func (f *feed) changes(r *pb.WatchResponse) error {
 		if changed && (remove || hasKind(e.Kv.Key[len(f.prefix):], KindSynced)) {
 			continue
 		}
-		events = append(events, f.event(e.Kv))
-		events[len(events)-1].remove = remove
+		change := f.event(e.Kv)
+		change.remove = remove
+		events = append(events, change)
 	}
 	f.take(events)
 	if changed {

@@ -48,7 +48,7 @@ type Publisher struct {
 	target   string        // filling that they are being published to, empty: none
 	alive    []byte        // heartbeat, nil: none
 	lease    time.Duration // that the heartbeat asks for; 0: the server chooses
-	beatNow  bool          // the heartbeat has a new value
+	beatNow  bool          // the next heartbeat does not wait for its time
 	ends     time.Duration // of the lease, by SinceBoot; 0: none yet
 	beaten   chan struct{} // closed at the next heartbeat that the store takes
 	refusals map[Key]Problem

@@ -59,6 +59,13 @@ func (p *Publisher) idle(ctx context.Context, beatAt time.Time) {
 	}
 }
 
+// beatWanted is whether a heartbeat should not wait for its time.
+func (p *Publisher) beatWanted() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.alive != nil && p.beatNow
+}
+
 func (p *Publisher) beatDue(at time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -135,7 +142,7 @@ func (p *Publisher) drain(ctx context.Context) error {
 			}
 		}
 		// Others forget what they knew of this node besides once the marker is there: its sign of life had better be before it.
-		if batch[0].key.Kind == KindSynced && p.beatDue(time.Now().Add(time.Hour)) {
+		if batch[0].key.Kind == KindSynced && p.beatWanted() {
 			if err := p.beat(ctx); err != nil {
 				return err
 			}
