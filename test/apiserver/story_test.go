@@ -354,16 +354,22 @@ func (c *cluster) epoch(ctx context.Context, node string) (string, error) {
 	return status.GetStoreEpoch(), err
 }
 
+// known is what the agent of node2 knows, and of which filling of a store.
+func (c *cluster) known(t *testing.T) (tables, epoch string) {
+	t.Helper()
+	tables, err := c.tables(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if epoch, err = c.epoch(t.Context(), "node2"); err != nil {
+		t.Fatal(err)
+	}
+	return tables, epoch
+}
+
 // killed has the leader killed. Agents have all that they had until the next leader's store is full, and what has changed by then.
 func (c *cluster) killed(t *testing.T) {
-	before, err := c.tables(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	epoch, err := c.epoch(t.Context(), "node2")
-	if err != nil {
-		t.Fatal(err)
-	}
+	before, epoch := c.known(t)
 	c.startOperator(t, "node2", "operator-3")
 	c.endOperator(t, "node1", syscall.SIGKILL)
 	c.leader = "node2"
@@ -407,14 +413,7 @@ func (c *cluster) killed(t *testing.T) {
 // serverAway has nobody renew the lease for longer than it lasts.
 func (c *cluster) serverAway(t *testing.T) {
 	c.startOperator(t, "node1", "operator-4")
-	before, err := c.tables(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	epoch, err := c.epoch(t.Context(), "node2")
-	if err != nil {
-		t.Fatal(err)
-	}
+	before, epoch := c.known(t)
 	back := c.pause(t)
 	time.Sleep(20 * time.Second) // longer than the lease, and than client-go's elector would go on
 	if err := c.KillAgent(t.Context(), "node2", syscall.SIGKILL); err != nil {

@@ -90,14 +90,7 @@ func await(t *testing.T, what string, holds func() bool) {
 
 func TestANodeWithATokenGetsACertificateAndRenewsItBeforeItExpires(t *testing.T) {
 	running, ca := issuing(t, 6*time.Second)
-	writer, err := store.NewWriter(store.WriterConfig{Endpoints: []string{running.AdminEndpoint()}, Cluster: cluster})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer writer.Close()
-	if _, err := writer.Fill(t.Context(), nil); err != nil {
-		t.Fatal(err)
-	}
+	writer := begin(t, running.AdminEndpoint())
 	client, tables, file := enrol(t, running, ca, "token-n1")
 	await(t, "the agent is complete", func() bool { return client.Status().Synced })
 	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {

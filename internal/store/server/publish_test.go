@@ -74,17 +74,24 @@ func dial(t *testing.T, addr string, creds credentials.TransportCredentials) *gr
 	return conn
 }
 
-// fill starts an epoch, as the operator does.
-func (r *running) fill(t *testing.T) {
+// begin starts an epoch with nothing in it, as the operator does, whose writer it returns.
+func begin(t *testing.T, endpoint string) *store.Writer {
 	t.Helper()
-	writer, err := store.NewWriter(store.WriterConfig{Endpoints: []string{r.server.ClientAddr()}, Cluster: cluster})
+	writer, err := store.NewWriter(store.WriterConfig{Endpoints: []string{endpoint}, Cluster: cluster})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer writer.Close()
+	t.Cleanup(func() { writer.Close() })
 	if _, err := writer.Fill(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
+	return writer
+}
+
+// fill has a store begin, and remembers the epoch.
+func (r *running) fill(t *testing.T) {
+	t.Helper()
+	begin(t, r.server.ClientAddr())
 	epoch, err := store.ReadEpoch(r.get(t, "epoch").Kvs[0].Value)
 	if err != nil {
 		t.Fatal(err)

@@ -65,14 +65,7 @@ func TestAgentsGoOnAtAnotherReplicaWhenTheirsIsGone(t *testing.T) {
 		}
 		replicas[i] = serveReplica(t, etcd.server.ClientAddr(), authorities[i], "127.0.0.1:0", "127.0.0.1:0")
 	}
-	writer, err := store.NewWriter(store.WriterConfig{Endpoints: []string{etcd.server.ClientAddr()}, Cluster: cluster})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer writer.Close()
-	if _, err := writer.Fill(t.Context(), nil); err != nil {
-		t.Fatal(err)
-	}
+	writer := begin(t, etcd.server.ClientAddr())
 	dir := t.TempDir()
 	ca, token, file := filepath.Join(dir, "ca"), filepath.Join(dir, "token"), filepath.Join(dir, "certificate.pem")
 	if err := errors.Join(os.WriteFile(ca, cert, 0o600), os.WriteFile(token, []byte("token-n1"), 0o600)); err != nil {

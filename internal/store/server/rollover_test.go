@@ -24,14 +24,7 @@ func TestAnAgentGoesThroughAReplacementOfTheAuthorityAndOneThatWasNotToldIsRefus
 		t.Fatal(err)
 	}
 	running := serveAs(t, a)
-	writer, err := store.NewWriter(store.WriterConfig{Endpoints: []string{running.AdminEndpoint()}, Cluster: cluster})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer writer.Close()
-	if _, err := writer.Fill(t.Context(), nil); err != nil {
-		t.Fatal(err)
-	}
+	writer := begin(t, running.AdminEndpoint())
 	ca, stale := filepath.Join(t.TempDir(), "ca"), filepath.Join(t.TempDir(), "ca")
 	if err := errors.Join(os.WriteFile(ca, first, 0o600), os.WriteFile(stale, first, 0o600)); err != nil {
 		t.Fatal(err)
