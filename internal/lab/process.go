@@ -109,12 +109,13 @@ func (p *Process) Alive() bool {
 func (p *Process) Wait(ctx context.Context) (int, error) {
 	status := -1
 	for {
+		alive := p.Alive() // asked first: what has ended by now can be reaped, and is not left as a zombie without its status
 		var wait syscall.WaitStatus
 		pid, err := syscall.Wait4(p.PID, &wait, syscall.WNOHANG, nil)
 		if err == nil && pid == p.PID {
 			status = exitStatus(wait)
 		}
-		if !p.Alive() {
+		if !alive {
 			return status, nil
 		}
 		select {
