@@ -3,7 +3,6 @@ package bpf
 import (
 	"encoding/binary"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"strings"
@@ -242,25 +241,5 @@ func TestAMappingGoesWithItsFlow(t *testing.T) {
 	}
 	if got, _ := s.do("nat"); got != "none" {
 		t.Errorf("left behind: %s", got)
-	}
-}
-
-// A translated SCTP packet's CRC is right whatever its length: send1 checks it.
-func TestSCTPsChecksumFollowsItsPorts(t *testing.T) {
-	s := natStage(t)
-	random := rand.New(rand.NewPCG(5, 6))
-	for i := range 60 {
-		length, port := random.IntN(1400), 1+random.IntN(65535)
-		if _, err := s.do(fmt.Sprintf("service sctp 10.96.0.1:%d 10.1.0.3:%d", 100+i, port)); err != nil {
-			t.Fatal(err)
-		}
-		if i%3 == 0 { // room in the quota of half-open flows
-			if _, err := s.do("sweep all force"); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if p := send1(t, s, fmt.Sprintf("from_pod 1 sctp 10.1.0.2:%d > 10.96.0.1:%d len=%d", 1+random.IntN(65535), 100+i, length)); int(p.Dest.Port()) != port {
-			t.Errorf("the backend's port is %d, want %d", p.Dest.Port(), port)
-		}
 	}
 }

@@ -1,10 +1,11 @@
 //go:build ignore
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The outward devices.
+ * The node's own devices: outward ones, and the loopback device.
  *
- *   net_in    what comes from the wire: to a pod of this node, to the node itself, or to a masqueraded pod
- *   net_out   what the node's own stack sends, services over SCTP included; what other hooks send out is marked and passes
+ *   net_in     what comes from the wire: to a pod of this node, to the node itself, or to a masqueraded pod
+ *   net_out    what the node's own stack sends, services over SCTP included; what other hooks send out is marked and passes
+ *   loop_out   services over SCTP again, at addresses of the node itself; all other traffic of the node with itself passes
  *
  * JOURNEY.md numbers the steps.
  */
@@ -139,7 +140,7 @@ int net_in(struct __sk_buff *ctx)
 		return TC_ACT_SHOT;
 	reason = packet_parse(ctx, p);
 	if (reason == GO_ON)
-		reason = packet_is_ip(p) ? net_in_ip(ctx, p) : announce_arp(ctx);
+		reason = packet_is_ip(p) ? net_in_ip(ctx, p) : announce_arp(ctx, p);
 	if (reason == DROP_NO_BACKEND && unreachable_due(ctx, p, 0))
 		answered = icmp_answer(ctx, p, 0, reason);
 	else if (reason == DROP_NO_BACKEND)
@@ -156,7 +157,7 @@ static __always_inline int net_out_ip(struct __sk_buff *ctx, struct packet *p)
 	int reason = GO_ON;
 
 	if (packet_multicast(p) || nd_message(p))
-		return REASON_PASSED;
+		return announce_nd(ctx, p);
 	if (feature_on(FEATURE_SERVICES) && p->protocol == IPPROTO_SCTP)
 		reason = client_service(ctx, p);
 	return reason == GO_ON ? host_leave(ctx, p, ctx->ifindex) : reason;
@@ -174,12 +175,49 @@ int net_out(struct __sk_buff *ctx)
 	if (!p)
 		return TC_ACT_SHOT;
 	reason = packet_parse(ctx, p);
-	if (reason == GO_ON && packet_is_ip(p))
-		reason = net_out_ip(ctx, p);
+	if (reason == GO_ON)
+		reason = packet_is_ip(p) ? net_out_ip(ctx, p) : announce_arp(ctx, p);
 	else if (reason != DROP_MAPPED_ADDRESS)
 		reason = REASON_PASSED; /* not ours to judge */
+	if (reason == REASON_TO_STACK)
+		reason = REASON_PASSED;
+	if (reason == REASON_PASSED && announce_unclaimed(ctx))
+		reason = DROP_NO_ROUTE;
 	if (reason == DROP_FRAG_NEEDED)
 		answered = icmp_answer(ctx, p, 0, reason);
 	reason = finish(ctx, p, reason);
+	return answered ? TC_ACT_REDIRECT : reason; /* the packet is lost, what it has become goes back */
+}
+
+/* loop_concerns tells what a service may have to do with from what the hooks at sockets have seen, which is all but everything here. */
+static __always_inline bool loop_concerns(struct __sk_buff *ctx)
+{
+	struct iphdr *ip4 = (void *)(long)ctx->data + ETH_HLEN; /* no shorter than what is read of IPv6's */
+	struct ipv6hdr *ip6 = (void *)ip4;
+	__u8 protocol;
+
+	if ((void *)(ip4 + 1) > (void *)(long)ctx->data_end)
+		return false;
+	protocol = ctx->protocol == bpf_htons(ETH_P_IP) ? ip4->protocol : ip6->nexthdr;
+	return protocol != IPPROTO_TCP && protocol != IPPROTO_UDP;
+}
+
+SEC("tc")
+int loop_out(struct __sk_buff *ctx)
+{
+	struct packet *p;
+	int reason, answered = 0;
+
+	if (!feature_on(FEATURE_SERVICES) || !loop_concerns(ctx))
+		return TC_ACT_OK;
+	p = packet_begin(HOOK_LOOP_OUT);
+	if (!p)
+		return TC_ACT_SHOT;
+	if (packet_parse(ctx, p) != GO_ON || p->protocol != IPPROTO_SCTP)
+		return TC_ACT_OK;
+	reason = client_service(ctx, p);
+	if (reason == DROP_FRAG_NEEDED)
+		answered = icmp_answer(ctx, p, 0, reason);
+	reason = finish(ctx, p, reason == GO_ON ? REASON_PASSED : reason);
 	return answered ? TC_ACT_REDIRECT : reason; /* the packet is lost, what it has become goes back */
 }

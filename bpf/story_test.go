@@ -238,6 +238,8 @@ func (s *stage) do(command string) (string, error) {
 			return "", err
 		}
 		return s.send(name, packet, skBuff{IfIndex: 1, CB: [5]uint32{uint32(n), uint32(n) + 100}})
+	case "loop_out":
+		return s.send(name, rest, skBuff{IfIndex: 1})
 	case "net_in", "net_out", "tunnel_out":
 		return s.send(name, rest, skBuff{IfIndex: 100})
 	case "xdp_in":

@@ -72,6 +72,7 @@ const (
 	EntryNetOut    Entry = 3 // uplink, egress
 	EntryTunnelIn  Entry = 4 // overlay device, ingress, after decapsulation
 	EntryTunnelOut Entry = 5 // overlay device, egress, before encapsulation
+	EntryLoopOut   Entry = 6 // loopback device, egress: what the node sends to itself
 	EntryCount     Entry = 8
 )
 
@@ -90,6 +91,8 @@ func (v Entry) String() string {
 		return "tunnel-in"
 	case EntryTunnelOut:
 		return "tunnel-out"
+	case EntryLoopOut:
+		return "loop-out"
 	}
 	return ""
 }
@@ -101,7 +104,7 @@ type StubWord uint32
 
 // The values of StubWord.
 const (
-	StubEndpoint   StubWord = 0 // index into `endpoints`; for uplink and overlay stubs: 0
+	StubEndpoint   StubWord = 0 // index into `endpoints`; for the node's own devices: 0
 	StubGeneration StubWord = 1 // must equal endpoint.generation, else DROP_STALE_ENDPOINT
 )
 
@@ -407,7 +410,8 @@ const (
 	HookSocket    Hook = 6
 	HookSweep     Hook = 7
 	HookXdp       Hook = 8
-	HookCount     Hook = 9
+	HookLoopOut   Hook = 9
+	HookCount     Hook = 10
 )
 
 // String is the name in lower case, or the empty string for a value that has none.
@@ -431,6 +435,8 @@ func (v Hook) String() string {
 		return "sweep"
 	case HookXdp:
 		return "xdp"
+	case HookLoopOut:
+		return "loop-out"
 	}
 	return ""
 }
@@ -447,6 +453,7 @@ func Hooks() []Hook {
 		HookSocket,
 		HookSweep,
 		HookXdp,
+		HookLoopOut,
 	}
 }
 

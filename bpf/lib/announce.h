@@ -4,6 +4,9 @@
  * The agent says for how long (struct announcement); nobody answers any more when the agent does not say so again, be it
  * dead or without a lease. Who else says on the link to have such an address is noted (struct rival): it is a conflict while
  * the node has a lease, and takes the address over while it has none.
+ *
+ * The node itself asks like anybody, and is answered by its own hook on the way out: then what it sends to such an address gets as far
+ * as net_out, where a service may have to do with it.
  */
 #pragma once
 
@@ -42,7 +45,7 @@ static __always_inline void announce_heard(const union address *address, const _
 }
 
 /* announce_send returns the frame to whom it came from, or to all. */
-static __always_inline int announce_send(struct __sk_buff *ctx, const struct announcement *announcement, bool all)
+static __always_inline int announce_send(struct __sk_buff *ctx, const struct packet *p, const struct announcement *announcement, bool all)
 {
 	struct ethhdr *ethernet = (void *)(long)ctx->data;
 
@@ -56,18 +59,18 @@ static __always_inline int announce_send(struct __sk_buff *ctx, const struct ann
 		ethernet->h_dest[5] = 1;
 	}
 	ctx->mark = MARK_FORWARDED;
-	return bpf_redirect(ctx->ifindex, 0) == TC_ACT_REDIRECT ? REASON_ANSWERED : DROP_NO_ROUTE;
+	return bpf_redirect(ctx->ifindex, packet_of_node(p) ? BPF_F_INGRESS : 0) == TC_ACT_REDIRECT ? REASON_ANSWERED : DROP_NO_ROUTE;
 }
 
 /* announce_arp answers who asks for an announced address; all other ARP is the stack's, also what it says of such an address. */
-__noinline int announce_arp(struct __sk_buff *ctx)
+__noinline int announce_arp(struct __sk_buff *ctx, const struct packet *p)
 {
 	struct arp_packet *arp = (void *)(long)ctx->data + ETH_HLEN;
 	struct announcement *announcement;
 	union address sender, target;
 	__be32 asker;
 
-	if (ctx->protocol != bpf_htons(ETH_P_ARP) || (void *)(arp + 1) > (void *)(long)ctx->data_end ||
+	if (!p || ctx->protocol != bpf_htons(ETH_P_ARP) || (void *)(arp + 1) > (void *)(long)ctx->data_end ||
 	    arp->protocol != bpf_htons(ETH_P_IP))
 		return REASON_TO_STACK;
 	address_from4(&sender, arp->sender);
@@ -84,7 +87,7 @@ __noinline int announce_arp(struct __sk_buff *ctx)
 	__builtin_memcpy(arp->sender_mac, announcement->mac, ETH_ALEN);
 	arp->sender = arp->target;
 	arp->target = asker;
-	return announce_send(ctx, announcement, false);
+	return announce_send(ctx, p, announcement, false);
 }
 
 /* announce_nd does the same for neighbour discovery, and leaves all other multicast and messages of the link to the stack. */
@@ -118,5 +121,16 @@ __noinline int announce_nd(struct __sk_buff *ctx, struct packet *p)
 	}
 	__builtin_memcpy(answer.link_address, announcement->mac, ETH_ALEN);
 	reason = nd_write(ctx, &answer);
-	return reason == GO_ON ? announce_send(ctx, announcement, !address_set(&p->source)) : reason;
+	return reason == GO_ON ? announce_send(ctx, p, announcement, !address_set(&p->source)) : reason;
+}
+
+/*
+ * announce_unclaimed tells a frame that the node would send to itself by the wire: for an announced address, whose link address is the node's
+ * own, at a port that is no service's.
+ */
+static __always_inline bool announce_unclaimed(struct __sk_buff *ctx)
+{
+	struct ethhdr *ethernet = (void *)(long)ctx->data;
+
+	return (void *)(ethernet + 1) <= (void *)(long)ctx->data_end && !__builtin_memcmp(ethernet->h_dest, ethernet->h_source, ETH_ALEN);
 }

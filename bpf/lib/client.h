@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * The node's own processes as clients of services over SCTP, which the hooks at sockets do not know: translated where their
- * packets leave by an uplink, as the routes towards a service's address say. By where the backend is:
+ * packets leave, as the routes towards a service's address say: by an uplink or, at an address of the node itself, by the loopback
+ * device. By where the backend is:
  *
  *   client_remote   elsewhere: under the node's address, with a mapping like that of a client outside, by which its answers come back
  *   client_local    a pod of this node: out of the pod's device, where to_pod judges and counts; its answers are renamed by from_pod
- *   client_self     a process of the node at the client's own address: by the loopback device, where nothing of ours is attached. So
- *                   it sees a loopback source, like a pod that reaches itself; what it answers to that comes by an uplink again
+ *   client_self     a process of the node: by the loopback device, where its answers are renamed (client_answer)
+ *
+ * A name that is the node's own comes in by any device: accept_local says so to the kernel (ip-sysctl).
  */
 #pragma once
 
@@ -18,7 +20,7 @@
 #include "packet.h"
 #include "service.h"
 
-#define CLIENT_LOOPBACK 1    /* the loopback device's index in every network namespace */
+#define CLIENT_LOOPBACK 1    /* the loopback device's index in every network namespace (LOOPBACK_IFINDEX of the kernel) */
 
 /*
  * client_unroute takes the route to the service's address off the packet, by one that leads nowhere: the kernel sends what waited for a
@@ -39,7 +41,7 @@ static __always_inline int client_remote(struct __sk_buff *ctx, struct packet *p
 	if (p->to.flags & ADDRESS_REMOTE_NODE)
 		p->to.flags &= ~ADDRESS_TUNNEL;
 	if (reason == GO_ON && !address_set(&p->alias))
-		reason = nat_open(ctx, p, key, ctx->ifindex);
+		reason = nat_open(ctx, p, key, config.uplink_ifindex);
 	if (reason != GO_ON)
 		return reason;
 	if (feature_on(FEATURE_TUNNEL) && p->to.flags & ADDRESS_TUNNEL)
@@ -75,7 +77,7 @@ static __always_inline int client_local(struct __sk_buff *ctx, struct packet *p,
 	else if (p->chosen)
 		reason = flow_remember(p);
 	if (reason == GO_ON)
-		reason = mtu_check(ctx, p, endpoint->mtu);
+		reason = mtu_check(ctx, p, endpoint->mtu, endpoint->ifindex);
 	if (reason == GO_ON)
 		reason = deliver_link(ctx, endpoint);
 	if (reason != GO_ON)
@@ -83,24 +85,31 @@ static __always_inline int client_local(struct __sk_buff *ctx, struct packet *p,
 	return bpf_redirect(endpoint->ifindex, 0) == TC_ACT_REDIRECT ? REASON_FORWARDED : DROP_NO_ROUTE;
 }
 
-/* client_self takes a packet of the node to itself back in, in either direction. A backend at another address than the client's would not know its client. */
+/* client_self sends a packet to a process of the node: it goes on as it is by the loopback device, or is taken back in by that. */
 static __always_inline int client_self(struct __sk_buff *ctx, struct packet *p, struct flow_key *key, struct flow *flow, __u64 now)
 {
 	struct ethhdr *ethernet;
-	int reason;
+	int reason = flow_track(p, key, flow, now);
 
-	if (!(p->flags & PACKET_SELF))
-		return DROP_NO_ROUTE;
-	reason = flow_track(p, key, flow, now);
-	if (reason == GO_ON)
-		reason = deliver_rename(ctx, p);
 	if (reason != GO_ON)
 		return reason;
+	if (p->hook == HOOK_LOOP_OUT)
+		return REASON_PASSED;
 	ethernet = (void *)(long)ctx->data;
 	if ((void *)(ethernet + 1) > (void *)(long)ctx->data_end)
 		return DROP_INVALID_PACKET;
 	__builtin_memset(ethernet, 0, 2 * ETH_ALEN); /* the loopback device's addresses */
 	return bpf_redirect(CLIENT_LOOPBACK, BPF_F_INGRESS) == TC_ACT_REDIRECT ? REASON_FORWARDED : DROP_NO_ROUTE;
+}
+
+/* client_answer gives an answer of the node to itself the name that its client asked for. */
+static __always_inline int client_answer(struct __sk_buff *ctx, struct packet *p, struct flow_key *key, struct flow *flow, __u64 now)
+{
+	int reason = flow_track(p, key, flow, now);
+
+	if (reason == GO_ON)
+		reason = deliver_rename(ctx, p);
+	return reason == GO_ON ? REASON_PASSED : reason;
 }
 
 /* client_service is the journey of a packet of SCTP that the node sends. GO_ON: no service has to do with it. */
@@ -115,13 +124,11 @@ static __always_inline int client_service(struct __sk_buff *ctx, struct packet *
 		return GO_ON;
 	if (packet_is_fragment(p))
 		reason = fragment_follow(ctx, p);
-	if (reason == GO_ON)
-		reason = service_self_reply(ctx, p);
 	if (reason != GO_ON)
 		return reason;
 	flow = flow_find(p, &key, now);
-	if (p->flags & PACKET_SELF)
-		return flow && !flow->backend ? client_self(ctx, p, &key, flow, now) : DROP_UNKNOWN_DESTINATION;
+	if (flow && !flow->backend && p->flags & PACKET_REPLY && p->hook == HOOK_LOOP_OUT)
+		return client_answer(ctx, p, &key, flow, now);
 	if (flow && (!flow->backend || p->flags & PACKET_REPLY))
 		return GO_ON;
 	reason = service_translate(ctx, p, flow, now);

@@ -55,12 +55,13 @@ enum entry {
 	ENTRY_NET_OUT = 3,          /* uplink, egress */
 	ENTRY_TUNNEL_IN = 4,        /* overlay device, ingress, after decapsulation */
 	ENTRY_TUNNEL_OUT = 5,       /* overlay device, egress, before encapsulation */
+	ENTRY_LOOP_OUT = 6,         /* loopback device, egress: what the node sends to itself */
 	ENTRY_COUNT = 8,
 };
 
 /* Words of skb->cb that a stub fills before it tail-calls an entry. */
 enum stub_word {
-	STUB_ENDPOINT = 0,          /* index into `endpoints`; for uplink and overlay stubs: 0 */
+	STUB_ENDPOINT = 0,          /* index into `endpoints`; for the node's own devices: 0 */
 	STUB_GENERATION = 1,        /* must equal endpoint.generation, else DROP_STALE_ENDPOINT */
 };
 
@@ -159,7 +160,8 @@ enum hook {
 	HOOK_SOCKET = 6,
 	HOOK_SWEEP = 7,
 	HOOK_XDP = 8,
-	HOOK_COUNT = 9,
+	HOOK_LOOP_OUT = 9,
+	HOOK_COUNT = 10,
 };
 
 /* States of a conntrack entry (RFC 9293 reduced to what lifetimes need). */

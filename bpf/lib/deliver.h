@@ -49,13 +49,13 @@ static __always_inline int deliver_hop(void *data, void *end, const struct packe
 }
 
 /* deliver_prepare does what all ways on have in common. Checks come first: a packet that is answered is as it was sent. */
-static __always_inline int deliver_prepare(struct __sk_buff *ctx, struct packet *p, __u32 mtu)
+static __always_inline int deliver_prepare(struct __sk_buff *ctx, struct packet *p, __u32 mtu, __u32 device)
 {
 	int reason;
 
 	if (p->ttl <= 1)
 		return DROP_TTL_EXPIRED;
-	reason = mtu_check(ctx, p, mtu);
+	reason = mtu_check(ctx, p, mtu, device);
 	if (reason != GO_ON)
 		return reason;
 	reason = deliver_rename(ctx, p);
@@ -84,7 +84,7 @@ static __always_inline int deliver_local(struct __sk_buff *ctx, struct packet *p
 
 	if (!endpoint || !address_of_endpoint(endpoint, &p->destination))
 		return DROP_UNKNOWN_DESTINATION;
-	reason = deliver_prepare(ctx, p, endpoint->mtu);
+	reason = deliver_prepare(ctx, p, endpoint->mtu, endpoint->ifindex);
 	if (reason == GO_ON)
 		reason = deliver_link(ctx, endpoint);
 	if (reason != GO_ON)
@@ -98,7 +98,7 @@ static __always_inline int deliver_local(struct __sk_buff *ctx, struct packet *p
  * deliver_back sends an answer where the packet came from: into a pod (endpoint not NULL), back to the wire, or into the device that
  * the node's own stack was sending by.
  */
-static __always_inline int deliver_back(struct __sk_buff *ctx, const struct endpoint *endpoint, __u8 hook)
+static __always_inline int deliver_back(struct __sk_buff *ctx, const struct packet *p, const struct endpoint *endpoint)
 {
 	struct ethhdr *ethernet = (void *)(long)ctx->data;
 	__u8 sender[ETH_ALEN];
@@ -113,7 +113,7 @@ static __always_inline int deliver_back(struct __sk_buff *ctx, const struct endp
 	__builtin_memcpy(sender, ethernet->h_source, ETH_ALEN);
 	__builtin_memcpy(ethernet->h_source, ethernet->h_dest, ETH_ALEN);
 	__builtin_memcpy(ethernet->h_dest, sender, ETH_ALEN);
-	if (hook == HOOK_NET_OUT)
+	if (packet_of_node(p))
 		return bpf_redirect(ctx->ifindex, BPF_F_INGRESS) == TC_ACT_REDIRECT;
 	ctx->mark = MARK_FORWARDED;
 	return bpf_redirect(ctx->ifindex, 0) == TC_ACT_REDIRECT;
@@ -147,7 +147,7 @@ __noinline int deliver_tunnel(struct __sk_buff *ctx, struct packet *p)
 	node = bpf_map_lookup_elem(&nodes, &index);
 	if (!node || !address_set(&node->tunnel))
 		return DROP_UNKNOWN_NODE;
-	reason = deliver_prepare(ctx, p, config.tunnel_mtu);
+	reason = deliver_prepare(ctx, p, config.tunnel_mtu, config.overlay_ifindex);
 	if (reason != GO_ON)
 		return reason;
 	reason = tunnel_key_set(ctx, &node->tunnel);
@@ -222,7 +222,7 @@ static __always_inline int deliver_route(struct __sk_buff *ctx, struct packet *p
 		if (reason != GO_ON)
 			return reason;
 	}
-	reason = deliver_prepare(ctx, p, 0);
+	reason = deliver_prepare(ctx, p, 0, p->device);
 	return reason == GO_ON ? deliver_neighbour(ctx, p->device, hop) : reason;
 }
 
@@ -239,7 +239,7 @@ static __always_inline int deliver_away(struct __sk_buff *ctx, struct packet *p,
 	next = p->flags & PACKET_IPV4 ? &node->next_hop4 : &node->next_hop6;
 	if (!address_set(next) || !node->ifindex)
 		return p->to.flags & ADDRESS_GATEWAY ? DROP_NO_GATEWAY : deliver_route(ctx, p, key, &hop);
-	reason = deliver_prepare(ctx, p, config.pod_mtu);
+	reason = deliver_prepare(ctx, p, config.pod_mtu, node->ifindex);
 	if (reason != GO_ON)
 		return reason;
 	hop.nh_family = address_mapped(next) ? FAMILY_IPV4 : FAMILY_IPV6;

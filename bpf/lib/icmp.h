@@ -360,5 +360,5 @@ __noinline int icmp_answer(struct __sk_buff *ctx, struct packet *p, __u32 endpoi
 	if (address_set(&service) && rewrite_packet(ctx, p, REWRITE_DESTINATION, &service, p->service_port) != GO_ON)
 		return 0;
 	made = p->flags & PACKET_IPV4 ? icmp_answer_ipv4(ctx, p, reason) : icmp_answer_ipv6(ctx, p, reason);
-	return made == GO_ON && deliver_back(ctx, endpoint, p->hook);
+	return made == GO_ON && deliver_back(ctx, p, endpoint);
 }

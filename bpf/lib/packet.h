@@ -17,6 +17,7 @@
 
 #define GO_ON (-1)
 #define SECOND 1000000000ULL /* of the clocks, which count ns */
+#define PACKET_BY_FRAGS 0xffff /* gso_size of SCTP's large packets, a list of segments of any size (GSO_BY_FRAGS of the kernel) */
 
 /* Constants of the node; the loader sets them before the verifier sees the program. */
 const volatile struct node_config config;
@@ -76,6 +77,12 @@ struct {
 	__type(key, __u32);
 	__type(value, struct packet);
 } packet_slot SEC(".maps");
+
+/* packet_of_node tells whether the hook sees what the node's own stack sends off, or to itself. */
+static __always_inline bool packet_of_node(const struct packet *p)
+{
+	return p->hook == HOOK_NET_OUT || p->hook == HOOK_LOOP_OUT;
+}
 
 /* packet_begin is an empty packet. */
 static __always_inline struct packet *packet_begin(__u8 hook)

@@ -51,12 +51,15 @@ static __always_inline __u32 parse_needed(const struct __sk_buff *ctx)
 	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP ? headers : PARSE_LINEAR;
 }
 
-/* parse_linear makes sure that the headers lie in the linear part, as drivers that fill pages do not. */
+/*
+ * parse_linear makes sure that the headers lie in the linear part, as drivers that fill pages do not. Those of a list of segments do; to
+ * pull from its segments is to break it, and with it the kernel that cuts it (skb_segment).
+ */
 static __always_inline void parse_linear(struct __sk_buff *ctx)
 {
 	__u32 linear = ctx->data_end - ctx->data;
 
-	if (linear < PARSE_LINEAR && linear < ctx->len && linear < parse_needed(ctx))
+	if (linear < PARSE_LINEAR && ctx->gso_size != PACKET_BY_FRAGS && linear < ctx->len && linear < parse_needed(ctx))
 		bpf_skb_pull_data(ctx, ctx->len < PARSE_LINEAR ? ctx->len : PARSE_LINEAR);
 }
 

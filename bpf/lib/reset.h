@@ -122,5 +122,5 @@ __noinline int reset_answer(struct __sk_buff *ctx, struct packet *p, __u32 endpo
 		return 0; /* options or extension headers: not worth the case */
 	offloaded = reset_offloaded(ctx, transport + 16);
 	failed = p->flags & PACKET_IPV4 ? reset_write4(ctx, p, &asked, offloaded) : reset_write6(ctx, p, &asked, offloaded);
-	return failed ? 0 : deliver_back(ctx, endpoint, p->hook);
+	return failed ? 0 : deliver_back(ctx, p, endpoint);
 }

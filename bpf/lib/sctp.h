@@ -10,6 +10,8 @@
 #include "packet.h"
 
 #define SCTP_CHECKSUM 8      /* offset in the header */
+#define SCTP_HEADER 12
+#define SCTP_CHUNKS 4        /* looked at for the one that does not end in a first fragment: it is the first, or follows an AUTH (RFC 4895) */
 #define CRC32C_POLYNOMIAL 0x82f63b78U
 #define CRC32C_ONE 0x80000000U  /* x^0 */
 #define CRC32C_BYTE 0x00800000U /* x^8 */
@@ -57,9 +59,29 @@ static __always_inline __u32 crc32c_change(__u32 difference, __u32 zeros)
 }
 
 /*
- * sctp_port puts another port at an offset of the header. A checksum of zero is still to be filled in, by a device. The
- * checksum of a fragment cannot be corrected: how long the whole is, it does not say.
+ * sctp_length is how long the whole is of which the packet is the first fragment, from its transport header on; 0: it does not say.
+ * Chunks that share a packet have to fit the path (RFC 9260, 6.10), so the whole ends with the one that does not end in here.
  */
+static __always_inline __u32 sctp_length(struct __sk_buff *ctx, __u32 transport, __u32 here)
+{
+	struct {
+		__u8 type;
+		__u8 flags;
+		__be16 length;
+	} chunk;
+	__u32 at = SCTP_HEADER;
+
+	for (int i = 0; i < SCTP_CHUNKS; i++) {
+		if (bpf_skb_load_bytes(ctx, transport + at, &chunk, sizeof(chunk)) || bpf_ntohs(chunk.length) < sizeof(chunk))
+			return 0;
+		at += (bpf_ntohs(chunk.length) + 3) & ~3;
+		if (at > here)
+			return at;
+	}
+	return 0;
+}
+
+/* sctp_port puts another port at an offset of the header. A checksum of zero is still to be filled in, by a device. */
 static __always_inline int sctp_port(struct __sk_buff *ctx, const struct packet *p, __u32 at, __be16 was, __be16 port)
 {
 	__u32 transport = p->transport & 0x1ff;
@@ -67,7 +89,9 @@ static __always_inline int sctp_port(struct __sk_buff *ctx, const struct packet 
 	__le32 checksum = 0;
 	__u32 difference, change;
 
-	if (p->flags & PACKET_FIRST_FRAGMENT || length > 0xffff ||
+	if (p->flags & PACKET_FIRST_FRAGMENT)
+		length = sctp_length(ctx, transport, length);
+	if (!length || length > 0xffff ||
 	    bpf_skb_load_bytes(ctx, transport + SCTP_CHECKSUM, &checksum, sizeof(checksum)) ||
 	    bpf_skb_store_bytes(ctx, transport + at, &port, sizeof(port), BPF_F_RECOMPUTE_CSUM))
 		return -1;

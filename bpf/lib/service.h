@@ -74,7 +74,7 @@ static __always_inline int service_choose(struct packet *p, __u64 now, __u32 *in
 {
 	struct choice choice = {.key.client = p->source, .client_port = p->source_port};
 	struct frontend *frontend = service_frontend(p, &choice.key.frontend);
-	bool outside = p->hook != HOOK_FROM_POD && p->hook != HOOK_NET_OUT;
+	bool outside = p->hook != HOOK_FROM_POD && !packet_of_node(p);
 
 	if (!frontend || frontend->flags & FRONTEND_LOOPBACK || (outside && !(frontend->flags & FRONTEND_EXTERNAL)))
 		return GO_ON;
@@ -156,7 +156,7 @@ __noinline int service_translate(struct __sk_buff *ctx, struct packet *p, struct
 	p->service_port = p->destination_port;
 	p->to = (struct peer_info){}; /* of the frontend, if it is known at all */
 	address = backend->address;
-	if (address_equal(&address, &p->source)) {
+	if (address_equal(&address, &p->source) && p->hook == HOOK_FROM_POD) {
 		p->flags |= PACKET_SELF;
 		p->alias = p->flags & PACKET_IPV4 ? config.loopback4 : config.loopback6;
 		p->alias_port = p->source_port;

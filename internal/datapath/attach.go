@@ -36,6 +36,13 @@ func (d *Datapath) AttachOverlay(ifIndex uint32) error {
 	return d.attachDevice(ifIndex, bpf.EntryTunnelIn, bpf.EntryTunnelOut)
 }
 
+// AttachLoopback puts the stub of the loopback device on it, by a pinned link.
+func (d *Datapath) AttachLoopback(ifIndex uint32) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.attachTCX(ifIndex, bpf.EntryLoopOut, ebpf.AttachTCXEgress)
+}
+
 func (d *Datapath) attachDevice(ifIndex uint32, in, out bpf.Entry) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -112,12 +119,12 @@ func (d *Datapath) keepTCX(l link.Link, ifIndex uint32, entry bpf.Entry) (bool, 
 	return true, nil
 }
 
-// Detach removes the links of an uplink or overlay device; without any it does nothing.
+// Detach removes the links of a device of the node; without any it does nothing.
 func (d *Datapath) Detach(ifIndex uint32) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var errs []error
-	for _, entry := range []bpf.Entry{bpf.EntryNetIn, bpf.EntryNetOut, bpf.EntryTunnelIn, bpf.EntryTunnelOut} {
+	for _, entry := range []bpf.Entry{bpf.EntryNetIn, bpf.EntryNetOut, bpf.EntryTunnelIn, bpf.EntryTunnelOut, bpf.EntryLoopOut} {
 		errs = append(errs, removeLink(d.linkPin(fmt.Sprintf("%d-%s", ifIndex, entry))))
 		d.stubs.mu.Lock()
 		delete(d.stubs.instances, stubKey{entry, ifIndex})

@@ -4,7 +4,7 @@
 //
 //  1. [Open] locks the folder, opens or makes the pinned maps (maps.go), adopts the numbers given out before
 //     (numbers.go) and puts a version of the programs in force (version.go).
-//  2. [Datapath.AttachUplink], [Datapath.AttachOverlay] and [Datapath.AttachSockets] keep pinned links (attach.go);
+//  2. [Datapath.AttachUplink], [Datapath.AttachOverlay], [Datapath.AttachLoopback] and [Datapath.AttachSockets] keep pinned links (attach.go);
 //     [Datapath.LoadStub] makes the small program that a pod's device carries (stub.go).
 //  3. [Datapath.Publish] and [Datapath.PublishServices] carry deltas of the brains to the kernel (publish.go): content
 //     first, then the one store that makes it visible, and the freeing of what it replaced only after a grace period

@@ -120,13 +120,13 @@ type stubs struct {
 
 type stubKey struct {
 	entry    bpf.Entry
-	endpoint uint32 // of uplink and overlay stubs: the device
+	endpoint uint32 // of stubs of the node's own devices: the device
 }
 
 // TemplateInstance is a stub in use.
 type TemplateInstance struct {
-	Endpoint  uint32 // pods; uplinks and overlay: 0
-	IfIndex   uint32 // uplinks and overlay; pods: 0
+	Endpoint  uint32 // pods; the node's own devices: 0
+	IfIndex   uint32 // the node's own devices; pods: 0
 	ProgramID uint32
 	LoadTime  time.Duration // 0: an earlier agent loaded it
 }

@@ -41,13 +41,19 @@ func prepareXDP(n names, node string) error {
 
 // ComputeChecksums makes a device of this thread's namespace compute the checksums of what it sends. Virtual devices leave that to each
 // other, which hides a wrong one.
-func ComputeChecksums(device string) error {
+func ComputeChecksums(device string) error { return setChecksums(device, 0) }
+
+// LeaveChecksums makes a device leave them to the next again, and with them the cutting of large packets.
+func LeaveChecksums(device string) error { return setChecksums(device, 1) }
+
+// setChecksums says whether a device takes packets whose checksum is still to be computed.
+func setChecksums(device string, taken uint32) error {
 	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(socket)
-	setting := struct{ command, value uint32 }{ethtoolSetTXChecksum, 0} // struct ethtool_value
+	setting := struct{ command, value uint32 }{ethtoolSetTXChecksum, taken} // struct ethtool_value
 	var request struct {                                                // struct ifreq
 		name [unix.IFNAMSIZ]byte
 		data unsafe.Pointer

@@ -224,16 +224,19 @@ func (a *Agent) buildDatapath(ctx context.Context) (err error) {
 	if err := a.datapath.WriteUplink(&row); err != nil {
 		return err
 	}
-	if err := a.attach(a.uplink.ifindex, a.datapath.AttachUplink, bpf.EntryNetIn, bpf.EntryNetOut); err != nil {
+	if err := a.attach(a.uplink.ifindex, a.datapath.AttachUplink, hooks{netlink.Ingress: bpf.EntryNetIn, netlink.Egress: bpf.EntryNetOut}); err != nil {
 		return err
 	}
 	if err := a.attachXDP(); err != nil {
 		return err
 	}
 	if a.overlay != 0 {
-		if err := a.attach(a.overlay, a.datapath.AttachOverlay, bpf.EntryTunnelIn, bpf.EntryTunnelOut); err != nil {
+		if err := a.attach(a.overlay, a.datapath.AttachOverlay, hooks{netlink.Ingress: bpf.EntryTunnelIn, netlink.Egress: bpf.EntryTunnelOut}); err != nil {
 			return err
 		}
+	}
+	if err := a.attach(loopback, a.datapath.AttachLoopback, hooks{netlink.Egress: bpf.EntryLoopOut}); err != nil {
+		return err
 	}
 	if a.config.Cgroup == "" {
 		return nil
@@ -241,25 +244,28 @@ func (a *Agent) buildDatapath(ctx context.Context) (err error) {
 	return a.datapath.AttachSockets()
 }
 
+// loopback is the loopback device's index in every network namespace (LOOPBACK_IFINDEX of the kernel).
+const loopback = 1
+
+// hooks are the entries of a device of the node, by direction.
+type hooks map[netlink.Direction]bpf.Entry
+
 // attach prefers TCX links and falls back to clsact filters where the kernel has none (before 6.6).
-func (a *Agent) attach(ifindex uint32, tcx func(uint32) error, in, out bpf.Entry) error {
+func (a *Agent) attach(ifindex uint32, tcx func(uint32) error, at hooks) error {
 	err := tcx(ifindex)
 	if _, ok := errors.AsType[*datapath.NeedClsactError](err); !ok {
 		return err
 	}
-	ingress, err := a.datapath.LoadStub(0, 0, in)
-	if err != nil {
-		return err
+	classifiers := make([]netlink.Classifier, 0, len(at))
+	for direction, entry := range at {
+		stub, err := a.datapath.LoadStub(0, 0, entry)
+		if err != nil {
+			return err
+		}
+		defer stub.Close() // the device holds what is attached to it
+		classifiers = append(classifiers, netlink.Classifier{Direction: direction, FD: stub.FD(), Name: entry.String()})
 	}
-	defer ingress.Close()
-	egress, err := a.datapath.LoadStub(0, 0, out)
-	if err != nil {
-		return err
-	}
-	defer egress.Close()
-	return a.links.AttachClassifiers(ifindex,
-		netlink.Classifier{Direction: netlink.Ingress, FD: ingress.FD(), Name: in.String()},
-		netlink.Classifier{Direction: netlink.Egress, FD: egress.FD(), Name: out.String()})
+	return a.links.AttachClassifiers(ifindex, classifiers...)
 }
 
 // snapshotFile is where the store's last known records are kept, in the state folder.

@@ -61,7 +61,8 @@ func removeLinks(config Config) error {
 		return err
 	}
 	left := netlink.Leftover{
-		Devices: endpoint.DevicePrefix, Adopted: endpoint.ProgramNames(), Addrs: own, Classifiers: []string{bpf.EntryNetIn.String(), bpf.EntryNetOut.String()},
+		Devices: endpoint.DevicePrefix, Adopted: endpoint.ProgramNames(), Addrs: own,
+		Classifiers: []string{bpf.EntryNetIn.String(), bpf.EntryNetOut.String(), bpf.EntryLoopOut.String()},
 	}
 	links, err := netlink.Open()
 	if err != nil {

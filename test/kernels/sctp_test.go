@@ -42,7 +42,7 @@ func labGuest(t *testing.T, version string, modules ...string) vm.Config {
 	for _, name := range []string{"tendril", "tendril-agent", "tendril-cni"} {
 		config.Files["/bin/"+name] = build(t, "build", "../../cmd/"+name)
 	}
-	if err := config.Programs("ip", "env", "sh"); err != nil {
+	if err := config.Programs("ip", "env", "sh", "cat"); err != nil {
 		t.Fatal(err)
 	}
 	return config

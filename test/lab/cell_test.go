@@ -110,7 +110,7 @@ type cellTable struct {
 }
 
 // testCells has a lab for all services: lb_mode is the one way, and their annotation is the other.
-func testCells(t *testing.T, config lab.Config, protocols ...string) {
+func testCells(t *testing.T, config lab.Config, protocols ...string) *cellTable {
 	config.Nodes = 2
 	c := &cellTable{cluster: up(t, config), protocols: protocols, nodes: map[string][]netip.Addr{}}
 	pod, err := c.AddPod(t.Context(), lab.PodSpec{Node: "node1", Namespace: namespace, Name: "web", HostPorts: []cni.PortMapping{
@@ -158,6 +158,7 @@ func testCells(t *testing.T, config lab.Config, protocols ...string) {
 	c.judgeRefusals(t, refused, results)
 	c.judgeWays(t, slices.Concat(results...))
 	t.Logf("%d cells", count)
+	return c
 }
 
 // cellManifest is a service with every kind of address but a host port. Its addresses end in the policy's number, those that clients
@@ -303,13 +304,11 @@ func (c *cellTable) want(place cellPlace, one *cell) outcome {
 		return outcome{} // a cluster's address is not for outside
 	case one.kind == "HostPort" && one.by == "node2":
 		return outcome{} // the pod is of the other node
-	case place.host && one.Protocol == "sctp" && (one.kind == "NodePort" || one.kind == "HostPort") && one.by == place.node:
-		return outcome{} // see sctp_test.go
 	case outside || (one.by != place.node && (one.kind == "NodePort" || one.kind == "HostPort")):
 		return c.wantByWire(place, one)
 	case one.kind == "ClusterIP" && one.policy.internalLocal && place.node == "node2":
 		return outcome{reason: "no-backend", at: "node2"}
-	case place.itself && place.perHop && one.policy.hostNetwork == place.host: // who is translated per packet cannot answer itself under its own name
+	case place.itself && place.perHop && !place.host && !one.policy.hostNetwork: // a pod that is translated per packet cannot answer itself under its own name
 		return outcome{sees: []netip.Addr{netip.MustParseAddr("169.254.7.71"), netip.MustParseAddr("fd74:656e:6472:696c::71")}}
 	}
 	return outcome{sees: place.sources}

@@ -39,6 +39,7 @@ type exchange struct {
 	Target   netip.AddrPort
 	Port     int           // of the asking socket; 0: any
 	Patience time.Duration // how long it may take; 0: exchangePatience
+	Long     int           // bytes of the question, of SCTP; 0: it is short
 
 	Name   string         // who answered
 	Sees   netip.AddrPort // whom he saw
@@ -65,7 +66,11 @@ func runExchanges() int {
 	var group errgroup.Group
 	group.SetLimit(exchangesAtOnce)
 	if len(all) > 0 && all[0].Protocol == "sctp" {
-		if err := ownChecksums(); err != nil {
+		set := lab.ComputeChecksums
+		if all[0].Long > 0 {
+			set = lab.LeaveChecksums // then packets are large, and cut by the last device
+		}
+		if err := checksums(set); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
