@@ -121,6 +121,22 @@ func (c *cluster) apply(ctx context.Context, object *unstructured.Unstructured) 
 	return nil
 }
 
+// has says whether an object is there.
+func (c *cluster) has(ctx context.Context, object *unstructured.Unstructured) (bool, error) {
+	at, err := c.at(object)
+	if err != nil {
+		return false, err
+	}
+	_, err = at.Get(ctx, object.GetName(), metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", nameOf(object), err)
+	}
+	return true, nil
+}
+
 // remove deletes an object and waits until it is gone, with what belongs to it. One that is not there is as good.
 func (c *cluster) remove(ctx context.Context, object *unstructured.Unstructured) error {
 	at, err := c.at(object)

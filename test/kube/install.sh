@@ -79,7 +79,7 @@ uninstall() {
       [ "$(wc -w <<< "${before[$node-$kind]}")" -gt 10 ] # else the test looks at nothing
     done
   done
-  "$root/bin/tendril" uninstall "${settings[@]}" --timeout 90s > "$state/log/uninstall"
+  "$root/bin/tendril" uninstall --kubeconfig "$state/pki/admin.kubeconfig" --timeout 90s > "$state/log/uninstall"
   echo "$(printf '%4d' $SECONDS) s  tendril uninstalled"
   for node in n1 n2; do
     left=$(leftovers $node)
