@@ -30,8 +30,8 @@ files), and deletes the objects that install made. Image and folders are those o
 were deleted by hand, give the same --set as to install. If a node cannot be cleaned it says so and leaves the objects that are needed to try again.`,
 		Example: `  tendril uninstall
   tendril uninstall --timeout 1m --kubeconfig admin.kubeconfig`,
-		Args:    cobra.NoArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return i.uninstall(cmd.Context(), cmd.OutOrStdout()) },
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return i.uninstall(cmd.Context(), cmd.OutOrStdout()) },
 	}
 	i.flags(cmd)
 	return cmd

@@ -93,7 +93,7 @@ func TestUninstallLeavesTheConfigurationToThePodsThatClean(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			objects := slices.DeleteFunc(installedWith(t, false), func(o runtime.Object) bool { return nameOf(o.(*unstructured.Unstructured)) == test.without })
-			client := fake.NewSimpleDynamicClient(runtime.NewScheme(), append(objects, objectsOf(t, "{apiVersion: v1, kind: Node, metadata: {name: n1}}")...)...)
+			client := fake.NewSimpleDynamicClient(runtime.NewScheme(), slices.Concat(objects, podsOfAnother(t), objectsOf(t, "{apiVersion: v1, kind: Node, metadata: {name: n1}}"))...)
 			var applied []string
 			client.PrependReactor("patch", "*", func(action clienttesting.Action) (bool, runtime.Object, error) {
 				patch := action.(clienttesting.PatchAction)
