@@ -22,6 +22,7 @@ type cluster struct {
 	client dynamic.Interface
 	server string // its URL
 	exec   execFunc
+	logs   logsFunc
 }
 
 // dialCluster follows a kubeconfig as kubectl does; nothing is asked yet.
@@ -40,7 +41,11 @@ func dialCluster(kubeconfig string) (*cluster, error) {
 		return nil, fmt.Errorf("client of the API server: %w", err)
 	}
 	exec, err := execBy(config)
-	return &cluster{client, config.Host, exec}, err
+	if err != nil {
+		return nil, err
+	}
+	logs, err := logsBy(config)
+	return &cluster{client, config.Host, exec, logs}, err
 }
 
 // hasKubeconfig says whether there is any that leads somewhere.
