@@ -23,12 +23,13 @@ install() {
 sysdump() {
   local name
   "$root/bin/tendril" sysdump --kubeconfig "$state/pki/admin.kubeconfig" --file "$state/dump.tar.gz" > "$state/text"
-  ! grep 'could not be read' "$state/text" >&2
+  not grep 'could not be read' "$state/text" >&2
   tar -tzf "$state/dump.tar.gz" > "$state/names"
   for name in status.json objects/DaemonSet.apps.yaml objects/Node.yaml agents/n1/status agents/n2/db_list 'logs/tendril-agent-.*/install' 'logs/tendril-operator-.*/operator'; do
     grep -q "/$name\$" "$state/names" || { echo "FAIL: no $name in the sysdump" >&2; false; }
   done
-  ! tar -xzOf "$state/dump.tar.gz" | grep -q 'PRIVATE KEY\|^kind: Secret'
+  tar -xzOf "$state/dump.tar.gz" > "$state/dump"
+  not grep -q 'PRIVATE KEY\|^kind: Secret' "$state/dump"
   echo "$(printf '%4d' $SECONDS) s  sysdump of $(wc -l < "$state/names") files"
 }
 
