@@ -198,7 +198,7 @@ func (h *held) stage() string {
 	if h.config.Data["stage"] == "" || err != nil {
 		return h.config.Data["stage"] + h.config.Data["stage-ends"]
 	}
-	return fmt.Sprintf("%s for %v", h.config.Data["stage"], ends.Sub(time.Now()).Round(5*time.Minute))
+	return fmt.Sprintf("%s for %v", h.config.Data["stage"], time.Until(ends).Round(5*time.Minute))
 }
 
 // run keeps and follows until the context ends, and says what is used.

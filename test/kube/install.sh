@@ -16,6 +16,7 @@ install() {
   await 60 'nodes ready' kubectl wait --for=condition=Ready node --all --timeout=1s
   "$root/bin/tendril" status --kubeconfig "$state/pki/admin.kubeconfig" --wait --timeout 60s > "$state/log/status"
   grep -q '^agents  *\([1-9][0-9]*\) of \1 ready' "$state/log/status"
+  grep -q '^authority  *until 20' "$state/log/status"
   echo "$(printf '%4d' $SECONDS) s  in force, says tendril status"
 }
 
