@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -91,8 +93,10 @@ etcd outside: agents read through it, and write through its Publish service.`,
 }
 
 func (o *options) run(ctx context.Context) error {
-	if o.replica == "" {
-		return errors.New("--replica: this machine has no name; give one that no other replica has")
+	// A replica that waits for the lease would else say what is wrong only when it is needed.
+	pools, err := o.validate()
+	if err != nil {
+		return err
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil)).With("replica", o.replica)
 	rest, err := clientcmd.BuildConfigFromFlags("", o.kubeconfig)
@@ -109,14 +113,6 @@ func (o *options) run(ctx context.Context) error {
 	typed, err := kubernetes.NewForConfig(rest)
 	if err != nil {
 		return fmt.Errorf("client of the API server: %w", err)
-	}
-	var pools []operator.PodPool
-	for _, text := range o.podPools {
-		pool, err := operator.ParsePodPool(text)
-		if err != nil {
-			return fmt.Errorf("--pod-pool: %w", err)
-		}
-		pools = append(pools, pool)
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	if err := o.identify(ctx, typed, log, group); err != nil {
@@ -144,6 +140,81 @@ func (o *options) run(ctx context.Context) error {
 		})
 	})
 	return group.Wait()
+}
+
+// What is the least that works.
+const (
+	leastSpread = 5 * time.Second  // a few readings of the Secret, and a ConfigMap on its way
+	leastLife   = 10 * time.Second // agents renew at half of it, over a network
+)
+
+// validate reports every mistake at once, by flag.
+func (o *options) validate() (pools []operator.PodPool, err error) {
+	var problems []error
+	bad := func(flag, format string, args ...any) {
+		problems = append(problems, fmt.Errorf("--%s: %s", flag, fmt.Sprintf(format, args...)))
+	}
+	if o.replica == "" {
+		bad("replica", "this machine has no name; give one that no other replica has")
+	}
+	if o.namespace == "" {
+		bad("namespace", "give the one in which the operator runs")
+	}
+	if name := o.server.Cluster; name == "" || strings.Contains(name, "/") {
+		bad("cluster", "%q is no name of a cluster: it is a part of keys, between slashes", name)
+	}
+	if o.grace < 0 {
+		bad("node-grace", "%v is less than nothing; leave it out for the default", o.grace)
+	}
+	problems = append(problems, o.validateAuthority(), o.validateAddresses())
+	named := map[string]bool{}
+	for _, text := range o.podPools {
+		pool, err := operator.ParsePodPool(text)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("--pod-pool: %w", err))
+			continue
+		}
+		if named[pool.Name] {
+			bad("pod-pool", "there are two of the name %q; give one range a family, and other ranges as pools of other names", pool.Name)
+		}
+		named[pool.Name] = true
+		pools = append(pools, pool)
+	}
+	return pools, errors.Join(problems...)
+}
+
+func (o *options) validateAuthority() error {
+	switch {
+	case o.authority == "" && (o.life != 0 || o.spread != 0):
+		return errors.New("--certificate-life, --authority-spread: they are for certificates that this operator issues; give --authority too")
+	case o.authority != "" && o.server.Dir != "" && o.files != (store.Files{}):
+		return errors.New("--authority and --store-ca: the embedded store's certificates are issued or come from files; give one of the two")
+	case o.spread != 0 && o.spread < leastSpread:
+		return fmt.Errorf("--authority-spread: in %v nobody can hear of another authority; give it minutes", o.spread)
+	case o.life != 0 && o.life < leastLife:
+		return fmt.Errorf("--certificate-life: nobody can renew a certificate that lives for %v; give it hours", o.life)
+	}
+	return nil
+}
+
+func (o *options) validateAddresses() error {
+	var problems []error
+	check := func(flag, addr string) {
+		if _, port, err := net.SplitHostPort(addr); err != nil {
+			problems = append(problems, fmt.Errorf("--%s: %q is not host:port", flag, addr))
+		} else if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+			problems = append(problems, fmt.Errorf("--%s: %q: %q is not a port from 0 to 65535", flag, addr, port))
+		}
+	}
+	for _, addr := range o.store {
+		check("store", addr)
+	}
+	check("listen", o.server.ClientAddr)
+	check("publish", o.server.PublishAddr)
+	if o.server.ClientAddr == o.server.PublishAddr && !strings.HasSuffix(o.server.PublishAddr, ":0") {
+		problems = append(problems, fmt.Errorf("--publish: %s is where agents read (--listen); give it a port of its own", o.server.PublishAddr))
+	}
+	return errors.Join(problems...)
 }
 
 // keep serves the embedded store, and writes it.
@@ -179,8 +250,6 @@ func (o *options) identify(ctx context.Context, client kubernetes.Interface, log
 	switch {
 	case o.server.Dir == "":
 		o.server.Endpoints, o.server.Outside = o.store, o.files
-	case o.files != (store.Files{}) && o.authority != "":
-		return errors.New("--authority and --store-ca: the embedded store's certificates are issued or come from files; give one of the two")
 	case o.files != (store.Files{}):
 		o.server.TLS = o.files
 	}
@@ -190,15 +259,9 @@ func (o *options) identify(ctx context.Context, client kubernetes.Interface, log
 	return err
 }
 
-// leastSpread is what a few readings of the Secret take, and a ConfigMap on its way.
-const leastSpread = 5 * time.Second
-
 // issuer is the authority, which follows its replacements from then on. It waits for an API server that is away, as after a start of the whole
 // cluster; what that refuses is for people to put right.
 func (o *options) issuer(ctx context.Context, client kubernetes.Interface, log *slog.Logger, group *errgroup.Group) (*server.Authority, error) {
-	if o.spread != 0 && o.spread < leastSpread {
-		return nil, fmt.Errorf("--authority-spread: in %v nobody can hear of another authority; give it minutes", o.spread)
-	}
 	backoff := store.Backoff{Max: 5 * time.Second}
 	kept := operator.Authority{
 		Client: client, Namespace: o.namespace, Name: o.authority, Make: server.MakeAuthority, Life: cmp.Or(o.life, server.DefaultLife), Spread: o.spread, Poll: o.spread / 10, Logger: log,

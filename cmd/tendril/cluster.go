@@ -22,6 +22,7 @@ type cluster struct {
 	client dynamic.Interface
 	server string // its URL
 	exec   execFunc
+	logs   logsFunc
 }
 
 // dialCluster follows a kubeconfig as kubectl does; nothing is asked yet.
@@ -40,7 +41,11 @@ func dialCluster(kubeconfig string) (*cluster, error) {
 		return nil, fmt.Errorf("client of the API server: %w", err)
 	}
 	exec, err := execBy(config)
-	return &cluster{client, config.Host, exec}, err
+	if err != nil {
+		return nil, err
+	}
+	logs, err := logsBy(config)
+	return &cluster{client, config.Host, exec, logs}, err
 }
 
 // hasKubeconfig says whether there is any that leads somewhere.
@@ -119,6 +124,22 @@ func (c *cluster) apply(ctx context.Context, object *unstructured.Unstructured) 
 		return fmt.Errorf("apply %s: %w", nameOf(object), err)
 	}
 	return nil
+}
+
+// has says whether an object is there.
+func (c *cluster) has(ctx context.Context, object *unstructured.Unstructured) (bool, error) {
+	at, err := c.at(object)
+	if err != nil {
+		return false, err
+	}
+	_, err = at.Get(ctx, object.GetName(), metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", nameOf(object), err)
+	}
+	return true, nil
 }
 
 // remove deletes an object and waits until it is gone, with what belongs to it. One that is not there is as good.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -37,14 +38,42 @@ func (e *statusError) Error() string {
 	return e.stderr
 }
 
-// execBy runs commands by the API server that a configuration leads to, over a WebSocket (Kubernetes 1.30).
-func execBy(config *rest.Config) (execFunc, error) {
+// logsFunc returns the last lines that a container has logged, or the one before it in its place.
+type logsFunc func(ctx context.Context, of container, lines int64, previous bool) ([]byte, error)
+
+// coreClient speaks to the API server's first group, in which pods are.
+func coreClient(config *rest.Config) (*rest.Config, *rest.RESTClient, error) {
 	config = rest.CopyConfig(config)
 	config.APIPath, config.GroupVersion = "/api", &schema.GroupVersion{Version: "v1"}
 	config.NegotiatedSerializer = serializer.NewCodecFactory(runtime.NewScheme()).WithoutConversion()
 	client, err := rest.RESTClientFor(config)
 	if err != nil {
-		return nil, fmt.Errorf("client of the API server: %w", err)
+		return nil, nil, fmt.Errorf("client of the API server: %w", err)
+	}
+	return config, client, nil
+}
+
+// logsBy reads logs by the API server that a configuration leads to.
+func logsBy(config *rest.Config) (logsFunc, error) {
+	_, client, err := coreClient(config)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, of container, lines int64, previous bool) ([]byte, error) {
+		text, err := client.Get().Namespace(of.namespace).Resource("pods").Name(of.pod).SubResource("log").
+			Param("container", of.name).Param("tailLines", strconv.FormatInt(lines, 10)).Param("previous", strconv.FormatBool(previous)).DoRaw(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("log of container %s of pod %s/%s: %w", of.name, of.namespace, of.pod, err)
+		}
+		return text, nil
+	}, nil
+}
+
+// execBy runs commands by the API server that a configuration leads to, over a WebSocket (Kubernetes 1.30).
+func execBy(config *rest.Config) (execFunc, error) {
+	config, client, err := coreClient(config)
+	if err != nil {
+		return nil, err
 	}
 	return func(ctx context.Context, in container, command ...string) ([]byte, error) {
 		request := client.Get().Namespace(in.namespace).Resource("pods").Name(in.pod).SubResource("exec").

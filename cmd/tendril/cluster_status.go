@@ -28,12 +28,13 @@ const (
 
 // clusterStatus is what is in force in a whole cluster: what the API server says of objects, and what each agent says of itself.
 type clusterStatus struct {
-	Ready    bool           `json:"ready"`
-	Missing  []string       `json:"missing"` // why it is not ready
-	Operator operatorStatus `json:"operator"`
-	Agents   agentsStatus   `json:"agents"`
-	Nodes    []memberStatus `json:"nodes"` // by name
-	Problems []problem      `json:"problems"`
+	Ready     bool             `json:"ready"`
+	Missing   []string         `json:"missing"` // why it is not ready
+	Operator  operatorStatus   `json:"operator"`
+	Authority *authorityStatus `json:"authority"` // null: there is none
+	Agents    agentsStatus     `json:"agents"`
+	Nodes     []memberStatus   `json:"nodes"` // by name
+	Problems  []problem        `json:"problems"`
 }
 
 // operatorStatus is the operator by its Deployment and its lease.
@@ -96,6 +97,9 @@ func (c *cluster) status(ctx context.Context, namespace string) (*clusterStatus,
 	}
 	s := &clusterStatus{Missing: []string{}, Problems: []problem{}} // empty lists, not null, for scripts
 	if s.Operator, err = c.operator(ctx, namespace, time.Now()); err != nil {
+		return nil, err
+	}
+	if s.Authority, err = c.authority(ctx, namespace, time.Now()); err != nil {
 		return nil, err
 	}
 	nodes, err := listAs[corev1.Node](ctx, c, corev1.SchemeGroupVersion.WithKind("Node"), "", metav1.ListOptions{})
@@ -327,6 +331,9 @@ func (s *clusterStatus) judge(daemons *appsv1.DaemonSet) {
 		missing("operator: nobody leads, no replica holds the lease %s", operatorName)
 	case o.silent:
 		missing("operator: nobody leads, %s renewed the lease %s ago", o.Leader, ago(time.Duration(o.RenewedAgo)*time.Second))
+	}
+	if s.Authority != nil && s.Authority.missing != "" {
+		missing("authority: %s", s.Authority.missing)
 	}
 	if len(s.Nodes) == 0 {
 		missing("agents: the cluster has no node")

@@ -12,7 +12,7 @@ import (
 const screenNodes = 16
 
 // showCluster prints one screen.
-func showCluster(v *view, s *clusterStatus, asJSON bool) error {
+func showCluster(v *view, s *clusterStatus, now time.Time, asJSON bool) error {
 	if asJSON {
 		return printJSON(v.out, s)
 	}
@@ -23,6 +23,9 @@ func showCluster(v *view, s *clusterStatus, asJSON bool) error {
 	a := s.Agents
 	v.row(v.strong.Render("cluster"), state)
 	v.row("operator", operatorText(s.Operator))
+	if s.Authority != nil {
+		v.row("authority", authorityText(s.Authority, now))
+	}
 	v.row("agents", fmt.Sprintf("%d of %d ready, version %s, %s routing", a.Ready, a.Wanted, orNone(a.Versions), orNone(a.Modes)))
 	v.row("store", fmt.Sprintf("connected on %d of %d nodes, epoch %s", a.Connected, a.Wanted, orNone(a.Epochs)))
 	v.row("policy", fmt.Sprintf("%d policies, revision %d in force on %d of %d nodes", a.Policies, a.PolicyRevision, a.Enforcing, a.Wanted))

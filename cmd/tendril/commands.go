@@ -12,6 +12,7 @@ func agentCommands(a *app) []*cobra.Command {
 	return []*cobra.Command{
 		newStatusCommand(a),
 		newConnectivityCommand(a),
+		newSysdumpCommand(a),
 		newObserveCommand(a),
 		newPolicyCommand(a),
 		newEndpointCommand(a),

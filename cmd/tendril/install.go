@@ -65,10 +65,8 @@ func (i *installation) values(ctx context.Context) (helm.Values, *cluster, error
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, assignment := range i.set {
-		if err := values.Set(assignment); err != nil {
-			return nil, nil, fmt.Errorf("flag --set: %w", err)
-		}
+	if err := i.setIn(values); err != nil {
+		return nil, nil, err
 	}
 	if i.dryRun && isComplete(values) {
 		return values, nil, nil
@@ -78,6 +76,16 @@ func (i *installation) values(ctx context.Context) (helm.Values, *cluster, error
 		return nil, nil, err
 	}
 	return values, c, c.fill(ctx, values)
+}
+
+// setIn gives the values what the flags say.
+func (i *installation) setIn(values helm.Values) error {
+	for _, assignment := range i.set {
+		if err := values.Set(assignment); err != nil {
+			return fmt.Errorf("flag --set: %w", err)
+		}
+	}
+	return nil
 }
 
 // isComplete says whether the cluster need not be asked.

@@ -73,7 +73,7 @@ func (s *statusCommand) run(cmd *cobra.Command) error {
 			}
 			return status, status.lacks(), nil
 		}
-		return show(cmd.Context(), s, told, time.Second, look, func(status *clusterStatus) error { return showCluster(v, status, s.json()) })
+		return show(cmd.Context(), s, told, time.Second, look, func(status *clusterStatus) error { return showCluster(v, status, time.Now(), s.json()) })
 	}
 	look := func(ctx context.Context) (*agentv1.StatusResponse, error, error) {
 		status, err := askStatus(ctx, s.app)

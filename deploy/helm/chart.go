@@ -47,7 +47,7 @@ func Defaults() (Values, error) {
 const free = "agent.config"
 
 // Set gives a value, by its path with dots, a text that is read as YAML: "agent.config.mode=vxlan". A path that the chart does not
-// have is an error, for it would do nothing.
+// have is an error, for it would do nothing; so is what the chart's schema does not admit.
 func (v Values) Set(assignment string) error {
 	name, text, found := strings.Cut(assignment, "=")
 	if !found {
@@ -65,7 +65,7 @@ func (v Values) Set(assignment string) error {
 		}
 		if i == len(parts)-1 {
 			at[part] = value
-			return nil
+			return v.check()
 		}
 		below, ok := known.(map[string]any)
 		if !ok {
@@ -74,6 +74,15 @@ func (v Values) Set(assignment string) error {
 		at = below
 	}
 	return nil
+}
+
+// check reports every mistake by the chart's schema.
+func (v Values) check() error {
+	admitted, err := readSchema()
+	if err != nil {
+		return err
+	}
+	return admitted.check("", map[string]any(v))
 }
 
 // Text is a value as text, by its path with dots; empty if there is none.
@@ -105,6 +114,9 @@ func Render(values Values, namespace string) ([]*unstructured.Unstructured, erro
 		}
 		var rendered bytes.Buffer
 		if err := parsed.Execute(&rendered, data); err != nil {
+			if missing, ok := errors.AsType[unset](err); ok { // the template's place is of no use to who sets values
+				err = missing
+			}
 			return nil, err
 		}
 		more, err := split(rendered.String())
@@ -145,10 +157,15 @@ func toJSON(value any) (string, error) {
 	return string(text), err
 }
 
+// unset says which value is, and what it is for.
+type unset string
+
+func (u unset) Error() string { return string(u) }
+
 // required fails the rendering if a value is not set.
 func required(what string, value any) (any, error) {
 	if value == nil || value == "" {
-		return nil, errors.New(what)
+		return nil, unset(what)
 	}
 	return value, nil
 }

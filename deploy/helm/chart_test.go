@@ -191,6 +191,48 @@ func TestValuesThatWouldDoNothingAreRefused(t *testing.T) {
 	}
 }
 
+// Every mistake is refused before anything is applied, with the value's path and what it should be.
+func TestValuesThatCannotBeAreRefused(t *testing.T) {
+	for assignment, want := range map[string]string{
+		"agent.config.mode=vxlam":                     `agent.config.mode: "vxlam" is not one of native, vxlan`,
+		"agent.config.flow_recrods=true":              "agent.config.flow_recrods: there is no such value; there are ",
+		"agent.config.cgroup=/x":                      "agent.config.cgroup: there is no such value; there are ", // the chart gives it: the key would be there twice
+		"agent.config.masquerade=maybe":               `agent.config.masquerade: "maybe" is not true or false`,
+		"agent.config.vni=1.5":                        "agent.config.vni: 1.5 is not a whole number",
+		"agent.config.no_masquerade=[10.0.0.0]":       `agent.config.no_masquerade[0]: "10.0.0.0" is not a prefix`,
+		"agent.config.map_sizes={flows: many}":        `agent.config.map_sizes.flows: "many" is not a whole number`,
+		"agent.config=3":                              "agent.config: 3 is not an object of the agent's settings",
+		"agent.readyPort=70000":                       "agent.readyPort: 70000 is not a port from 1 to 65535",
+		"agent.maxUnavailable=0":                      "agent.maxUnavailable: 0 is not a number from 1, or a percentage",
+		"agent.maxUnavailable=some":                   `agent.maxUnavailable: "some" is not a number from 1, or a percentage`,
+		"operator.nodeGrace=10x":                      `operator.nodeGrace: "10x" is not a duration, as in "10m"`,
+		"operator.podPools=[\"default=10.0.0.0/16\"]": `operator.podPools[0]: "default=10.0.0.0/16" is not a pool`,
+		"operator.replicas=[{node: n1}]":              "operator.replicas[0].address: required: an IPv4 address",
+		"operator.replicas=n1":                        `operator.replicas: "n1" is not a list of nodes`,
+		"operator.address=fd00::1":                    `operator.address: "fd00::1" is not an IPv4 address`,
+		"operator.node=3":                             "operator.node: 3 is not the name of a node",
+		"operator.publishPort=2379":                   "operator.publishPort: another port than operator.storePort",
+		"store.external.secret=etcd":                  "store.external.endpoints: the addresses of the etcd",
+		"image.pullPolicy=Sometimes":                  `image.pullPolicy: "Sometimes" is not one of Always, IfNotPresent, Never`,
+		"image.agent=":                                "image.agent: required: the name of an image",
+		"cluster=a: b":                                "cluster: ",
+		"cgroup=":                                     "cgroup: required: a folder, an absolute path",
+		"cni.binDir=opt":                              `cni.binDir: "opt" is not a folder, an absolute path`,
+	} {
+		if _, err := tryRender(assignment); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", assignment, err, want)
+		}
+	}
+	for _, assignment := range []string{
+		"agent.maxUnavailable=25%", "agent.config.uplink=", `agent.config.map_sizes={flows: 1048576}`, "operator.nodeGrace=1h30m", "operator.nodeGrace=",
+		`operator.podPools=["default=10.0.0.0/16:24,fd00:10::/48:64"]`, "image.agent=registry.example:5000/tendril/agent@sha256:00", "cluster=eu-1.prod_a",
+	} {
+		if _, err := tryRender(assignment); err != nil {
+			t.Errorf("%s: %v", assignment, err)
+		}
+	}
+}
+
 func TestMoreOfTheAgentsConfigurationIsHandedOn(t *testing.T) {
 	objects := render(t, "agent.config.mode=vxlan", `agent.config.no_masquerade=["10.9.0.0/16"]`)
 	text, _, _ := unstructured.NestedString(find(t, objects, "ConfigMap", "tendril"), "data", "agent.json")

@@ -206,9 +206,11 @@ func (c Config) Validate() error {
 	if len(c.Publish) == 0 {
 		bad("publish", "required: at least one host:port of the Publish service")
 	}
-	for _, addr := range c.Publish {
-		if _, _, err := net.SplitHostPort(addr); err != nil {
-			bad("publish", "%q is not host:port", addr)
+	for field, addrs := range map[string][]string{"store": c.Store, "publish": c.Publish} {
+		for _, addr := range addrs {
+			if _, _, err := net.SplitHostPort(addr); err != nil {
+				bad(field, "%q is not host:port", addr)
+			}
 		}
 	}
 	if err := c.storeFiles().Validate(); err != nil {

@@ -17,6 +17,8 @@ func TestConfigurationNamesEveryMistakeAtOnce(t *testing.T) {
 		{"Kubernetes' folders", `{"node":"n","store":["s:1"],"publish":["p:1"],"cni_bin_dir":"bin","ready_addr":"7470"}`,
 			[]string{`cni_bin_dir: "bin" is not an absolute path`, "ready_addr: address 7470: missing port in address"}},
 		{"empty", `{}`, []string{"node: required", "store: required", "publish: required"}},
+		{"addresses", `{"node":"n","store":["s","http://s:1"],"publish":["p"],"pod_cidrs":["10.0.0.0/24"]}`,
+			[]string{`store: "s" is not host:port`, `store: "http://s:1" is not host:port`, `publish: "p" is not host:port`}},
 		{"not an object", `["node"]`, []string{"it has to be one JSON object"}},
 		{"values of other forms", `{"masquerade":"yes","vni":-1,"tunnel_port":65536,"store":"s:1","mode":1,"map_sizes":[],"no_masquerade":["10.0.0.0/99"]}`, []string{
 			`masquerade: "yes" is not true or false`, "vni: -1 is not a whole number from 0 to 4294967295", "tunnel_port: 65536 is not a whole number from 0 to 65535",

@@ -129,6 +129,93 @@ func TestEverySettingIsDocumented(t *testing.T) {
 	}
 }
 
+// notByChart are settings that the chart gives itself, that must not be the same on all nodes, or whose folders its pods do not have.
+var notByChart = []string{
+	"node", "cluster", "store", "publish", "store_ca", "store_cert", "store_key", "store_token", "pod_cidrs", "cgroup", "run_dir", "state_dir",
+	"cni_bin_dir", "cni_conf_dir", "ready_addr",
+}
+
+// What the chart's schema says of agent.config is made of the fields, too, so Helm and `tendril install` refuse what agents would.
+func TestTheChartTakesEverySettingThatIsNotItsOwn(t *testing.T) {
+	path := filepath.Join("..", "..", "deploy", "helm", "tendril", "values.schema.json")
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var whole map[string]any
+	if err := json.Unmarshal(raw, &whole); err != nil {
+		t.Fatal(err)
+	}
+	agent := whole["properties"].(map[string]any)["agent"].(map[string]any)["properties"].(map[string]any)
+	made := settingsSchema(t)
+	if *update {
+		agent["config"] = made
+		text, err := json.MarshalIndent(whole, "", "  ")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, append(text, '\n'), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if diff := cmp.Diff(made, agent["config"]); diff != "" {
+		t.Errorf("agent.config in %s is not what config.go says; write it with -update (-config.go +written):\n%s", path, diff)
+	}
+}
+
+// settingsSchema is the JSON schema of the settings that people give in the chart's values.
+func settingsSchema(t *testing.T) map[string]any {
+	t.Helper()
+	properties := map[string]any{}
+	for _, s := range settings() {
+		if !slices.Contains(notByChart, s.key) {
+			properties[s.key] = valueSchema(t, s, s.of(&Config{}).Type())
+		}
+	}
+	return map[string]any{
+		"type": "object", "description": "an object of the agent's settings, as in {mode: vxlan}", "additionalProperties": false, "properties": properties,
+	}
+}
+
+func valueSchema(t *testing.T, s setting, of reflect.Type) map[string]any {
+	t.Helper()
+	made := map[string]any{"description": form(of)}
+	choices := map[reflect.Type][]string{
+		reflect.TypeFor[Mode]():   {string(ModeNative), string(ModeVXLAN)},
+		reflect.TypeFor[LBMode](): {string(LBModeSNAT), string(LBModeDSR)},
+		reflect.TypeFor[XDP]():    {string(XDPOff), string(XDPAuto), string(XDPNative), string(XDPGeneric)},
+	}[of]
+	switch of.Kind() {
+	case reflect.Bool:
+		made["type"] = "boolean"
+	case reflect.String:
+		made["type"] = "string"
+		if choices != nil {
+			made["enum"], made["description"] = anyOf(choices), "one of "+strings.Join(choices, ", ")
+		}
+	case reflect.Slice:
+		made["type"], made["items"] = "array", map[string]any{"type": "string", "description": "a prefix, as in \"10.0.0.0/8\"", "pattern": "^[0-9a-fA-F.:]+/[0-9]+$"}
+	case reflect.Map:
+		made["type"], made["additionalProperties"] = "object", valueSchema(t, s, of.Elem())
+	case reflect.Int:
+		made["type"] = "integer"
+	case reflect.Uint16, reflect.Uint32:
+		made["type"], made["minimum"], made["maximum"] = "integer", 0.0, float64(uint64(1)<<of.Bits()-1)
+	default:
+		t.Fatalf("%s: no schema for a %s", s.key, of)
+	}
+	return made
+}
+
+// anyOf is a list as JSON decodes it.
+func anyOf(texts []string) (list []any) {
+	for _, text := range texts {
+		list = append(list, text)
+	}
+	return list
+}
+
 // settingsTable is the table, a row a setting.
 func settingsTable(t *testing.T) string {
 	t.Helper()

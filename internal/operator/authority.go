@@ -39,13 +39,19 @@ const (
 	replacedFor  = "replaced" // value of AnnotationReplace that was acted on last
 )
 
-// caKey is where the ConfigMap has the certificates of all authorities that are believed. Agents' pods do not start before it is there.
-const caKey = "ca.crt"
+// The ConfigMap's keys.
+const (
+	caKey        = "ca.crt"     // certificates of all authorities that are believed; agents' pods do not start before it is there
+	toldStage    = "stage"      // of a replacement, for people and `tendril status`, which need not read the Secret: stageTold, stageIssues; else absent
+	toldStageEnd = "stage-ends" // when the next stage may begin, in RFC 3339; absent before the wait has begun
+	stageTold    = "told"       // stage 1
+	stageIssues  = "issues"     // stage 2
+)
 
 const (
 	defaultSpread = 10 * time.Minute // kubelet brings a ConfigMap within about two
 	defaultPoll   = 45 * time.Second
-	// A replica that has got so many conflicts in a row looks again later: each is another's step, and a replacement has five.
+	// A replica that has got so many conflicts in a row looks again later: each is another's step, and a replacement has eight.
 	maxSteps = 20
 )
 
@@ -127,21 +133,48 @@ func (a Authority) step(ctx context.Context, create bool) (keys AuthorityKeys, d
 		return keys, false, fmt.Errorf("authority in secret %s/%s: %w", a.Namespace, a.Name, err)
 	}
 	keys = state.keys()
-	if known.Data[caKey] == string(keys.Believed) {
+	change := a.untold(state, known.Data)
+	if len(change) == 0 {
 		done, err = a.advance(ctx, state)
 		return keys, done, err
 	}
-	if state.next.cert != nil && !state.since.IsZero() { // agents do not know of the next one: the wait begins anew
+	if change[caKey] != nil && state.next.cert != nil && !state.since.IsZero() { // agents do not know of the next one: the wait begins anew
 		return keys, false, a.write(ctx, secret, map[string][]byte{stageSince: nil})
 	}
 	patch := marshal(map[string]any{
 		"metadata": map[string]any{"resourceVersion": known.ResourceVersion}, // else a conflict
-		"data":     map[string]string{caKey: string(keys.Believed)},
+		"data":     change,
 	})
 	if _, err = a.Client.CoreV1().ConfigMaps(a.Namespace).Patch(ctx, a.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager}); err != nil {
 		return keys, false, fmt.Errorf("authority in config map %s/%s: %w", a.Namespace, a.Name, err)
 	}
 	return keys, false, nil
+}
+
+// untold is what the ConfigMap does not say yet of a state, by its keys; nil: what it says and should not.
+func (a Authority) untold(s authorityState, known map[string]string) map[string]any {
+	wanted := map[string]string{caKey: string(s.keys().Believed)}
+	ends := s.since.Add(cmp.Or(a.Spread, defaultSpread))
+	switch {
+	case s.next.cert != nil:
+		wanted[toldStage] = stageTold
+	case s.previous != nil:
+		wanted[toldStage], ends = stageIssues, ends.Add(a.Life)
+	}
+	if wanted[toldStage] != "" && !s.since.IsZero() {
+		wanted[toldStageEnd] = ends.UTC().Format(time.RFC3339)
+	}
+	change := map[string]any{}
+	for _, key := range []string{caKey, toldStage, toldStageEnd} {
+		text, ok := wanted[key]
+		switch has, known := known[key]; {
+		case ok && text != has:
+			change[key] = text
+		case !ok && known:
+			change[key] = nil
+		}
+	}
+	return change
 }
 
 // first fills a Secret in which there is nothing. One that was emptied below a running operator is left: it goes on with what it has, until people

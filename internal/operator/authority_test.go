@@ -190,6 +190,17 @@ func (h *held) state() string {
 	return fmt.Sprintf("%s; %d told; %d issued", strings.Join(keys, " "), strings.Count(h.config.Data["ca.crt"], "BEGIN"), len(h.issuers))
 }
 
+// stage is what the ConfigMap says of a replacement: its stage, and how much of it is left.
+func (h *held) stage() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	ends, err := time.Parse(time.RFC3339, h.config.Data["stage-ends"])
+	if h.config.Data["stage"] == "" || err != nil {
+		return h.config.Data["stage"] + h.config.Data["stage-ends"]
+	}
+	return fmt.Sprintf("%s for %v", h.config.Data["stage"], time.Until(ends).Round(5*time.Minute))
+}
+
 // run keeps and follows until the context ends, and says what is used.
 func run(ctx context.Context, a Authority, use func(AuthorityKeys)) error {
 	keys, err := a.Keep(ctx)
@@ -214,24 +225,24 @@ func TestAnAuthorityIsReplacedInThreeStagesWhenSomebodyAsks(t *testing.T) {
 		var used []AuthorityKeys
 		var following sync.WaitGroup
 		following.Go(func() { run(ctx, h.replica(), func(keys AuthorityKeys) { used = append(used, keys) }) })
-		at := func(after time.Duration, want string) {
+		at := func(after time.Duration, keys string, issued int, said string) {
 			t.Helper()
 			time.Sleep(after)
 			synctest.Wait()
-			if got := h.state(); got != want {
+			if got, want := h.state()+"; "+h.stage(), fmt.Sprintf("%s%d issued; %s", keys, issued, said); got != want {
 				t.Errorf("got %s, want %s", got, want)
 			}
 		}
-		at(7*24*time.Hour, whole+"1 issued")
+		at(7*24*time.Hour, whole, 1, "")
 		for round := range 2 {
 			h.replace(fmt.Sprint("round ", round))
-			at(time.Minute, prepared+fmt.Sprintf("%d issued", round+1))
-			at(testSpread-2*time.Minute, prepared+fmt.Sprintf("%d issued", round+1))
-			at(3*time.Minute, switched+fmt.Sprintf("%d issued", round+2))
-			at(testLife, switched+fmt.Sprintf("%d issued", round+2))
-			at(testSpread+2*time.Minute, whole+fmt.Sprintf("%d issued", round+2))
+			at(time.Minute, prepared, round+1, "told for 10m0s")
+			at(testSpread-2*time.Minute, prepared, round+1, "told for 0s")
+			at(3*time.Minute, switched, round+2, "issues for 24h10m0s")
+			at(testLife, switched, round+2, "issues for 10m0s")
+			at(testSpread+2*time.Minute, whole, round+2, "")
 		}
-		at(7*24*time.Hour, whole+"3 issued")
+		at(7*24*time.Hour, whole, 3, "")
 		cancel()
 		following.Wait()
 		h.mu.Lock()
@@ -263,7 +274,7 @@ func TestAnAuthorityIsReplacedByItselfBeforeItEnds(t *testing.T) {
 
 // Every write of a life with one replacement is the last of the replica that makes it, once before it is done and once after.
 func TestAReplacementGoesOnWhereAReplicaCrashed(t *testing.T) {
-	for crashed := 1; crashed <= 8; crashed++ {
+	for crashed := 1; crashed <= 10; crashed++ {
 		for _, done := range []bool{false, true} {
 			synctest.Test(t, func(t *testing.T) {
 				h := newHeld(t)
@@ -342,11 +353,11 @@ func TestTheWaitBeginsAnewWhenAgentsWereNotTold(t *testing.T) {
 		h.replace("now")
 		time.Sleep(testSpread - time.Minute)
 		h.mu.Lock()
-		h.config.Data["ca.crt"] = h.issuers[0] // somebody puts back what was there
+		h.config.Data = map[string]string{"ca.crt": h.issuers[0]} // somebody puts back what was there
 		h.check()
 		h.mu.Unlock()
 		time.Sleep(testSpread - time.Minute)
-		if got := h.state(); got != prepared+"1 issued" {
+		if got := h.state() + "; " + h.stage(); got != prepared+"1 issued; told for 0s" {
 			t.Errorf("got %s", got)
 		}
 		time.Sleep(3 * time.Minute)

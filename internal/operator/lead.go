@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	typedv1 "k8s.io/client-go/kubernetes/typed/coordination/v1"
 
@@ -186,9 +187,10 @@ func (c *candidate) write(ctx context.Context, lease *coordinationv1.Lease, send
 	return nil
 }
 
-// update is refused if somebody else has written meanwhile.
+// update is refused if somebody else has written meanwhile. Fields that this version does not know stay.
 func (c *candidate) update(ctx context.Context, lease *coordinationv1.Lease) (*coordinationv1.Lease, error) {
-	return c.leases.Update(ctx, lease, metav1.UpdateOptions{})
+	patch := marshal(map[string]any{"metadata": map[string]any{"resourceVersion": lease.ResourceVersion}, "spec": lease.Spec})
+	return c.leases.Patch(ctx, LeaseName, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
 }
 
 // make is refused if somebody else was faster.

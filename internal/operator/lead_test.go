@@ -2,6 +2,7 @@ package operator
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"strconv"
@@ -60,15 +61,20 @@ func (e *elections) client(replica string) *fakekube.Clientset {
 func (e *elections) answer(action clienttesting.Action) (runtime.Object, error) {
 	resource := schema.GroupResource{Group: "coordination.k8s.io", Resource: "leases"}
 	var sent *coordinationv1.Lease
-	if writing, ok := action.(clienttesting.UpdateAction); ok { // or a creation, which has the same methods
+	switch writing := action.(type) {
+	case clienttesting.CreateAction:
 		sent = writing.GetObject().(*coordinationv1.Lease)
+	case clienttesting.PatchAction:
+		sent = e.patched(writing.GetPatch())
 	}
 	switch verb := action.GetVerb(); {
 	case verb == "create" && e.lease != nil:
 		return nil, apierrors.NewAlreadyExists(resource, LeaseName)
 	case verb != "create" && e.lease == nil:
 		return nil, apierrors.NewNotFound(resource, LeaseName)
-	case verb == "update" && sent.ResourceVersion != e.lease.ResourceVersion:
+	case verb == "update":
+		e.t.Error("the whole lease is put in the place of what is there")
+	case verb == "patch" && sent.ResourceVersion != e.lease.ResourceVersion:
 		return nil, apierrors.NewConflict(resource, LeaseName, errors.New("it has changed"))
 	case verb == "create":
 		sent.UID = types.UID(strconv.Itoa(e.revision + 1))
@@ -79,6 +85,19 @@ func (e *elections) answer(action clienttesting.Action) (runtime.Object, error) 
 		e.lease.ResourceVersion = strconv.Itoa(e.revision)
 	}
 	return e.lease.DeepCopy(), nil
+}
+
+// patched is the lease with a merge patch, whose revision it has.
+func (e *elections) patched(patch []byte) *coordinationv1.Lease {
+	if e.lease == nil {
+		return nil
+	}
+	lease := e.lease.DeepCopy()
+	lease.ResourceVersion = ""
+	if err := json.Unmarshal(patch, lease); err != nil {
+		e.t.Error(err)
+	}
+	return lease
 }
 
 // begin starts a replica, which leads when it may; it ends with the function returned.

@@ -2,12 +2,15 @@ package apiserver
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -37,6 +40,7 @@ func (c *cluster) authorityReplaced(t *testing.T) {
 		c.write(t, "ca.crt", bundle)
 		return nil
 	})
+	c.authorityIsIn(t, "told")
 	eventually(t, "the next authority to issue", func(ctx context.Context) error {
 		if err := c.agentsAreFine(ctx); err != nil {
 			t.Error(err)
@@ -47,6 +51,7 @@ func (c *cluster) authorityReplaced(t *testing.T) {
 		}
 		return err
 	})
+	c.authorityIsIn(t, "issues")
 	if err := c.KillAgent(t.Context(), "node1", syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -54,6 +59,30 @@ func (c *cluster) authorityReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "all agents to have the store", c.agentsAreFine)
+}
+
+// authorityIsIn waits until `tendril status` knows the stage, and when the next one begins.
+func (c *cluster) authorityIsIn(t *testing.T, stage string) {
+	kubeconfig := c.writeKubeconfig(t, "admin", adminToken)
+	eventually(t, "the status to say that the stage is "+stage, func(ctx context.Context) error {
+		out, err := c.Control().Exec(ctx, filepath.Join(binaries(), "tendril"), "status", "--kubeconfig", kubeconfig, "-o", "json")
+		if err != nil {
+			return err
+		}
+		var status struct {
+			Authority struct {
+				Stage string    `json:"stage"`
+				Ends  time.Time `json:"stage_ends"`
+			} `json:"authority"`
+		}
+		if err := json.Unmarshal([]byte(out), &status); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		if got := status.Authority; got.Stage != stage || got.Ends.IsZero() {
+			return fmt.Errorf("it says %v", got)
+		}
+		return nil
+	})
 }
 
 // agentsAreFine says what agents say is wrong between them and the store.

@@ -517,6 +517,9 @@ func (c *cluster) asked(t *testing.T) {
 		if who == "tendril-operator" && r.ResponseStatus.Code == 403 {
 			t.Errorf("the operator has no right to %s %s", r.Verb, r.RequestURI)
 		}
+		if who == "tendril-operator" && r.Verb == "update" {
+			t.Errorf("the operator puts %s in the place of what is there", r.RequestURI)
+		}
 		if fromNode1, fromNode2 := isFrom(r, "172.30.0.1"), isFrom(r, "172.30.0.2"); (fromNode1 || fromNode2) && who != "tendril-operator" {
 			t.Errorf("%s asked from a node, %v: %s %s", r.User.Username, r.SourceIPs, r.Verb, r.RequestURI)
 		}

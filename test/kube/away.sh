@@ -16,7 +16,7 @@ api_server_away() {
   for pod in friend stranger; do again "$pod"; done
   sleep "${AWAY:-30}"
   for _ in {1..10}; do late friend > /dev/null; done # at the service's backends on both nodes
-  ! late stranger > "$state/text" 2>&1
+  not late stranger > "$state/text" 2>&1
   grep -q 'deadline exceeded' "$state/text"
   away
   echo "$(printf '%4d' $SECONDS) s  policy knows the pods that started anew"

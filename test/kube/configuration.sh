@@ -34,7 +34,7 @@ configuration() {
   grep -q 'lb_mode: "direct" is neither' "$state/text"
   reconfigure
   await 120 'the first ConfigMap in force again' say '^services .*lb_mode snat'
-  ! say 'problem: configuration'
+  not say 'problem: configuration'
   [ "$(agents)" = "$before" ] # nobody replaced or restarted one
   load_ends
 }

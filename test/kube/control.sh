@@ -10,6 +10,9 @@ start() { # NAME PROGRAM ARGUMENT...
   eval "$failed"
 }
 
+# not COMMAND...: it does not succeed, or the script ends. A "!" before a command says the same and ends nothing.
+not() { ! "$@"; }
+
 await() { # SECONDS WHAT COMMAND...
   local deadline=$((SECONDS + $1)) what=$2
   shift 2

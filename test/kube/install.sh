@@ -16,7 +16,22 @@ install() {
   await 60 'nodes ready' kubectl wait --for=condition=Ready node --all --timeout=1s
   "$root/bin/tendril" status --kubeconfig "$state/pki/admin.kubeconfig" --wait --timeout 60s > "$state/log/status"
   grep -q '^agents  *\([1-9][0-9]*\) of \1 ready' "$state/log/status"
+  grep -q '^authority  *until 20' "$state/log/status"
   echo "$(printf '%4d' $SECONDS) s  in force, says tendril status"
+}
+
+# sysdump: all of it can be read, and no key is in it.
+sysdump() {
+  local name
+  "$root/bin/tendril" sysdump --kubeconfig "$state/pki/admin.kubeconfig" --file "$state/dump.tar.gz" > "$state/text"
+  not grep 'could not be read' "$state/text" >&2
+  tar -tzf "$state/dump.tar.gz" > "$state/names"
+  for name in status.json objects/DaemonSet.apps.yaml objects/Node.yaml agents/n1/status agents/n2/db_list 'logs/tendril-agent-.*/install' 'logs/tendril-operator-.*/operator'; do
+    grep -q "/$name\$" "$state/names" || { echo "FAIL: no $name in the sysdump" >&2; false; }
+  done
+  tar -xzOf "$state/dump.tar.gz" > "$state/dump"
+  not grep -q 'PRIVATE KEY\|^kind: Secret' "$state/dump"
+  echo "$(printf '%4d' $SECONDS) s  sysdump of $(wc -l < "$state/names") files"
 }
 
 # load_begins has pods on both nodes talk, until load_ends, which fails if a request was lost.
@@ -79,7 +94,7 @@ uninstall() {
       [ "$(wc -w <<< "${before[$node-$kind]}")" -gt 10 ] # else the test looks at nothing
     done
   done
-  "$root/bin/tendril" uninstall "${settings[@]}" --timeout 90s > "$state/log/uninstall"
+  "$root/bin/tendril" uninstall --kubeconfig "$state/pki/admin.kubeconfig" --timeout 90s > "$state/log/uninstall"
   echo "$(printf '%4d' $SECONDS) s  tendril uninstalled"
   for node in n1 n2; do
     left=$(leftovers $node)

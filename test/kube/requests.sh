@@ -25,6 +25,6 @@ requests() {
   asked tendril-operator | tail -n +$((before + 1)) | sort | uniq -c > "$state/idle"
   echo "       in $idle s of nothing to do the operator asked: $(awk '{ printf "%s%s %s %s", (NR > 1 ? ", " : ""), $1, $2, $3 }' "$state/idle")"
   [ "$(awk '$3 != "tokenreviews" { n += $1 } END { print n + 0 }' "$state/idle")" -le $((idle / 2 + 6)) ] # the lease every two seconds, Secret and ConfigMap of the authority, a watch that ends
-  ! grep -q '"username":"system:serviceaccount:kube-system:tendril-agent"' "$state/log/audit"
+  not grep -q '"username":"system:serviceaccount:kube-system:tendril-agent"' "$state/log/audit"
   echo "$(printf '%4d' $SECONDS) s  agents asked the API server for nothing"
 }

@@ -28,6 +28,7 @@ all() {
   balanced
   workload
   connectivity
+  sysdump
   beside_kube_proxy
   rollout
   configuration

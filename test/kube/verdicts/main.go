@@ -1,14 +1,15 @@
 // Command verdicts makes one table in Markdown of the reports of Ginkgo (its --json-report): a row for each network spec that was asked, with the
-// newest verdict on it, and the specs that no report has a verdict on.
+// newest verdict on it; a row for each that nobody asks, with the reason; and the specs that no report has a verdict on.
 //
 //	verdicts NOT-HERE REPORT...
 //
-// NOT-HERE is a regular expression of the specs that nobody asks.
+// NOT-HERE is a file of who nobody asks: in each line a regular expression of names, a tab, and the verdict.
 package main
 
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -40,7 +41,7 @@ func main() {
 }
 
 func run(out io.Writer, notHere string, files []string) error {
-	left, err := regexp.Compile(notHere)
+	left, err := readReasons(notHere)
 	if err != nil {
 		return err
 	}
@@ -49,23 +50,55 @@ func run(out io.Writer, notHere string, files []string) error {
 		return err
 	}
 	verdicts := map[string]string{} // by spec; empty: not asked
-	leftOut := 0
-	for i, s := range suites {
+	for _, s := range suites {
 		for _, spec := range s.SpecReports {
-			name := spec.name()
-			switch {
-			case spec.LeafNodeType != "It" || !strings.HasPrefix(name, "[sig-network]"):
-			case left.MatchString(name):
-				if i == 0 {
-					leftOut++
-				}
-			default:
-				verdicts[name] = cmp.Or(spec.verdict(), verdicts[name])
+			if name := spec.name(); spec.LeafNodeType == "It" && strings.HasPrefix(name, "[sig-network]") {
+				verdicts[name] = cmp.Or(left.why(name), spec.verdict(), verdicts[name])
 			}
 		}
 	}
-	write(out, verdicts, leftOut)
+	write(out, verdicts)
 	return nil
+}
+
+// reasons say in their order why specs are not asked.
+type reasons []reason
+
+type reason struct {
+	names *regexp.Regexp
+	why   string
+}
+
+func readReasons(file string) (all reasons, err error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	for number, line := range strings.Split(string(text), "\n") {
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		names, why, _ := strings.Cut(line, "\t")
+		expression, err := regexp.Compile(names)
+		if err == nil && why == "" {
+			err = errors.New("no tab and reason")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s:%d: %w", file, number+1, err)
+		}
+		all = append(all, reason{expression, why})
+	}
+	return all, nil
+}
+
+// why is empty for a spec that is asked.
+func (r reasons) why(name string) string {
+	for _, reason := range r {
+		if reason.names.MatchString(name) {
+			return reason.why
+		}
+	}
+	return ""
 }
 
 // read returns the reports' suites, the oldest first.
@@ -106,7 +139,7 @@ func (s spec) verdict() string {
 	return ""
 }
 
-func write(out io.Writer, verdicts map[string]string, leftOut int) {
+func write(out io.Writer, verdicts map[string]string) {
 	counts := map[string]int{}
 	short := strings.NewReplacer("|", `\|`, "[sig-network] ", "", " [Conformance]", "", " [LinuxOnly]", "", " [NodeConformance]", "",
 		" [Feature:NetworkPolicy]", "").Replace
@@ -121,7 +154,7 @@ func write(out io.Writer, verdicts map[string]string, leftOut int) {
 			fmt.Fprintf(&rows, "| %s | %s |\n", short(name), short(verdict))
 		}
 	}
-	fmt.Fprintf(out, "%d specs, %d left out by name\n", len(verdicts)+leftOut, leftOut)
+	fmt.Fprintf(out, "%d specs\n", len(verdicts))
 	for _, kind := range slices.Sorted(maps.Keys(counts)) {
 		fmt.Fprintf(out, "%s: %d\n", kind, counts[kind])
 	}
