@@ -89,14 +89,30 @@ func (h *healthServers) problems() []*agentv1.Problem {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var all []*agentv1.Problem
-	for port, failed := range h.failed {
-		all = append(all, &agentv1.Problem{
-			Object:  "service " + failed.check.Namespace + "/" + failed.check.Name,
-			Message: fmt.Sprintf("healthCheckNodePort %d cannot be answered: %v", port, failed.err),
-			Remedy:  "end what listens there, or give the service another port",
-		})
+	for _, failed := range h.failed {
+		all = append(all, failed.problem())
 	}
 	return all
+}
+
+// problem is that of a service, as in shop/web; nil: its check is answered, or it has none.
+func (h *healthServers) problem(service string) *agentv1.Problem {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, failed := range h.failed {
+		if failed.check.Namespace+"/"+failed.check.Name == service {
+			return failed.problem()
+		}
+	}
+	return nil
+}
+
+func (f failedCheck) problem() *agentv1.Problem {
+	return &agentv1.Problem{
+		Object:  "service " + f.check.Namespace + "/" + f.check.Name,
+		Message: fmt.Sprintf("healthCheckNodePort %d cannot be answered: %v", f.check.Port, f.err),
+		Remedy:  "end what listens there, or give the service another port",
+	}
 }
 
 func (s *healthServer) set(check service.HealthCheck) {

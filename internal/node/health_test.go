@@ -76,6 +76,14 @@ func TestAHealthPortThatIsTakenIsAProblem(t *testing.T) {
 	if len(problems) != 1 || problems[0].Object != "service shop/web" || !strings.Contains(problems[0].Message, "cannot be answered") {
 		t.Errorf("problems %v, want one of service shop/web", problems)
 	}
+	view := service.View{Namespace: "shop", Name: "web", Problems: []service.Problem{{Object: "service shop/web", Message: "it has none", Remedy: "give it one"}}}
+	line := serviceProblem(view, servers.problem("shop/web"), "")
+	if !strings.HasPrefix(line, "it has none: give it one; healthCheckNodePort ") || !strings.HasSuffix(line, "or give the service another port") {
+		t.Errorf("on the service's line: %q", line)
+	}
+	if got := servers.problem("shop/dns"); got != nil {
+		t.Errorf("on another service's line: %v", got)
+	}
 	listener.Close()
 	servers.set([]service.HealthCheck{check})
 	if got := ask(t, check.Port); len(servers.problems()) != 0 || !strings.HasPrefix(got, "200 1 ") {
