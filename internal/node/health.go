@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,10 +20,16 @@ import (
 type healthServers struct {
 	healthy func() bool // the kernel agrees with the tables
 
+	pause time.Duration // before a port that is taken is tried again; 0: healthPause
+
 	mu      sync.Mutex
 	servers map[uint16]*healthServer
 	failed  map[uint16]failedCheck
+	again   chan struct{} // is closed when it is time to; nil: nobody has asked
 }
+
+// healthPause is the usual pause.
+const healthPause = 5 * time.Second
 
 // failedCheck is one that cannot be answered.
 type failedCheck struct {
@@ -38,7 +45,7 @@ type healthServer struct {
 	check service.HealthCheck
 }
 
-// set makes what is answered equal to the checks. A port that is taken is tried again with the next change.
+// set makes what is answered equal to the checks. A port that is taken is tried again by the next call: see retry.
 func (h *healthServers) set(checks []service.HealthCheck) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -60,6 +67,27 @@ func (h *healthServers) set(checks []service.HealthCheck) {
 			delete(h.servers, port)
 		}
 	}
+}
+
+// retry is closed when set should be called again, for a port that was taken; nil: all are answered.
+func (h *healthServers) retry() <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.failed) == 0 {
+		return nil
+	}
+	if h.again == nil {
+		h.again = make(chan struct{})
+		time.AfterFunc(jittered(cmp.Or(h.pause, healthPause)), h.tryAgain)
+	}
+	return h.again
+}
+
+func (h *healthServers) tryAgain() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	close(h.again)
+	h.again = nil
 }
 
 // open begins to answer a check.
