@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -15,6 +16,7 @@ import (
 
 	agentv1 "tendril.io/tendril/api/agent/v1"
 	"tendril.io/tendril/internal/flow"
+	"tendril.io/tendril/internal/ipproto"
 )
 
 // newBPFCommand shows what is in the kernel.
@@ -75,7 +77,7 @@ func newTemplateDescribeCommand(a *app) *cobra.Command {
 		Use:   "describe [TEMPLATE]",
 		Short: "Show each template with all its instances",
 		Example: `  tendril bpf template describe
-  tendril bpf template describe from_pod`,
+  tendril bpf template describe from-pod`,
 		Args: argument(&name, "template", true),
 	}, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListTemplatesResponse, error) {
 		all, err := listTemplates(ctx, agent)
@@ -105,12 +107,41 @@ func newTemplateDescribeCommand(a *app) *cobra.Command {
 	})
 }
 
+// rowFlags choose rows of a table of the kernel, to list or to flush them.
+type rowFlags struct {
+	ip, protocol string
+	port         uint32
+}
+
+// onlyRows gives a command the flags for all of that. More flags that hold an address are checked along.
+func onlyRows(cmd *cobra.Command, whose string, addresses ...string) *rowFlags {
+	f := &rowFlags{}
+	cmd.Flags().Uint32Var(&f.port, "port", 0, "only those with this port "+whose)
+	cmd.Flags().StringVar(&f.protocol, "protocol", "", "only those of this protocol: tcp, udp, sctp, icmp, icmpv6 or a number")
+	onlyIP(cmd, &f.ip, whose)
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		for _, flag := range append(addresses, "ip") {
+			if err := checkAddress(cmd, flag); err != nil {
+				return err
+			}
+		}
+		if cmd.Flags().Changed("port") && (f.port == 0 || f.port > math.MaxUint16) {
+			return fmt.Errorf("flag --port %d: must be a port, from 1 to 65535", f.port)
+		}
+		if cmd.Flags().Changed("protocol") {
+			if _, err := ipproto.Parse(f.protocol); err != nil {
+				return fmt.Errorf("flag --protocol: %w", err)
+			}
+		}
+		return nil
+	}
+	return f
+}
+
 // onlyIP gives a command the flag --ip, which chooses rows by an address.
-func onlyIP(cmd *cobra.Command, whose string) *string {
-	var ip string
-	cmd.Flags().StringVar(&ip, "ip", "", "only those with this address "+whose)
-	cmd.PreRunE = func(*cobra.Command, []string) error { return checkAddress("ip", ip) }
-	return &ip
+func onlyIP(cmd *cobra.Command, ip *string, whose string) {
+	cmd.Flags().StringVar(ip, "ip", "", "only those with this address "+whose)
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error { return checkAddress(cmd, "ip") }
 }
 
 // newLBListCommand lists service addresses as the kernel has them.
@@ -119,11 +150,12 @@ func newLBListCommand(a *app) *cobra.Command {
 		Use:   "list",
 		Short: "List service addresses with the backends in their slots",
 		Example: `  tendril --node node1 bpf lb list
-  tendril bpf lb list --ip 10.96.0.80 -o json`,
+  tendril bpf lb list --ip 10.96.0.80 -o json
+  tendril bpf lb list --protocol udp --port 53`,
 	}
-	ip := onlyIP(cmd, "as frontend or backend")
+	only := onlyRows(cmd, "as frontend or backend")
 	return answer(a, cmd, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListFrontendsResponse, error) {
-		return agent.ListFrontends(ctx, &agentv1.ListFrontendsRequest{Ip: *ip})
+		return agent.ListFrontends(ctx, &agentv1.ListFrontendsRequest{Ip: only.ip, Port: only.port, Protocol: only.protocol})
 	}, func(v *view, r *agentv1.ListFrontendsResponse) {
 		v.header("PROTOCOL", "FRONTEND", "FLAGS", "AFFINITY", "SLOTS", "BACKENDS", "FROM OUTSIDE")
 		for _, f := range r.GetFrontends() {
@@ -145,9 +177,10 @@ func newLBFlushCommand(a *app) *cobra.Command {
 		Example: `  tendril bpf lb flush --ip 10.0.1.7
   tendril bpf lb flush`,
 	}
-	ip := onlyIP(cmd, "as client")
+	var ip string
+	onlyIP(cmd, &ip, "as client")
 	return answer(a, cmd, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.FlushAffinitiesResponse, error) {
-		return agent.FlushAffinities(ctx, &agentv1.FlushAffinitiesRequest{Ip: *ip})
+		return agent.FlushAffinities(ctx, &agentv1.FlushAffinitiesRequest{Ip: ip})
 	}, func(v *view, r *agentv1.FlushAffinitiesResponse) {
 		v.row(number(r.GetRemoved()) + " affinities forgotten")
 	})
@@ -156,13 +189,14 @@ func newLBFlushCommand(a *app) *cobra.Command {
 // newNATListCommand lists what pods look like from outside.
 func newNATListCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:     "list",
-		Short:   "List SNAT mappings: which pod is behind which port of the node",
-		Example: `  tendril --node node1 bpf nat list`,
+		Use:   "list",
+		Short: "List SNAT mappings: which pod is behind which port of the node",
+		Example: `  tendril --node node1 bpf nat list
+  tendril bpf nat list --ip 198.51.100.10 --protocol tcp --port 443`,
 	}
-	ip := onlyIP(cmd, "as pod or remote")
+	only := onlyRows(cmd, "as pod, node or remote")
 	return answer(a, cmd, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListMappingsResponse, error) {
-		return agent.ListMappings(ctx, &agentv1.ListMappingsRequest{Ip: *ip})
+		return agent.ListMappings(ctx, &agentv1.ListMappingsRequest{Ip: only.ip, Port: only.port, Protocol: only.protocol})
 	}, func(v *view, r *agentv1.ListMappingsResponse) {
 		v.header("PROTOCOL", "POD", "FROM", "SEEN AS", "BY", "AGE")
 		for _, m := range r.GetMappings() {
@@ -183,29 +217,32 @@ func hostPort(ip string, port uint32) string {
 
 // newNATFlushCommand removes mappings. It asks nothing back: the mappings are remade by the next packets out.
 func newNATFlushCommand(a *app) *cobra.Command {
-	var ip string
+	var pod string
 	cmd := &cobra.Command{
 		Use:   "flush",
 		Short: "Remove SNAT mappings; connections that use them break",
 		Example: `  tendril bpf nat flush --pod-ip 10.0.1.7
+  tendril bpf nat flush --ip 198.51.100.10 --protocol udp
   tendril bpf nat flush`,
-		PreRunE: func(*cobra.Command, []string) error { return checkAddress("pod-ip", ip) },
 	}
-	cmd.Flags().StringVar(&ip, "pod-ip", "", "only those of this pod address")
+	cmd.Flags().StringVar(&pod, "pod-ip", "", "only those of this pod address")
+	only := onlyRows(cmd, "as pod, node or remote", "pod-ip")
 	return answer(a, cmd, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.FlushMappingsResponse, error) {
-		return agent.FlushMappings(ctx, &agentv1.FlushMappingsRequest{PodIp: ip})
+		return agent.FlushMappings(ctx, &agentv1.FlushMappingsRequest{PodIp: pod, Ip: only.ip, Port: only.port, Protocol: only.protocol})
 	}, func(v *view, r *agentv1.FlushMappingsResponse) {
 		v.row(number(r.GetRemoved()) + " mappings removed")
 	})
 }
 
-// checkAddress checks a flag that holds an address or nothing.
-func checkAddress(flag, text string) error {
-	if text == "" {
+// checkAddress checks a flag that holds an address. Without the flag everything is meant, but not with one that a script
+// has left empty.
+func checkAddress(cmd *cobra.Command, name string) error {
+	flag := cmd.Flags().Lookup(name)
+	if !flag.Changed {
 		return nil
 	}
-	if _, err := netip.ParseAddr(text); err != nil {
-		return fmt.Errorf("flag --%s %q: must be an address, as in 10.0.1.7 or fd00::7", flag, text)
+	if addr, err := netip.ParseAddr(flag.Value.String()); err != nil || addr.Zone() != "" {
+		return fmt.Errorf("flag --%s %q: must be an address, as in 10.0.1.7 or fd00::7; without the flag all are meant", name, flag.Value)
 	}
 	return nil
 }
@@ -213,13 +250,14 @@ func checkAddress(flag, text string) error {
 // newCTListCommand lists tracked connections.
 func newCTListCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:     "list",
-		Short:   "List tracked connections with both verdicts",
-		Example: `  tendril --node node1 bpf ct list`,
+		Use:   "list",
+		Short: "List tracked connections with both verdicts",
+		Example: `  tendril --node node1 bpf ct list
+  tendril bpf ct list --ip 10.0.1.7 --protocol tcp --port 443`,
 	}
-	ip := onlyIP(cmd, "on either end")
+	only := onlyRows(cmd, "on either end")
 	return answer(a, cmd, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.ListFlowsResponse, error) {
-		return agent.ListFlows(ctx, &agentv1.ListFlowsRequest{Ip: *ip})
+		return agent.ListFlows(ctx, &agentv1.ListFlowsRequest{Ip: only.ip, Port: only.port, Protocol: only.protocol})
 	}, func(v *view, r *agentv1.ListFlowsResponse) {
 		v.header("PROTOCOL", "FROM", "TO", "STATE", "EXPIRES", "SENT", "RECEIVED", "EGRESS", "INGRESS")
 		for _, e := range r.GetFlows() {
@@ -241,17 +279,16 @@ func (v *view) judgementText(j *agentv1.Judgement) string {
 
 // newCTFlushCommand forgets connections, for when one wants to see a first packet judged again.
 func newCTFlushCommand(a *app) *cobra.Command {
-	var ip string
 	cmd := &cobra.Command{
 		Use:   "flush",
 		Short: "Forget tracked connections; their next packets are judged as new",
 		Example: `  tendril bpf ct flush --ip 10.0.1.7
+  tendril bpf ct flush --protocol udp --port 53
   tendril bpf ct flush`,
-		PreRunE: func(*cobra.Command, []string) error { return checkAddress("ip", ip) },
 	}
-	cmd.Flags().StringVar(&ip, "ip", "", "only those with this address on either end")
+	only := onlyRows(cmd, "on either end")
 	return answer(a, cmd, func(ctx context.Context, agent agentv1.AgentClient) (*agentv1.FlushFlowsResponse, error) {
-		return agent.FlushFlows(ctx, &agentv1.FlushFlowsRequest{Ip: ip})
+		return agent.FlushFlows(ctx, &agentv1.FlushFlowsRequest{Ip: only.ip, Port: only.port, Protocol: only.protocol})
 	}, func(v *view, r *agentv1.FlushFlowsResponse) {
 		v.row(number(r.GetRemoved()) + " connections forgotten")
 	})

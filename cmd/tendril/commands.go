@@ -36,14 +36,27 @@ func group(use, short string, commands ...*cobra.Command) *cobra.Command {
 
 // holder is a command below a group that only holds others. Its examples are the first of each of them.
 func holder(use, short string, commands ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short}
-	cmd.AddCommand(commands...)
+	cmd := hold(&cobra.Command{Use: use, Short: short}, commands...)
 	var examples []string
 	for _, command := range commands {
 		first, _, _ := strings.Cut(command.Example, "\n")
 		examples = append(examples, first)
 	}
 	cmd.Example = strings.Join(examples, "\n")
+	return cmd
+}
+
+// hold puts commands below one that does nothing itself but to help. A word that is none of them is a mistake: cobra would print help
+// and call it success, so that a script goes on as if it had been done.
+func hold(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
+	cmd.AddCommand(commands...)
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		return fmt.Errorf("%s: there is no %q: see `%s --help`", cmd.CommandPath(), args[0], cmd.CommandPath())
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	return cmd
 }
 

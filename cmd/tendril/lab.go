@@ -32,10 +32,8 @@ name, and several labs can run side by side (--lab NAME).`,
   tendril lab exec shop/web -- curl http://198.51.100.10
   tendril lab down`,
 	}
-	command.AddCommand(newLabUpCommand(a), newLabDownCommand(a), newLabStatusCommand(a), newLabPodCommand(a),
-		newLabExecCommand(a), newLabDemoCommand(a))
-	command.AddCommand(labPrograms()...)
-	return command
+	return hold(command, append(labPrograms(), newLabUpCommand(a), newLabDownCommand(a), newLabStatusCommand(a), newLabPodCommand(a),
+		newLabExecCommand(a), newLabDemoCommand(a))...)
 }
 
 func newLabUpCommand(a *app) *cobra.Command {

@@ -172,6 +172,9 @@ func showServices(v *view, r *agentv1.ListServicesResponse) {
 
 // oneService asks for the frontends of one service, or of all if no name is given.
 func oneService(ctx context.Context, agent agentv1.AgentClient, name string) (*agentv1.ListServicesResponse, error) {
+	if name != "" && !strings.Contains(name, "/") {
+		return nil, fmt.Errorf("service %s: name it with its namespace, as in shop/%s", name, name)
+	}
 	found, err := agent.ListServices(ctx, &agentv1.ListServicesRequest{Name: name})
 	if err != nil || name == "" {
 		return found, err

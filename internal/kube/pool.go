@@ -100,7 +100,7 @@ func setPools(out *storev1.Service, s *corev1.Service, at *field.Path) field.Err
 	wishes, wrong := wishedAddresses(s, families, at)
 	errs = append(errs, wrong...)
 	class := s.Spec.LoadBalancerClass
-	if out.Type != storev1.Service_LOAD_BALANCER || len(out.LoadBalancerIps) > 0 || (class != nil && *class != LoadBalancerClass) {
+	if out.Type != storev1.Service_LOAD_BALANCER || len(s.Status.LoadBalancer.Ingress) > 0 || (class != nil && *class != LoadBalancerClass) {
 		return errs
 	}
 	errs = append(errs, checkLabels(s.Labels)...)

@@ -71,7 +71,7 @@ spec:
 				NamespaceSelector: []*storev1.Requirement{{Key: "team", Operator: "In", Values: []string{"red"}}},
 			},
 		}},
-		{"a load balancer asks for the families and addresses that it wants", `
+		{"a load balancer asks for the families and addresses that it wants, unless another controller serves it", `
 apiVersion: v1
 kind: Service
 metadata: {name: web, labels: {app: web}, annotations: {service.tendril.io/load-balancer-ips: "2001:db8::5"}}
@@ -81,6 +81,18 @@ apiVersion: v1
 kind: Service
 metadata: {name: theirs}
 spec: {type: LoadBalancer, loadBalancerClass: example.com/theirs, clusterIP: 10.96.0.2, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: proxied}
+spec: {type: LoadBalancer, clusterIP: 10.96.0.3, ports: [{port: 80}]}
+status: {loadBalancer: {ingress: [{ip: 203.0.113.6, ipMode: Proxy}, {ip: 203.0.113.7, ipMode: VIP}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: by-name}
+spec: {type: LoadBalancer, clusterIP: 10.96.0.4, ports: [{port: 80}]}
+status: {loadBalancer: {ingress: [{hostname: lb.example.com}]}}
 `, map[string]proto.Message{
 			"services/default/web": &storev1.Service{
 				Labels: map[string]string{"app": "web"},
@@ -92,6 +104,13 @@ spec: {type: LoadBalancer, loadBalancerClass: example.com/theirs, clusterIP: 10.
 			},
 			"services/default/theirs": &storev1.Service{
 				Type: storev1.Service_LOAD_BALANCER, ClusterIps: [][]byte{{10, 96, 0, 2}}, Ports: []*storev1.ServicePort{{Protocol: 6, Port: 80}},
+			},
+			"services/default/proxied": &storev1.Service{
+				Type: storev1.Service_LOAD_BALANCER, ClusterIps: [][]byte{{10, 96, 0, 3}}, Ports: []*storev1.ServicePort{{Protocol: 6, Port: 80}},
+				LoadBalancerIps: [][]byte{{203, 0, 113, 7}},
+			},
+			"services/default/by-name": &storev1.Service{
+				Type: storev1.Service_LOAD_BALANCER, ClusterIps: [][]byte{{10, 96, 0, 4}}, Ports: []*storev1.ServicePort{{Protocol: 6, Port: 80}},
 			},
 		}},
 		{"a group of ranges is its ranges, canonical, and its labels", `

@@ -211,6 +211,9 @@ func setExternal(out *storev1.Service, s *corev1.Service, at *field.Path) field.
 		if ingress.IP == "" {
 			continue // a host name is for clients, not for us
 		}
+		if ingress.IPMode != nil && *ingress.IPMode == corev1.LoadBalancerIPModeProxy {
+			continue // the balancer wants to see these packets itself, those of pods as well (KEP-1860)
+		}
 		addr, wrong := address(ingress.IP, field.NewPath("status", "loadBalancer", "ingress").Index(i).Child("ip"))
 		out.LoadBalancerIps, errs = append(out.LoadBalancerIps, addr), append(errs, wrong...)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cilium/statedb"
@@ -117,20 +118,28 @@ func (s *api) ListServices(_ context.Context, request *agentv1.ListServicesReque
 	s.a.services.Read(func(brain *service.Brain) {
 		for _, view := range brain.Views(request.GetName()) {
 			message := serviceMessage(view)
-			s.addAnnouncer(message, view)
+			node, rival := s.a.announcer.Owner(view.Frontend.Addr())
+			message.Announcer, message.Problem = node, serviceProblem(view, s.a.services.health.problem(message.GetName()), rival)
 			reply.Services = append(reply.Services, message)
 		}
 	})
 	return reply, nil
 }
 
-// addAnnouncer says who answers for a frontend's address on the link, and whether somebody else does, too.
-func (s *api) addAnnouncer(message *agentv1.Service, view service.View) {
-	node, rival := s.a.announcer.Owner(view.Frontend.Addr())
-	message.Announcer = node
-	if rival != "" {
-		message.Problem += fmt.Sprintf("%s is also answered for by %s on this node's link: take the address away from one of them; ", view.Frontend.Addr(), rival)
+// serviceProblem is what a person should act on at a frontend: what its service lacks, a health check that nobody answers, and
+// somebody else on the link who answers for its address.
+func serviceProblem(view service.View, unanswered *agentv1.Problem, rival string) string {
+	var all []string
+	for _, problem := range view.Problems {
+		all = append(all, problem.Message+": "+problem.Remedy)
 	}
+	if unanswered != nil {
+		all = append(all, unanswered.GetMessage()+": "+unanswered.GetRemedy())
+	}
+	if rival != "" {
+		all = append(all, fmt.Sprintf("%s is also answered for by %s on this node's link: take the address away from one of them", view.Frontend.Addr(), rival))
+	}
+	return strings.Join(all, "; ")
 }
 
 func serviceMessage(view service.View) *agentv1.Service {
@@ -144,9 +153,6 @@ func serviceMessage(view service.View) *agentv1.Service {
 			Address: backend.Addr.String(), State: backend.State.String(), Inside: backend.Inside.String(), Outside: backend.Outside.String(),
 			Node: backend.Node, Zone: backend.Zone, Weight: backend.Weight,
 		})
-	}
-	for _, problem := range view.Problems {
-		message.Problem += problem.Message + ": " + problem.Remedy + "; "
 	}
 	return message
 }

@@ -1,9 +1,11 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -14,6 +16,8 @@ import (
 	agentv1 "tendril.io/tendril/api/agent/v1"
 	"tendril.io/tendril/bpf"
 	"tendril.io/tendril/internal/datapath"
+	"tendril.io/tendril/internal/flow"
+	"tendril.io/tendril/internal/ipproto"
 	"tendril.io/tendril/internal/policy"
 	"tendril.io/tendril/internal/service"
 	"tendril.io/tendril/internal/store"
@@ -148,7 +152,7 @@ func (s *api) podName(endpoint uint32) string {
 
 // ListMappings implements the API.
 func (s *api) ListMappings(_ context.Context, request *agentv1.ListMappingsRequest) (*agentv1.ListMappingsResponse, error) {
-	addr, err := wantedAddr("ip", request.GetIp())
+	rows, err := wantedRows(request)
 	if err != nil {
 		return nil, err
 	}
@@ -158,17 +162,25 @@ func (s *api) ListMappings(_ context.Context, request *agentv1.ListMappingsReque
 	}
 	reply := &agentv1.ListMappingsResponse{}
 	for _, m := range mappings {
-		if addr.IsValid() && m.Pod.Addr() != addr && m.Remote.Addr() != addr {
+		if !rows.wants(m.Protocol, m.Pod, m.Node, m.Remote) {
 			continue
 		}
 		reply.Mappings = append(reply.Mappings, &agentv1.Mapping{
 			Protocol: uint32(m.Protocol), PodIp: m.Pod.Addr().String(), PodPort: uint32(m.Pod.Port()),
 			NodeIp: m.Node.Addr().String(), NodePort: uint32(m.Node.Port()),
 			RemoteIp: m.Remote.Addr().String(), RemotePort: uint32(m.Remote.Port()),
-			AgeNs: m.Age.Nanoseconds(), Owner: s.podName(m.Endpoint),
+			AgeNs: m.Age.Nanoseconds(), Owner: cmp.Or(s.podName(m.Endpoint), s.podAt(m.Pod.Addr())),
 		})
 	}
 	return reply, nil
+}
+
+// podAt names the pod that has an address, on whichever node: a gateway translates for other nodes' pods. Others have no name here.
+func (s *api) podAt(addr netip.Addr) string {
+	if row, _, ok := s.a.tables.IPs.Get(s.a.tables.DB.ReadTxn(), table.IPByAddr(addr)); ok {
+		return row.Namespace + "/" + row.Pod
+	}
+	return ""
 }
 
 // FlushMappings implements the API.
@@ -177,7 +189,13 @@ func (s *api) FlushMappings(_ context.Context, request *agentv1.FlushMappingsReq
 	if err != nil {
 		return nil, err
 	}
-	match := func(m datapath.Mapping) bool { return !addr.IsValid() || m.Pod.Addr() == addr }
+	rows, err := wantedRows(request)
+	if err != nil {
+		return nil, err
+	}
+	match := func(m datapath.Mapping) bool {
+		return (!addr.IsValid() || m.Pod.Addr() == addr) && rows.wants(m.Protocol, m.Pod, m.Node, m.Remote)
+	}
 	removed, err := s.a.datapath.FlushMappings(match)
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
@@ -187,14 +205,11 @@ func (s *api) FlushMappings(_ context.Context, request *agentv1.FlushMappingsReq
 
 // FlushFlows implements the API.
 func (s *api) FlushFlows(_ context.Context, request *agentv1.FlushFlowsRequest) (*agentv1.FlushFlowsResponse, error) {
-	addr, err := wantedAddr("ip", request.GetIp())
+	rows, err := wantedRows(request)
 	if err != nil {
 		return nil, err
 	}
-	match := func(entry *datapath.FlowEntry) bool {
-		return !addr.IsValid() || entry.Key.Low.Addr() == addr || entry.Key.High.Addr() == addr
-	}
-	removed, err := s.a.datapath.FlushFlows(match)
+	removed, err := s.a.datapath.FlushFlows(rows.wantsFlow)
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
@@ -213,9 +228,49 @@ func wantedAddr(field, text string) (netip.Addr, error) {
 	return addr.Unmap(), nil
 }
 
+// rowFilter is which rows of a table of the kernel are meant.
+type rowFilter struct {
+	addr     netip.Addr // of an end; invalid: any
+	port     uint16     // of an end, of protocols that have ports; 0: any
+	protocol uint8      // 0: any
+}
+
+// wantedRows reads the filter of a request; one without fields means everything, and one with a mistake nothing.
+func wantedRows(request interface {
+	GetIp() string
+	GetPort() uint32
+	GetProtocol() string
+}) (rows rowFilter, err error) {
+	if rows.addr, err = wantedAddr("ip", request.GetIp()); err != nil {
+		return rowFilter{}, err
+	}
+	if request.GetPort() > math.MaxUint16 {
+		return rowFilter{}, status.Errorf(codes.InvalidArgument, "port: %d is no port; give one from 1 to 65535, or leave it out for everything", request.GetPort())
+	}
+	rows.port = uint16(request.GetPort())
+	if rows.protocol, err = flow.ParseProtocol(request.GetProtocol()); err != nil {
+		return rowFilter{}, status.Error(codes.InvalidArgument, err.Error())
+	}
+	return rows, nil
+}
+
+// wants says that a row is meant, by its protocol and its ends. Address and port may be those of different ends.
+func (f rowFilter) wants(protocol uint8, ends ...netip.AddrPort) bool {
+	hasAddr := func(end netip.AddrPort) bool { return end.Addr() == f.addr }
+	hasPort := func(end netip.AddrPort) bool { return end.Port() == f.port }
+	return (f.protocol == 0 || protocol == f.protocol) && (!f.addr.IsValid() || slices.ContainsFunc(ends, hasAddr)) &&
+		(f.port == 0 || ipproto.HasPorts(protocol) && slices.ContainsFunc(ends, hasPort))
+}
+
+// wantsFlow says so of a connection.
+func (f rowFilter) wantsFlow(entry *datapath.FlowEntry) bool {
+	key := &entry.Key
+	return f.wants(key.Protocol, netip.AddrPortFrom(key.Low.Addr(), bpf.Port(key.LowPort)), netip.AddrPortFrom(key.High.Addr(), bpf.Port(key.HighPort)))
+}
+
 // ListFlows implements the API.
 func (s *api) ListFlows(_ context.Context, request *agentv1.ListFlowsRequest) (*agentv1.ListFlowsResponse, error) {
-	addr, err := wantedAddr("ip", request.GetIp())
+	rows, err := wantedRows(request)
 	if err != nil {
 		return nil, err
 	}
@@ -225,7 +280,7 @@ func (s *api) ListFlows(_ context.Context, request *agentv1.ListFlowsRequest) (*
 		if err != nil {
 			return nil, status.Error(codes.Internal, err.Error())
 		}
-		if addr.IsValid() && entry.Key.Low.Addr() != addr && entry.Key.High.Addr() != addr {
+		if !rows.wantsFlow(entry) {
 			continue
 		}
 		reply.Flows = append(reply.Flows, &agentv1.FlowEntry{
@@ -245,16 +300,19 @@ func stateOf(entry *bpf.Flow) string {
 
 // ListFrontends implements the API.
 func (s *api) ListFrontends(_ context.Context, request *agentv1.ListFrontendsRequest) (*agentv1.ListFrontendsResponse, error) {
-	addr, err := wantedAddr("ip", request.GetIp())
+	rows, err := wantedRows(request)
 	if err != nil {
 		return nil, err
 	}
-	frontends, err := s.a.datapath.Frontends(addr)
+	frontends, err := s.a.datapath.Frontends(rows.addr)
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
 	reply := &agentv1.ListFrontendsResponse{}
 	for _, f := range frontends {
+		if !rows.wants(f.Key.Proto, slices.Concat([]netip.AddrPort{netip.AddrPortFrom(f.Key.Addr, f.Key.Port)}, f.Inside, f.Outside)...) {
+			continue
+		}
 		reply.Frontends = append(reply.Frontends, &agentv1.Frontend{
 			Address: f.Key.Addr.String(), Port: uint32(f.Key.Port), Protocol: uint32(f.Key.Proto), Flags: f.Flags.String(),
 			AffinitySeconds: f.AffinitySeconds, Inside: texts(f.Inside), Outside: texts(f.Outside), Slots: f.Slots,

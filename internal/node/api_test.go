@@ -197,6 +197,37 @@ func TestWhatToFlushIsAnAddressOrEverything(t *testing.T) {
 	}
 }
 
+func TestRowsAreChosenByAddressPortAndProtocol(t *testing.T) {
+	pod, remote := netip.MustParseAddrPort("10.0.0.1:40000"), netip.MustParseAddrPort("198.51.100.1:80")
+	for _, c := range []struct {
+		name     string
+		filter   *agentv1.ListFlowsRequest
+		protocol uint8
+		want     bool
+	}{
+		{"everything", &agentv1.ListFlowsRequest{}, 6, true},
+		{"an address of either end", &agentv1.ListFlowsRequest{Ip: "198.51.100.1"}, 6, true},
+		{"another's address", &agentv1.ListFlowsRequest{Ip: "198.51.100.2"}, 6, false},
+		{"a port of either end", &agentv1.ListFlowsRequest{Port: 80}, 6, true},
+		{"another port", &agentv1.ListFlowsRequest{Port: 8080}, 6, false},
+		{"the number of an echo is no port", &agentv1.ListFlowsRequest{Port: 40000}, 1, false},
+		{"the protocol by name", &agentv1.ListFlowsRequest{Protocol: "tcp"}, 6, true},
+		{"another protocol", &agentv1.ListFlowsRequest{Protocol: "17"}, 6, false},
+		{"all three", &agentv1.ListFlowsRequest{Ip: "10.0.0.1", Port: 80, Protocol: "TCP"}, 6, true},
+		{"two of three", &agentv1.ListFlowsRequest{Ip: "10.0.0.1", Port: 80, Protocol: "udp"}, 6, false},
+	} {
+		rows, err := wantedRows(c.filter)
+		if got := rows.wants(c.protocol, pod, remote); err != nil || got != c.want {
+			t.Errorf("%s: %v, %v, want %v", c.name, got, err, c.want)
+		}
+	}
+	for _, wrong := range []*agentv1.FlushFlowsRequest{{Ip: "web"}, {Port: 65536}, {Protocol: "http"}} {
+		if _, err := wantedRows(wrong); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%v: %v, want a refusal: everything would be flushed", wrong, err)
+		}
+	}
+}
+
 func TestExplainSaysWhatStagedPoliciesWouldDo(t *testing.T) {
 	n := startWeb(t)
 	s := apiOf(t, n)

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,10 +20,16 @@ import (
 type healthServers struct {
 	healthy func() bool // the kernel agrees with the tables
 
+	pause time.Duration // before a port that is taken is tried again; 0: healthPause
+
 	mu      sync.Mutex
 	servers map[uint16]*healthServer
 	failed  map[uint16]failedCheck
+	again   chan struct{} // is closed when it is time to; nil: nobody has asked
 }
+
+// healthPause is the usual pause.
+const healthPause = 5 * time.Second
 
 // failedCheck is one that cannot be answered.
 type failedCheck struct {
@@ -38,7 +45,7 @@ type healthServer struct {
 	check service.HealthCheck
 }
 
-// set makes what is answered equal to the checks. A port that is taken is tried again with the next change.
+// set makes what is answered equal to the checks. A port that is taken is tried again by the next call: see retry.
 func (h *healthServers) set(checks []service.HealthCheck) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -60,6 +67,27 @@ func (h *healthServers) set(checks []service.HealthCheck) {
 			delete(h.servers, port)
 		}
 	}
+}
+
+// retry is closed when set should be called again, for a port that was taken; nil: all are answered.
+func (h *healthServers) retry() <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.failed) == 0 {
+		return nil
+	}
+	if h.again == nil {
+		h.again = make(chan struct{})
+		time.AfterFunc(jittered(cmp.Or(h.pause, healthPause)), h.tryAgain)
+	}
+	return h.again
+}
+
+func (h *healthServers) tryAgain() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	close(h.again)
+	h.again = nil
 }
 
 // open begins to answer a check.
@@ -89,14 +117,30 @@ func (h *healthServers) problems() []*agentv1.Problem {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var all []*agentv1.Problem
-	for port, failed := range h.failed {
-		all = append(all, &agentv1.Problem{
-			Object:  "service " + failed.check.Namespace + "/" + failed.check.Name,
-			Message: fmt.Sprintf("healthCheckNodePort %d cannot be answered: %v", port, failed.err),
-			Remedy:  "end what listens there, or give the service another port",
-		})
+	for _, failed := range h.failed {
+		all = append(all, failed.problem())
 	}
 	return all
+}
+
+// problem is that of a service, as in shop/web; nil: its check is answered, or it has none.
+func (h *healthServers) problem(service string) *agentv1.Problem {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, failed := range h.failed {
+		if failed.check.Namespace+"/"+failed.check.Name == service {
+			return failed.problem()
+		}
+	}
+	return nil
+}
+
+func (f failedCheck) problem() *agentv1.Problem {
+	return &agentv1.Problem{
+		Object:  "service " + f.check.Namespace + "/" + f.check.Name,
+		Message: fmt.Sprintf("healthCheckNodePort %d cannot be answered: %v", f.check.Port, f.err),
+		Remedy:  "end what listens there, or give the service another port",
+	}
 }
 
 func (s *healthServer) set(check service.HealthCheck) {

@@ -1,14 +1,19 @@
 package node
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
+	"tendril.io/tendril/internal/policy/policytest"
 	"tendril.io/tendril/internal/service"
+	"tendril.io/tendril/internal/table"
 )
 
 // freePort is one that nobody listens at.
@@ -76,9 +81,59 @@ func TestAHealthPortThatIsTakenIsAProblem(t *testing.T) {
 	if len(problems) != 1 || problems[0].Object != "service shop/web" || !strings.Contains(problems[0].Message, "cannot be answered") {
 		t.Errorf("problems %v, want one of service shop/web", problems)
 	}
+	view := service.View{Namespace: "shop", Name: "web", Problems: []service.Problem{{Object: "service shop/web", Message: "it has none", Remedy: "give it one"}}}
+	line := serviceProblem(view, servers.problem("shop/web"), "")
+	if !strings.HasPrefix(line, "it has none: give it one; healthCheckNodePort ") || !strings.HasSuffix(line, "or give the service another port") {
+		t.Errorf("on the service's line: %q", line)
+	}
+	if got := servers.problem("shop/dns"); got != nil {
+		t.Errorf("on another service's line: %v", got)
+	}
 	listener.Close()
 	servers.set([]service.HealthCheck{check})
-	if got := ask(t, check.Port); len(servers.problems()) != 0 || !strings.HasPrefix(got, "200 1 ") {
+	if got := ask(t, check.Port); len(servers.problems()) != 0 || !strings.HasPrefix(got, "200 1 ") || servers.retry() != nil {
 		t.Errorf("once the port is free: %s, problems %v", got, servers.problems())
+	}
+}
+
+// Who ends what listened at the port need not touch the service.
+func TestAHealthPortIsAnsweredOnceItIsFree(t *testing.T) {
+	listener, err := net.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	tables := testFacts(t, Config{}).tables
+	brain, err := service.New(service.Config{NodeName: "node1"}, policytest.NewNumbers())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &serviceLoop{
+		tables: tables, self: "node1", publisher: &fakeKernel{}, brain: brain, gone: func([]uint32) {}, log: slog.New(slog.DiscardHandler),
+		number: func(string) uint32 { return 1 },
+	}
+	l.health.pause = time.Millisecond
+	port := uint16(listener.Addr().(*net.TCPAddr).Port)
+	txn := tables.DB.WriteTxn(tables.Services)
+	if _, _, err := tables.Services.Insert(txn, &table.Service{
+		Namespace: "shop", Name: "web", Type: "LoadBalancer", ClusterIPs: addrs("10.96.0.1"), ExternalLocal: true, HealthCheckNodePort: port,
+		Ports: []table.ServicePort{{Protocol: 6, Port: 80}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	txn.Commit()
+	loaded, done := make(chan struct{}), make(chan error)
+	close(loaded)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { done <- l.Run(ctx, loaded, nil) }()
+	eventually(t, "the port is found taken", func() bool { return l.health.problem("shop/web") != nil })
+	listener.Close()
+	eventually(t, "the check is answered", func() bool { return strings.HasPrefix(ask(t, port), "503 0 ") })
+	if problem := l.health.problem("shop/web"); problem != nil {
+		t.Errorf("once the port is free: %v", problem)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }

@@ -58,6 +58,9 @@ func (l *serviceLoop) attempt(ctx context.Context, watches *statedb.WatchSet) (s
 	if l.trouble = err; err != nil {
 		l.log.Error("publish services; will try again", "error", err)
 	}
+	if again := l.health.retry(); again != nil {
+		watches.Add(again)
+	}
 	return err == nil, err
 }
 

@@ -112,4 +112,39 @@ func TestOneNodeAnswersForAnAddressAndAnotherTakesOver(t *testing.T) {
 			return err
 		})
 	}
+	c.outlivesItsNode(t, lease, given, owners[given[0]])
 }
+
+// outlivesItsNode has the node that answers for the first address die: a client on the link reaches all of them at the other node, as soon as
+// is promised.
+func (c *cluster) outlivesItsNode(t *testing.T, lease time.Duration, given []netip.Addr, dies string) {
+	t.Helper()
+	c.add(t, "node2", "web-2", "web")
+	c.serve(t, "web-2")
+	left, pod := "node2", "web-2"
+	if dies == "node2" {
+		left, pod = "node1", "web-1"
+	}
+	c.offer(t, served{Name: "edge", Last: 90, Spec: "type: LoadBalancer", Pods: []*lab.Pod{c.pods[pod]}})
+	c.seen(t, c.Outside(), given, 80, pod)
+	if err := c.KillAgent(t.Context(), dies, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Cut(dies); err != nil {
+		t.Fatal(err)
+	}
+	died := time.Now()
+	for _, addr := range given {
+		eventually(t, addr.String()+" to be served after "+dies+" died", lease+5*time.Second, func(ctx context.Context) error {
+			_, err := c.Outside().Fetch(ctx, addr, 80)
+			return err
+		})
+		t.Logf("%s, after %s died: served by %s after %s", addr, dies, left, time.Since(died).Round(time.Millisecond))
+	}
+	if took := time.Since(died); took > lease+time.Second+slack {
+		t.Errorf("addresses of %s were taken over after %s, want %s at most", dies, took, lease+time.Second)
+	}
+}
+
+// slack is what the machine may take of the time in which an address is to be taken over.
+const slack = 2 * time.Second

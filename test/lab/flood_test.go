@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,7 +17,8 @@ import (
 	"tendril.io/tendril/internal/testkit"
 )
 
-// floodVariable makes the test binary send SYNs under forged addresses to the address and port that it holds, until it is killed.
+// floodVariable makes the test binary send SYNs to the address and port that it holds, until it is killed: under forged addresses, or
+// under those of a prefix that stands behind.
 const floodVariable = "TENDRIL_TEST_FLOOD"
 
 // A flood comes in bursts, as many SYNs a second as it takes to fill the quota at once, and not so many that the machine has no time
@@ -35,13 +37,19 @@ func runFlood(target string) int {
 }
 
 func flood(text string) error {
-	target, err := netip.ParseAddrPort(text)
+	to, sender, named := strings.Cut(text, " ")
+	target, err := netip.ParseAddrPort(to)
 	if err != nil {
 		return err
 	}
-	domain, forged, to := unix.AF_INET6, netip.MustParsePrefix("2001:db8:f100::/48"), unix.Sockaddr(&unix.SockaddrInet6{Addr: target.Addr().As16()})
+	domain, senders, hop := unix.AF_INET6, netip.MustParsePrefix("2001:db8:f100::/48"), unix.Sockaddr(&unix.SockaddrInet6{Addr: target.Addr().As16()})
 	if target.Addr().Is4() {
-		domain, forged, to = unix.AF_INET, netip.MustParsePrefix("198.18.0.0/15"), &unix.SockaddrInet4{Addr: target.Addr().As4()}
+		domain, senders, hop = unix.AF_INET, netip.MustParsePrefix("198.18.0.0/15"), &unix.SockaddrInet4{Addr: target.Addr().As4()}
+	}
+	if named {
+		if senders, err = netip.ParsePrefix(sender); err != nil {
+			return err
+		}
 	}
 	fd, err := unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW) // the headers come with the packets
 	if err != nil {
@@ -49,8 +57,8 @@ func flood(text string) error {
 	}
 	for {
 		for range floodBurst {
-			from := netip.AddrPortFrom(someAddr(forged), uint16(1024+rand.IntN(60000)))
-			if err := unix.Sendto(fd, synOf(from, target), 0, to); err != nil && err != unix.ENOBUFS {
+			from := netip.AddrPortFrom(someAddr(senders), uint16(1024+rand.IntN(60000)))
+			if err := unix.Sendto(fd, synOf(from, target), 0, hop); err != nil && err != unix.ENOBUFS {
 				return err
 			}
 		}
@@ -118,7 +126,7 @@ func TestAFloodAtANodePortDisturbsNoConnection(t *testing.T) {
 		}
 	}
 	for _, addr := range c.nodeAddrs(t, "node1") {
-		c.startFlood(t, netip.AddrPortFrom(addr, edgePort))
+		c.startFlood(t, c.Outside(), netip.AddrPortFrom(addr, edgePort).String())
 	}
 	time.Sleep(5 * time.Second)
 	for _, end := range ends {
@@ -139,13 +147,62 @@ func TestAFloodAtANodePortDisturbsNoConnection(t *testing.T) {
 	}
 }
 
-func (c *cluster) startFlood(t *testing.T, target netip.AddrPort) {
+// A pod that opens connections which nobody answers, to outside and to a service, fills its own quota: its neighbours on the node go on
+// and open new ones, to the same places.
+func TestAFloodFromAPodDisturbsNoOther(t *testing.T) {
+	const flows = 32768
+	c := up(t, lab.Config{Nodes: 2, MapSizes: map[string]uint32{"flows": flows}})
+	flooder, near, far := c.add(t, "node1", "flooder", "client"), c.add(t, "node1", "client", "client"), c.add(t, "node2", "far", "client")
+	echo := c.add(t, "node2", "echo-1", "echo")
+	for _, place := range []lab.Place{echo.Place, c.Outside()} {
+		if _, err := c.StartEcho(t.Context(), place, 80); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.offer(t, served{Name: "echo", Spec: "type: ClusterIP", Last: 1, Pods: []*lab.Pod{echo}})
+	services := []string{"10.96.1.1", "fd96::1:1"}
+	var ends []func()
+	for i, outside := range lab.OutsideAddrs() {
+		service, outside := netip.AddrPortFrom(netip.MustParseAddr(services[i]), 80), netip.AddrPortFrom(outside, 80)
+		ends = append(ends, c.probe(t, near.Place, lab.ProbeTCP, service), c.probe(t, near.Place, lab.ProbeTCP, outside))
+		for _, place := range []lab.Place{near.Place, far.Place, c.stray("client"), c.hosts(t)[0]} {
+			ends = append(ends, c.probe(t, place, lab.ProbeConnect, service), c.probe(t, place, lab.ProbeConnect, outside))
+		}
+	}
+	for i, silent := range []string{"198.51.100.66", "2001:db8:100::66"} { // nobody answers there
+		if _, err := c.OutsideExec(t.Context(), "ip", "route", "add", "blackhole", silent); err != nil {
+			t.Fatal(err)
+		}
+		from := flooder.Addrs[i]
+		for _, target := range []string{silent, services[i]} {
+			c.startFlood(t, flooder.Place, fmt.Sprintf("%s %s", netip.AddrPortFrom(netip.MustParseAddr(target), 80), netip.PrefixFrom(from, from.BitLen())))
+		}
+	}
+	time.Sleep(5 * time.Second)
+	for _, end := range ends {
+		end()
+	}
+	got := c.dropped(t, "node1", "half-open-quota")
+	t.Logf("%d packets dropped as half-open-quota, %d flows of %d", got, c.flowsOf(t, "node1"), flows)
+	if got == 0 {
+		t.Error("no packet was dropped as half-open-quota: the flood did not fill it")
+	}
+	for _, node := range c.NodeNames() {
+		for _, reason := range []string{"flow-table-full", "nat-table-full", "nat-exhausted"} {
+			if got := c.dropped(t, node, reason); got != 0 {
+				t.Errorf("%s dropped %d packets as %s", node, got, reason)
+			}
+		}
+	}
+}
+
+func (c *cluster) startFlood(t *testing.T, from lab.Place, target string) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Start(c.Outside(), "", "env", floodVariable+"="+target.String(), self); err != nil {
+	if _, err := c.Start(from, "", "env", floodVariable+"="+target, self); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -2643,7 +2643,9 @@ func (x *ListTemplatesResponse) GetTemplates() []*ListTemplatesResponse_Template
 
 type ListMappingsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ip            string                 `protobuf:"bytes,1,opt,name=ip,proto3" json:"ip,omitempty"` // of pod or remote; empty: all
+	Ip            string                 `protobuf:"bytes,1,opt,name=ip,proto3" json:"ip,omitempty"`             // of pod, node or remote; empty: all
+	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`        // of one of them; 0: all
+	Protocol      string                 `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"` // name or number; empty: all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2685,6 +2687,20 @@ func (x *ListMappingsRequest) GetIp() string {
 	return ""
 }
 
+func (x *ListMappingsRequest) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *ListMappingsRequest) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
 type Mapping struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Protocol      uint32                 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
@@ -2695,7 +2711,7 @@ type Mapping struct {
 	RemoteIp      string                 `protobuf:"bytes,6,opt,name=remote_ip,json=remoteIp,proto3" json:"remote_ip,omitempty"`
 	RemotePort    uint32                 `protobuf:"varint,7,opt,name=remote_port,json=remotePort,proto3" json:"remote_port,omitempty"`
 	AgeNs         int64                  `protobuf:"varint,8,opt,name=age_ns,json=ageNs,proto3" json:"age_ns,omitempty"`
-	Owner         string                 `protobuf:"bytes,9,opt,name=owner,proto3" json:"owner,omitempty"` // namespace/pod
+	Owner         string                 `protobuf:"bytes,9,opt,name=owner,proto3" json:"owner,omitempty"` // namespace/pod, also of another node; empty: no pod's
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2840,6 +2856,9 @@ func (x *ListMappingsResponse) GetMappings() []*Mapping {
 type FlushMappingsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	PodIp         string                 `protobuf:"bytes,1,opt,name=pod_ip,json=podIp,proto3" json:"pod_ip,omitempty"` // empty: all
+	Ip            string                 `protobuf:"bytes,2,opt,name=ip,proto3" json:"ip,omitempty"`                    // as in ListMappingsRequest
+	Port          uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	Protocol      string                 `protobuf:"bytes,4,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2877,6 +2896,27 @@ func (*FlushMappingsRequest) Descriptor() ([]byte, []int) {
 func (x *FlushMappingsRequest) GetPodIp() string {
 	if x != nil {
 		return x.PodIp
+	}
+	return ""
+}
+
+func (x *FlushMappingsRequest) GetIp() string {
+	if x != nil {
+		return x.Ip
+	}
+	return ""
+}
+
+func (x *FlushMappingsRequest) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *FlushMappingsRequest) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
 	}
 	return ""
 }
@@ -2927,7 +2967,9 @@ func (x *FlushMappingsResponse) GetRemoved() uint32 {
 
 type ListFlowsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ip            string                 `protobuf:"bytes,1,opt,name=ip,proto3" json:"ip,omitempty"` // of either end; empty: all
+	Ip            string                 `protobuf:"bytes,1,opt,name=ip,proto3" json:"ip,omitempty"`             // of either end; empty: all
+	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`        // of either end; 0: all
+	Protocol      string                 `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"` // name or number; empty: all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2965,6 +3007,20 @@ func (*ListFlowsRequest) Descriptor() ([]byte, []int) {
 func (x *ListFlowsRequest) GetIp() string {
 	if x != nil {
 		return x.Ip
+	}
+	return ""
+}
+
+func (x *ListFlowsRequest) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *ListFlowsRequest) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
 	}
 	return ""
 }
@@ -3075,7 +3131,9 @@ func (x *ListFlowsResponse) GetFlows() []*FlowEntry {
 
 type ListFrontendsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ip            string                 `protobuf:"bytes,1,opt,name=ip,proto3" json:"ip,omitempty"` // of the frontend or a backend; empty: all
+	Ip            string                 `protobuf:"bytes,1,opt,name=ip,proto3" json:"ip,omitempty"`             // of the frontend or a backend; empty: all
+	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`        // of the frontend or a backend; 0: all
+	Protocol      string                 `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"` // name or number; empty: all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3113,6 +3171,20 @@ func (*ListFrontendsRequest) Descriptor() ([]byte, []int) {
 func (x *ListFrontendsRequest) GetIp() string {
 	if x != nil {
 		return x.Ip
+	}
+	return ""
+}
+
+func (x *ListFrontendsRequest) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *ListFrontendsRequest) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
 	}
 	return ""
 }
@@ -3351,7 +3423,9 @@ func (x *FlushAffinitiesResponse) GetRemoved() uint32 {
 
 type FlushFlowsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ip            string                 `protobuf:"bytes,1,opt,name=ip,proto3" json:"ip,omitempty"` // of either end; empty: all
+	Ip            string                 `protobuf:"bytes,1,opt,name=ip,proto3" json:"ip,omitempty"` // as in ListFlowsRequest
+	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	Protocol      string                 `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3389,6 +3463,20 @@ func (*FlushFlowsRequest) Descriptor() ([]byte, []int) {
 func (x *FlushFlowsRequest) GetIp() string {
 	if x != nil {
 		return x.Ip
+	}
+	return ""
+}
+
+func (x *FlushFlowsRequest) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *FlushFlowsRequest) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
 	}
 	return ""
 }
@@ -5348,9 +5436,11 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x05entry\x18\x03 \x01(\tR\x05entry\x12\x1c\n" +
 	"\tconstants\x18\x04 \x03(\tR\tconstants\x12N\n" +
 	"\tinstances\x18\x05 \x03(\v20.tendril.agent.v1.ListTemplatesResponse.InstanceR\tinstances\x12\x16\n" +
-	"\x06digest\x18\x06 \x01(\tR\x06digest\"%\n" +
+	"\x06digest\x18\x06 \x01(\tR\x06digest\"U\n" +
 	"\x13ListMappingsRequest\x12\x0e\n" +
-	"\x02ip\x18\x01 \x01(\tR\x02ip\"\xf8\x01\n" +
+	"\x02ip\x18\x01 \x01(\tR\x02ip\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
+	"\bprotocol\x18\x03 \x01(\tR\bprotocol\"\xf8\x01\n" +
 	"\aMapping\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x15\n" +
 	"\x06pod_ip\x18\x02 \x01(\tR\x05podIp\x12\x19\n" +
@@ -5363,22 +5453,29 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x06age_ns\x18\b \x01(\x03R\x05ageNs\x12\x14\n" +
 	"\x05owner\x18\t \x01(\tR\x05owner\"M\n" +
 	"\x14ListMappingsResponse\x125\n" +
-	"\bmappings\x18\x01 \x03(\v2\x19.tendril.agent.v1.MappingR\bmappings\"-\n" +
+	"\bmappings\x18\x01 \x03(\v2\x19.tendril.agent.v1.MappingR\bmappings\"m\n" +
 	"\x14FlushMappingsRequest\x12\x15\n" +
-	"\x06pod_ip\x18\x01 \x01(\tR\x05podIp\"1\n" +
+	"\x06pod_ip\x18\x01 \x01(\tR\x05podIp\x12\x0e\n" +
+	"\x02ip\x18\x02 \x01(\tR\x02ip\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x12\x1a\n" +
+	"\bprotocol\x18\x04 \x01(\tR\bprotocol\"1\n" +
 	"\x15FlushMappingsResponse\x12\x18\n" +
-	"\aremoved\x18\x01 \x01(\rR\aremoved\"\"\n" +
+	"\aremoved\x18\x01 \x01(\rR\aremoved\"R\n" +
 	"\x10ListFlowsRequest\x12\x0e\n" +
-	"\x02ip\x18\x01 \x01(\tR\x02ip\"l\n" +
+	"\x02ip\x18\x01 \x01(\tR\x02ip\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
+	"\bprotocol\x18\x03 \x01(\tR\bprotocol\"l\n" +
 	"\tFlowEntry\x12*\n" +
 	"\x04flow\x18\x01 \x01(\v2\x16.tendril.agent.v1.FlowR\x04flow\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1d\n" +
 	"\n" +
 	"expires_ns\x18\x03 \x01(\x03R\texpiresNs\"F\n" +
 	"\x11ListFlowsResponse\x121\n" +
-	"\x05flows\x18\x01 \x03(\v2\x1b.tendril.agent.v1.FlowEntryR\x05flows\"&\n" +
+	"\x05flows\x18\x01 \x03(\v2\x1b.tendril.agent.v1.FlowEntryR\x05flows\"V\n" +
 	"\x14ListFrontendsRequest\x12\x0e\n" +
-	"\x02ip\x18\x01 \x01(\tR\x02ip\"\xdd\x01\n" +
+	"\x02ip\x18\x01 \x01(\tR\x02ip\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
+	"\bprotocol\x18\x03 \x01(\tR\bprotocol\"\xdd\x01\n" +
 	"\bFrontend\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
@@ -5393,9 +5490,11 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x16FlushAffinitiesRequest\x12\x0e\n" +
 	"\x02ip\x18\x01 \x01(\tR\x02ip\"3\n" +
 	"\x17FlushAffinitiesResponse\x12\x18\n" +
-	"\aremoved\x18\x01 \x01(\rR\aremoved\"#\n" +
+	"\aremoved\x18\x01 \x01(\rR\aremoved\"S\n" +
 	"\x11FlushFlowsRequest\x12\x0e\n" +
-	"\x02ip\x18\x01 \x01(\tR\x02ip\".\n" +
+	"\x02ip\x18\x01 \x01(\tR\x02ip\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
+	"\bprotocol\x18\x03 \x01(\tR\bprotocol\".\n" +
 	"\x12FlushFlowsResponse\x12\x18\n" +
 	"\aremoved\x18\x01 \x01(\rR\aremoved\"\x16\n" +
 	"\x14ListAddressesRequest\"\xc1\x01\n" +
