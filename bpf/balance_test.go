@@ -86,7 +86,7 @@ func (b *balancer) reach(t testing.TB, client netip.AddrPort) netip.Addr {
 	if client.Addr().Is6() {
 		node = netip.MustParseAddr("2001:db8::1")
 	}
-	p := &testkit.Packet{Protocol: "udp", Source: client, Dest: netip.AddrPortFrom(node, 30080), TTL: 64}
+	p := &testkit.Packet{Protocol: "udp", Source: client, Dest: netip.AddrPortFrom(node, 30080), TTL: 64, SourceMAC: 1, DestMAC: 2}
 	out := make([]byte, 256)
 	options := &ebpf.RunOptions{Data: p.Bytes(), DataOut: out, Context: skBuff{IfIndex: 100}}
 	if code, err := b.programs["net_in"].Run(options); err != nil || code != 7 {

@@ -96,6 +96,8 @@ static __always_inline int net_in_ip(struct __sk_buff *ctx, struct packet *p)
 
 	if (packet_multicast(p) || nd_message(p))
 		return announce_nd(ctx, p);
+	if (ctx->pkt_type == 3 /* PACKET_OTHERHOST */)
+		return REASON_TO_STACK; /* a link that floods brings other machines' frames: to serve one here, too, breaks the connection */
 	if (packet_is_fragment(p))
 		reason = fragment_follow(ctx, p);
 	if (reason != GO_ON)

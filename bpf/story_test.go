@@ -147,7 +147,8 @@ func enterNamespace(t testing.TB) {
 			t.Fatal(err)
 		}
 	}
-	up := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "up0", Index: 100, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 8}}, PeerName: "wire0"}
+	// Frames of tests are for it unless they say otherwise.
+	up := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "up0", Index: 100, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 2}}, PeerName: "wire0"}
 	check := func(err error) {
 		t.Helper()
 		if err != nil {

@@ -223,6 +223,14 @@ static __always_inline bool xdp_write(struct xdp_md *ctx, const struct packet *p
 	return deliver_hop(data, end, p) == GO_ON;
 }
 
+/* xdp_addressed tells a frame for this node: links that flood, and devices that take everything, bring other machines' (PACKET_OTHERHOST). */
+static __always_inline bool xdp_addressed(struct xdp_md *ctx, const struct bpf_fib_lookup *route)
+{
+	struct ethhdr *ethernet = (void *)(long)ctx->data;
+
+	return (void *)(ethernet + 1) <= (void *)(long)ctx->data_end && !__builtin_memcmp(ethernet->h_dest, route->smac, ETH_ALEN);
+}
+
 /* xdp_carry is the journey of a packet that goes out again. It returns false, and has changed nothing, where net_in has to see it. */
 static __always_inline bool xdp_carry(struct xdp_md *ctx, struct packet *p, struct ends *was)
 {
@@ -239,7 +247,7 @@ static __always_inline bool xdp_carry(struct xdp_md *ctx, struct packet *p, stru
 	flow = flow_entry(p, &key);
 	if (!xdp_settled(p, flow, !entry, now))
 		return false;
-	if (p->ttl <= 1 || !xdp_route(ctx, p, &route))
+	if (p->ttl <= 1 || !xdp_route(ctx, p, &route) || !xdp_addressed(ctx, &route))
 		return false;
 	if (entry)
 		service_prolong(p, entry, now);

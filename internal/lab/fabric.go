@@ -230,6 +230,26 @@ func setPort(n names, part string, up bool) error {
 	})
 }
 
+// learnSeconds is how long a bridge remembers where an address is, unless it is told otherwise.
+const learnSeconds = 300
+
+// setLearning has the bridge remember where addresses are, or nothing.
+func setLearning(n names, on bool) error {
+	return withLinks(n.netnsPath(fabricPart), func(h *netlink.Handle) error {
+		link, err := bridge(h)
+		if err != nil {
+			return err
+		}
+		var age uint32 // in hundredths of a second (linux/if_link.h)
+		if on {
+			age = 100 * learnSeconds
+		}
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = link.Attrs().Name
+		return h.LinkModify(&netlink.Bridge{LinkAttrs: attrs, AgeingTime: &age})
+	})
+}
+
 // waitUp waits until a device carries packets. The kernel activates a link's queue, and makes an IPv6 address answer
 // solicitations, a little after it was asked to, from work queues; what is sent until then is dropped.
 func waitUp(n names, part, device string, probes bool) error {

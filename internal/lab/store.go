@@ -217,6 +217,9 @@ func (l *Lab) SignalStore(signal syscall.Signal) error {
 // Cut pulls a node's cable; Restore puts it back. The part may be control or outside, too.
 func (l *Lab) Cut(part string) error { return setPort(l.names, part, false) }
 
+// Flood makes the fabric bring every frame to every port, as a switch does with what it has not learnt; or learn again.
+func (l *Lab) Flood(on bool) error { return setLearning(l.names, !on) }
+
 // Restore puts a cable back and waits until it carries packets.
 func (l *Lab) Restore(part string) error {
 	if err := setPort(l.names, part, true); err != nil {

@@ -36,6 +36,7 @@ func testServices(t *testing.T, mode lab.Mode) {
 		{"a node port answers everywhere", (*cluster).testNodePort},
 		{"externalTrafficPolicy Local keeps the client's address", (*cluster).testLocalPolicy},
 		{"a load balancer's address is for its source ranges", (*cluster).testSourceRanges},
+		{"a link that floods breaks no connection", (*cluster).testFloodingLink},
 		{"a client keeps its backend", (*cluster).testAffinity},
 		{"node ports answer at addresses that the node gets later", (*cluster).testLaterAddresses},
 		{"clients of a backend that goes are reset", (*cluster).testReset},
@@ -234,6 +235,27 @@ func (c *cluster) testSourceRanges(t *testing.T) {
 				t.Errorf("%s is in no source range and reaches %s: %+v", place.Name, addr, answer)
 			}
 		}
+	}
+}
+
+// testFloodingLink has the fabric bring every frame to every node: who is not meant must not serve it, too.
+func (c *cluster) testFloodingLink(t *testing.T) {
+	c.offer(t, served{Name: "heard", Last: 6, Spec: "type: LoadBalancer", Pods: []*lab.Pod{c.pods["web-1"], c.pods["web-2"]},
+		Status: "status: {loadBalancer: {ingress: [{ip: 203.0.113.20}, {ip: \"2001:db8:aaaa::20\"}]}}"})
+	if err := c.Flood(true); err != nil {
+		t.Fatal(err)
+	}
+	for i, addr := range []netip.Addr{netip.MustParseAddr("203.0.113.20"), netip.MustParseAddr("2001:db8:aaaa::20")} {
+		if _, err := c.OutsideExec(t.Context(), "ip", "route", "replace", addr.String(), "via", c.nodeAddrs(t, "node1")[i].String()); err != nil {
+			t.Fatal(err)
+		}
+		counts, err := c.Outside().FetchMany(t.Context(), addr, 80, 40)
+		if err != nil || len(counts) != 2 {
+			t.Errorf("40 connections to %s: %v, %v, want both servers", addr, counts, err)
+		}
+	}
+	if err := c.Flood(false); err != nil {
+		t.Fatal(err)
 	}
 }
 
