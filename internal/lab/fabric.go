@@ -236,17 +236,16 @@ const learnSeconds = 300
 // setLearning has the bridge remember where addresses are, or nothing.
 func setLearning(n names, on bool) error {
 	return withLinks(n.netnsPath(fabricPart), func(h *netlink.Handle) error {
-		link, err := bridge(h)
-		if err != nil {
-			return err
-		}
 		var age uint32 // in hundredths of a second (linux/if_link.h)
 		if on {
 			age = 100 * learnSeconds
 		}
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name = link.Attrs().Name
-		return h.LinkModify(&netlink.Bridge{LinkAttrs: attrs, AgeingTime: &age})
+		attrs.Name = bridgeName
+		if err := h.LinkModify(&netlink.Bridge{LinkAttrs: attrs, AgeingTime: &age}); err != nil {
+			return fmt.Errorf("bridge %s: %w", bridgeName, err)
+		}
+		return nil
 	})
 }
 
