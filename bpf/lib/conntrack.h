@@ -612,12 +612,14 @@ static __always_inline int flow_pass(struct packet *p, struct flow_key *key, str
 
 /*
  * flow_remember makes the service entry that sends later packets to the same backend. It comes after the flow: who is denied, or
- * has no place left in his quota, leaves no entry behind.
+ * has no place left in his quota, leaves no entry behind. A new flow needs one also where one was found: an earlier flow of the same ends took it
+ * along (flow_forget_service), when the client opened a connection from the same port again.
  */
 __noinline int flow_remember(struct packet *p)
 {
 	struct flow *entry = flow_draft();
 	struct flow_key key;
+	bool known;
 
 	if (!p || !entry)
 		return DROP_FLOW_TABLE_FULL;
@@ -626,14 +628,16 @@ __noinline int flow_remember(struct packet *p)
 	entry->created = bpf_ktime_get_ns();
 	entry->expires = entry->created + flow_lifetime(p->protocol, FLOW_NEW);
 	entry->state = FLOW_NEW;
-	entry->backend = p->chosen;
+	entry->backend = p->backend;
 	entry->service = p->destination;
 	entry->service_port = p->destination_port;
 	entry->hook = p->hook;
 	entry->source_endpoint = p->from.endpoint;
+	known = bpf_map_lookup_elem(&flows, &key);
 	if (bpf_map_update_elem(&flows, &key, entry, BPF_ANY))
 		return DROP_FLOW_TABLE_FULL;
-	tally_add(TALLY_FLOWS_CREATED);
+	if (!known)
+		tally_add(TALLY_FLOWS_CREATED);
 	return GO_ON;
 }
 
@@ -642,5 +646,5 @@ static __always_inline int flow_track(struct packet *p, struct flow_key *key, st
 {
 	int reason = flow ? flow_pass(p, key, flow, now) : flow_open(p, key, flow_epoch());
 
-	return reason == GO_ON && p->chosen ? flow_remember(p) : reason;
+	return reason == GO_ON && (flow ? p->chosen : p->backend) ? flow_remember(p) : reason;
 }

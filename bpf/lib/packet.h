@@ -45,7 +45,8 @@ struct packet {
 	__u32 device;               /* ifindex that the packet leaves by, once a route was found */
 	__u32 gateway;              /* egress gateway that a new flow leaves by; 0: none */
 	__u32 gateway_epoch;        /* as of which that was found */
-	__u32 chosen;               /* backend that was chosen for a new connection; 0: none was, or it is remembered */
+	__u32 backend;              /* of the service that the packet is for; 0: it is for none */
+	__u32 chosen;               /* the same if it was chosen for a new connection; 0: none was, or it is remembered */
 	__u32 egress_rule;          /* what the verdicts said, for the record */
 	__u32 ingress_rule;
 	__u32 staged_egress_rule;   /* and what those of staged policies would have said */

@@ -149,6 +149,7 @@ __noinline int service_translate(struct __sk_buff *ctx, struct packet *p, struct
 	reason = service_backend(p, entry, now, &index);
 	if (reason != GO_ON || !index)
 		return reason;
+	p->backend = index;
 	backend = bpf_map_lookup_elem(&backends, &index);
 	if (!backend)
 		return DROP_NO_BACKEND;
