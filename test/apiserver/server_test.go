@@ -267,7 +267,8 @@ type request struct {
 	Verb           string
 	RequestURI     string
 	SourceIPs      []string
-	User           struct{ Username string }
+	User           struct{ Username string } // empty: the server did not know
+	UserAgent      string
 	ResponseStatus struct{ Code int }
 }
 
