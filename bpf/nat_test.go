@@ -244,17 +244,20 @@ func TestAMappingGoesWithItsFlow(t *testing.T) {
 	}
 }
 
-// A client outside opens connection after connection from one port. Each goes to one backend, though the flow before it ends with its SYN.
-func TestAPortThatIsUsedAgainHasOneBackendForEachConnection(t *testing.T) {
+// nodePortStage has a service at a port of the node.
+func nodePortStage(t *testing.T, service string) *stage {
 	s := natStage(t)
-	for _, command := range []string{
-		"address 192.0.2.1 peer=1 flags=host,cluster,node-port",
-		"service tcp 0.0.0.0:30080 198.51.100.1:80 198.51.100.2:80 198.51.100.3:80 198.51.100.4:80 flags=external",
-	} {
+	for _, command := range []string{"address 192.0.2.1 peer=1 flags=host,cluster,node-port", service} {
 		if _, err := s.do(command); err != nil {
 			t.Fatal(err)
 		}
 	}
+	return s
+}
+
+// A client outside opens connection after connection from one port. Each goes to one backend, though the flow before it ends with its SYN.
+func TestAPortThatIsUsedAgainHasOneBackendForEachConnection(t *testing.T) {
+	s := nodePortStage(t, "service tcp 0.0.0.0:30080 198.51.100.1:80 198.51.100.2:80 198.51.100.3:80 198.51.100.4:80 flags=external")
 	for i := range 20 {
 		opened := send1(t, s, "net_in tcp 198.51.100.77:4000 > 192.0.2.1:30080 syn")
 		send1(t, s, fmt.Sprintf("net_in tcp %s > %s syn ack", opened.Dest, opened.Source))
@@ -269,15 +272,7 @@ func TestAPortThatIsUsedAgainHasOneBackendForEachConnection(t *testing.T) {
 
 // It is reached under the node's address like any other, and its mapping goes with its flow.
 func TestAClientOutsideThatIsTheBackendItselfLeavesNoMapping(t *testing.T) {
-	s := natStage(t)
-	for _, command := range []string{
-		"address 192.0.2.1 peer=1 flags=host,cluster,node-port",
-		"service udp 0.0.0.0:30099 198.51.100.77:5353 flags=external",
-	} {
-		if _, err := s.do(command); err != nil {
-			t.Fatal(err)
-		}
-	}
+	s := nodePortStage(t, "service udp 0.0.0.0:30099 198.51.100.77:5353 flags=external")
 	sent := send1(t, s, "net_in udp 198.51.100.77:1400 > 192.0.2.1:30099")
 	if answer := answer1(t, s, sent); answer.Source.String() != "192.0.2.1:30099" || answer.Dest.String() != "198.51.100.77:1400" {
 		t.Errorf("%s is answered by %s", sent, answer)

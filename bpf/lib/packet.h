@@ -46,7 +46,6 @@ struct packet {
 	__u32 gateway;              /* egress gateway that a new flow leaves by; 0: none */
 	__u32 gateway_epoch;        /* as of which that was found */
 	__u32 backend;              /* of the service that the packet is for; 0: it is for none */
-	__u32 chosen;               /* the same if it was chosen for a new connection; 0: none was, or it is remembered */
 	__u32 egress_rule;          /* what the verdicts said, for the record */
 	__u32 ingress_rule;
 	__u32 staged_egress_rule;   /* and what those of staged policies would have said */
@@ -69,6 +68,7 @@ struct packet {
 	__u8 staged_ingress_action;
 	__u8 transport_length;      /* bytes of the transport header, options included */
 	__u8 option;                /* bytes that the packet will grow by before it leaves (dsr.h) */
+	bool chosen;                /* the backend was, for a new connection, and is not remembered yet */
 };
 
 /* 0 -> the packet in hand; private to each version of the datapath, one per CPU: programs of a CPU do not interrupt each other. */

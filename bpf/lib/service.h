@@ -129,7 +129,7 @@ static __always_inline int service_backend(struct packet *p, struct flow *entry,
 	reason = service_choose(p, now, index);
 	if (reason != GO_ON || !*index)
 		return reason == GO_ON && entry ? DROP_NO_BACKEND : reason;
-	p->chosen = *index;
+	p->chosen = true;
 	return GO_ON;
 }
 

@@ -40,12 +40,11 @@ func dialCluster(kubeconfig string) (*cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("client of the API server: %w", err)
 	}
-	exec, err := execBy(config)
+	config, pods, err := coreClient(config)
 	if err != nil {
 		return nil, err
 	}
-	logs, err := logsBy(config)
-	return &cluster{client, config.Host, exec, logs}, err
+	return &cluster{client, config.Host, execBy(config, pods), logsBy(pods)}, nil
 }
 
 // hasKubeconfig says whether there is any that leads somewhere.

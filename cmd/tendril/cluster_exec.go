@@ -53,12 +53,8 @@ func coreClient(config *rest.Config) (*rest.Config, *rest.RESTClient, error) {
 	return config, client, nil
 }
 
-// logsBy reads logs by the API server that a configuration leads to.
-func logsBy(config *rest.Config) (logsFunc, error) {
-	_, client, err := coreClient(config)
-	if err != nil {
-		return nil, err
-	}
+// logsBy reads logs by the API server that a client speaks to.
+func logsBy(client *rest.RESTClient) logsFunc {
 	return func(ctx context.Context, of container, lines int64, previous bool) ([]byte, error) {
 		text, err := client.Get().Namespace(of.namespace).Resource("pods").Name(of.pod).SubResource("log").
 			Param("container", of.name).Param("tailLines", strconv.FormatInt(lines, 10)).Param("previous", strconv.FormatBool(previous)).DoRaw(ctx)
@@ -66,15 +62,11 @@ func logsBy(config *rest.Config) (logsFunc, error) {
 			return nil, fmt.Errorf("log of container %s of pod %s/%s: %w", of.name, of.namespace, of.pod, err)
 		}
 		return text, nil
-	}, nil
+	}
 }
 
-// execBy runs commands by the API server that a configuration leads to, over a WebSocket (Kubernetes 1.30).
-func execBy(config *rest.Config) (execFunc, error) {
-	config, client, err := coreClient(config)
-	if err != nil {
-		return nil, err
-	}
+// execBy runs commands by the API server that a client speaks to, over a WebSocket (Kubernetes 1.30). config: the client's
+func execBy(config *rest.Config, client *rest.RESTClient) execFunc {
 	return func(ctx context.Context, in container, command ...string) ([]byte, error) {
 		request := client.Get().Namespace(in.namespace).Resource("pods").Name(in.pod).SubResource("exec").
 			Param("container", in.name).Param("stdout", "true").Param("stderr", "true")
@@ -88,7 +80,7 @@ func execBy(config *rest.Config) (execFunc, error) {
 		var stdout, stderr bytes.Buffer
 		err = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &stdout, Stderr: &stderr})
 		return stdout.Bytes(), explainExec(in, err, stderr.String())
-	}, nil
+	}
 }
 
 // explainExec tells a command that did not succeed from one that did not run.

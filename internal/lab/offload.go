@@ -54,7 +54,7 @@ func setChecksums(device string, taken uint32) error {
 	}
 	defer unix.Close(socket)
 	setting := struct{ command, value uint32 }{ethtoolSetTXChecksum, taken} // struct ethtool_value
-	var request struct {                                                // struct ifreq
+	var request struct {                                                    // struct ifreq
 		name [unix.IFNAMSIZ]byte
 		data unsafe.Pointer
 		_    [24 - unsafe.Sizeof(uintptr(0))]byte

@@ -4,14 +4,12 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 
-	"tendril.io/tendril/internal/policy/policytest"
 	"tendril.io/tendril/internal/service"
 	"tendril.io/tendril/internal/table"
 )
@@ -103,15 +101,8 @@ func TestAHealthPortIsAnsweredOnceItIsFree(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	tables := testFacts(t, Config{}).tables
-	brain, err := service.New(service.Config{NodeName: "node1"}, policytest.NewNumbers())
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := &serviceLoop{
-		tables: tables, self: "node1", publisher: &fakeKernel{}, brain: brain, gone: func([]uint32) {}, log: slog.New(slog.DiscardHandler),
-		number: func(string) uint32 { return 1 },
-	}
+	l := testServiceLoop(t)
+	tables := l.tables
 	l.health.pause = time.Millisecond
 	port := uint16(listener.Addr().(*net.TCPAddr).Port)
 	txn := tables.DB.WriteTxn(tables.Services)

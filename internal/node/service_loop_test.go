@@ -13,17 +13,23 @@ import (
 	"tendril.io/tendril/internal/table"
 )
 
-// In Kubernetes all agents have one configuration, so a node's zone is what its labels say, also if they come later.
-func TestANodesLabelSaysWhichBackendsAreNear(t *testing.T) {
-	tables := testFacts(t, Config{}).tables
+// testServiceLoop is that of node1, which has no services yet.
+func testServiceLoop(t *testing.T) *serviceLoop {
+	t.Helper()
 	brain, err := service.New(service.Config{NodeName: "node1"}, policytest.NewNumbers())
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &serviceLoop{
-		tables: tables, self: "node1", publisher: &fakeKernel{}, brain: brain, gone: func([]uint32) {}, log: slog.New(slog.DiscardHandler),
+	return &serviceLoop{
+		tables: testFacts(t, Config{}).tables, self: "node1", publisher: &fakeKernel{}, brain: brain, gone: func([]uint32) {}, log: slog.New(slog.DiscardHandler),
 		number: func(string) uint32 { return 1 },
 	}
+}
+
+// In Kubernetes all agents have one configuration, so a node's zone is what its labels say, also if they come later.
+func TestANodesLabelSaysWhichBackendsAreNear(t *testing.T) {
+	l := testServiceLoop(t)
+	tables := l.tables
 	if err := l.start(); err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +47,7 @@ func TestANodesLabelSaysWhichBackendsAreNear(t *testing.T) {
 		if err := l.catchUp(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		for _, view := range brain.Views("shop/web") {
+		for _, view := range l.brain.Views("shop/web") {
 			for _, b := range view.Backends {
 				if b.Inside == service.Chosen {
 					near = append(near, b.Addr.Addr().String())
