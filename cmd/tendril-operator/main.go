@@ -21,6 +21,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"tendril.io/tendril/internal/operator"
@@ -99,22 +100,24 @@ func (o *options) run(ctx context.Context) error {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil)).With("replica", o.replica)
-	rest, err := clientcmd.BuildConfigFromFlags("", o.kubeconfig)
+	config, err := clientcmd.BuildConfigFromFlags("", o.kubeconfig)
 	if err != nil {
 		return fmt.Errorf("way to the API server: %w", err)
 	}
 	// The client's own default of 5 requests a second is for people. The API server says when it has too many (429), and the
 	// client then waits for as long as it is told.
-	rest.QPS, rest.Burst = 50, 100
-	objects, err := dynamic.NewForConfig(rest)
-	if err != nil {
-		return fmt.Errorf("client of the API server: %w", err)
-	}
-	typed, err := kubernetes.NewForConfig(rest)
+	config.QPS, config.Burst, config.UserAgent = 50, 100, rest.DefaultKubernetesUserAgent()
+	liveness := operator.NewLiveness(config, log)
+	objects, typed, err := clients(config)
 	if err != nil {
 		return fmt.Errorf("client of the API server: %w", err)
 	}
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		liveness.Run(ctx)
+		return nil
+	})
+	o.server.Heard = liveness.Heard
 	if err := o.identify(ctx, typed, log, group); err != nil {
 		return err
 	}
@@ -126,7 +129,7 @@ func (o *options) run(ctx context.Context) error {
 		}
 		group.Go(running.Wait)
 	}
-	config := operator.Config{
+	leading := operator.Config{
 		Cluster: o.server.Cluster, Objects: objects, Kinds: typed.Discovery(), Grace: o.grace, PodPools: pools, Logger: log,
 	}
 	election := operator.Election{Client: typed, Namespace: o.namespace, Replica: o.replica, OwnStore: own, Logger: log}
@@ -134,12 +137,26 @@ func (o *options) run(ctx context.Context) error {
 		return election.Lead(ctx, func(ctx context.Context, term operator.Term) error {
 			log.Info("leading", "term", term.Number)
 			if own {
-				return o.keep(ctx, term, config)
+				return o.keep(ctx, term, leading)
 			}
-			return o.write(ctx, store.WriterConfig{Endpoints: o.store, TLS: o.server.Outside}, config)
+			return o.write(ctx, store.WriterConfig{Endpoints: o.store, TLS: o.server.Outside}, leading)
 		})
 	})
 	return group.Wait()
+}
+
+// clients share one connection.
+func clients(config *rest.Config) (*dynamic.DynamicClient, *kubernetes.Clientset, error) {
+	shared, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return nil, nil, err
+	}
+	objects, err := dynamic.NewForConfigAndClient(config, shared)
+	if err != nil {
+		return nil, nil, err
+	}
+	typed, err := kubernetes.NewForConfigAndClient(config, shared)
+	return objects, typed, err
 }
 
 // What is the least that works.

@@ -25,6 +25,7 @@ type authorityStatus struct {
 	GoodUntil *time.Time `json:"good_until"` // of the one that issues; null: it is not there yet
 	Stage     string     `json:"stage"`      // of its replacement: told, issues; empty: there is none
 	StageEnds *time.Time `json:"stage_ends"` // when the next stage begins; null: there is none, or nobody knows yet
+	problem   string     // why the Secret cannot be used
 	missing   string     // what keeps agents from their certificates
 }
 
@@ -36,7 +37,7 @@ func (c *cluster) authority(ctx context.Context, namespace string, now time.Time
 	if err != nil {
 		return nil, err
 	}
-	s := &authorityStatus{Stage: held.Data["stage"]}
+	s := &authorityStatus{Stage: held.Data["stage"], problem: held.Data["problem"]}
 	if ends, err := time.Parse(time.RFC3339, held.Data["stage-ends"]); err == nil {
 		s.StageEnds = &ends
 	}

@@ -43,6 +43,7 @@ type operatorStatus struct {
 	Ready      int32  `json:"ready"`
 	Leader     string `json:"leader"` // empty: nobody
 	RenewedAgo int64  `json:"renewed_seconds_ago"`
+	Heard      *int64 `json:"api_server_silent_ms"` // since it last heard from the API server, by the agents; null: none of them knows
 	silent     bool   // the lease has run out
 }
 
@@ -109,6 +110,9 @@ func (c *cluster) status(ctx context.Context, namespace string) (*clusterStatus,
 	pods, err := listAs[corev1.Pod](ctx, c, corev1.SchemeGroupVersion.WithKind("Pod"), namespace, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=" + agentName})
 	if err != nil {
 		return nil, err
+	}
+	if s.Authority != nil && s.Authority.problem != "" {
+		s.Problems = append(s.Problems, problem{Object: "authority", Message: s.Authority.problem, Remedy: "the operator goes on with what it had read until then, and one that starts cannot begin", Nodes: []string{}})
 	}
 	says := c.askAgents(ctx, pods)
 	for i := range nodes {
@@ -292,6 +296,9 @@ func (s *clusterStatus) sum(says map[string]agentAnswer) {
 		status := says[node.Pod].status
 		if status == nil {
 			continue
+		}
+		if heard := status.ApiServerSilentMs; heard != nil && (s.Operator.Heard == nil || *heard < *s.Operator.Heard) { // of several replicas one leads
+			s.Operator.Heard = heard
 		}
 		if status.GetStoreConnected() {
 			a.Connected++

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"strings"
 	"testing"
@@ -105,5 +106,28 @@ func TestClusterIsReadyWhenEveryPartIs(t *testing.T) {
 				t.Errorf("ready %v, missing %q, want %q", got.Ready, text, test.want)
 			}
 		})
+	}
+}
+
+// What several nodes say is one problem, with their names; what is of the cluster has none. Of several replicas of the operator the one counts that hears.
+func TestClusterScreenNamesProblemsAndWhenTheOperatorHeard(t *testing.T) {
+	says := func(silent int64) *agentv1.StatusResponse {
+		s := agentAt(7)
+		s.ApiServerSilentMs, s.Problems = &silent, []*agentv1.Problem{{Object: "disk", Message: "full", Remedy: "make room"}}
+		return s
+	}
+	manifests := twoNodes + "---\n{apiVersion: v1, kind: ConfigMap, metadata: {name: tendril-authority, namespace: kube-system}, data: {problem: the Secret is torn}}\n"
+	status := statusOf(t, manifests, map[string]*agentv1.StatusResponse{"a1": says(90_000), "a2": says(1_500)})
+	var screen bytes.Buffer
+	if err := showCluster(newView(&screen), status, time.Now(), false); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		", heard from the API server 1.5s ago\n", "problem: disk: full (on n1, n2)\n  make room\n",
+		"problem: authority: the Secret is torn\n  the operator goes on with what it had read until then, and one that starts cannot begin\n",
+	} {
+		if !strings.Contains(screen.String(), want) {
+			t.Errorf("want %q in\n%s", want, screen.String())
+		}
 	}
 }

@@ -39,7 +39,7 @@ func showCluster(v *view, s *clusterStatus, now time.Time, asJSON bool) error {
 		return err
 	}
 	for _, p := range s.Problems {
-		v.line("\n%s %s: %s (on %s)", v.wrong.Render("problem:"), p.Object, p.Message, someOf(p.Nodes))
+		v.line("\n%s %s: %s%s", v.wrong.Render("problem:"), p.Object, p.Message, saidBy(p.Nodes))
 		if p.Remedy != "" {
 			v.line("  %s", p.Remedy)
 		}
@@ -82,17 +82,25 @@ func operatorText(o operatorStatus) string {
 	if o.Leader == "" {
 		return text + "nobody leads"
 	}
-	return text + fmt.Sprintf("%s leads, said so %s ago", o.Leader, ago(time.Duration(o.RenewedAgo)*time.Second))
+	text += fmt.Sprintf("%s leads, said so %s ago", o.Leader, ago(time.Duration(o.RenewedAgo)*time.Second))
+	if o.Heard != nil {
+		text += fmt.Sprintf(", heard from the API server %s ago", ago(time.Duration(*o.Heard)*time.Millisecond))
+	}
+	return text
 }
 
 // orNone joins what agents say, which is one thing in most clusters.
 func orNone(texts []string) string { return cmp.Or(strings.Join(texts, " and "), "unknown") }
 
-// someOf names a few of many.
-func someOf(names []string) string {
+// saidBy names those that say so, or a few of them; what is of the cluster is of none.
+func saidBy(names []string) string {
 	const few = 3
-	if len(names) <= few {
-		return strings.Join(names, ", ")
+	switch n := len(names); {
+	case n == 0:
+		return ""
+	case n <= few:
+		return fmt.Sprintf(" (on %s)", strings.Join(names, ", "))
+	default:
+		return fmt.Sprintf(" (on %s and %d more nodes)", strings.Join(names[:few], ", "), n-few)
 	}
-	return fmt.Sprintf("%s and %d more nodes", strings.Join(names[:few], ", "), len(names)-few)
 }

@@ -180,6 +180,9 @@ func showStatus(v *view, s *agentv1.StatusResponse, now time.Time) error {
 		v.row("configuration", configurationText(c, now))
 	}
 	v.row("store", storeText(s))
+	if s.ApiServerSilentMs != nil {
+		v.row("API server", "the operator heard from it "+ago(time.Duration(s.GetApiServerSilentMs())*time.Millisecond)+" ago")
+	}
 	if until := s.GetCertificateUntilUnix(); until != 0 {
 		v.row("certificate", certificateText(time.Unix(until, 0), now))
 	}

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	agentv1 "tendril.io/tendril/api/agent/v1"
 	"tendril.io/tendril/internal/flow"
@@ -59,6 +60,9 @@ func (s *api) Status(ctx context.Context, _ *agentv1.StatusRequest) (*agentv1.St
 	}
 	reply.Configuration = a.configuration.message()
 	reply.KubeProxy = kubeProxyMode(ctx, kubeProxyAddr)
+	if kept.Connected {
+		s.askSource(ctx, reply)
+	}
 	if !kept.CertificateUntil.IsZero() {
 		reply.CertificateUntilUnix = kept.CertificateUntil.Unix()
 	}
@@ -80,6 +84,28 @@ func (s *api) Status(ctx context.Context, _ *agentv1.StatusRequest) (*agentv1.St
 		reply.Features = append(reply.Features, &agentv1.Feature{Name: feature.Name, Available: feature.Available, Detail: feature.Detail})
 	}
 	return reply, nil
+}
+
+const (
+	sourcePatience = time.Second
+	sourceSilence  = 15 * time.Second // the operator asks the API server something every two seconds
+)
+
+// askSource asks the operator when it last heard from the API server.
+func (s *api) askSource(ctx context.Context, reply *agentv1.StatusResponse) {
+	ctx, cancel := context.WithTimeout(ctx, sourcePatience)
+	defer cancel()
+	silent, known := s.a.store.Publisher().SourceSilent(ctx)
+	if !known {
+		return
+	}
+	reply.ApiServerSilentMs = proto.Int64(silent.Milliseconds())
+	if silent > sourceSilence {
+		reply.Problems = append(reply.Problems, &agentv1.Problem{
+			Object: "Kubernetes API server", Message: "the operator hears nothing from it; what it said before stays in force",
+			Remedy: "see whether it runs and the operator's node reaches it, and the operator's log",
+		})
+	}
 }
 
 // Observe implements the API.

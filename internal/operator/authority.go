@@ -44,6 +44,7 @@ const (
 	caKey        = "ca.crt"     // certificates of all authorities that are believed; agents' pods do not start before it is there
 	toldStage    = "stage"      // of a replacement, for people and `tendril status`, which need not read the Secret: stageTold, stageIssues; else absent
 	toldStageEnd = "stage-ends" // when the next stage may begin, in RFC 3339; absent before the wait has begun
+	toldProblem  = "problem"    // why the Secret cannot be used: replicas go on with what they had of it
 	stageTold    = "told"       // stage 1
 	stageIssues  = "issues"     // stage 2
 )
@@ -122,15 +123,22 @@ func (a Authority) step(ctx context.Context, create bool) (keys AuthorityKeys, d
 		return keys, false, fmt.Errorf("authority in config map %s/%s: %w", a.Namespace, a.Name, err)
 	}
 	secret, err := a.Client.CoreV1().Secrets(a.Namespace).Get(ctx, a.Name, metav1.GetOptions{})
-	if err != nil {
+	var state authorityState
+	switch {
+	case err == nil && isBlank(secret) && create:
+		return keys, false, a.first(ctx, secret)
+	case err == nil && isBlank(secret):
+		err = errEmptied
+	case err == nil:
+		state, err = readAuthority(secret)
+	case apierrors.IsNotFound(err):
+		err = fmt.Errorf("%w; put it back, or apply the chart again and restart the operator, which makes another authority", err)
+	default:
 		return keys, false, fmt.Errorf("authority in secret %s/%s: %w", a.Namespace, a.Name, err)
 	}
-	if isBlank(secret) {
-		return keys, false, a.first(ctx, secret, create)
-	}
-	state, err := readAuthority(secret)
 	if err != nil {
-		return keys, false, fmt.Errorf("authority in secret %s/%s: %w", a.Namespace, a.Name, err)
+		err = fmt.Errorf("authority in secret %s/%s: %w", a.Namespace, a.Name, err)
+		return keys, false, errors.Join(err, a.tell(ctx, known, map[string]any{toldProblem: err.Error()}))
 	}
 	keys = state.keys()
 	change := a.untold(state, known.Data)
@@ -141,14 +149,19 @@ func (a Authority) step(ctx context.Context, create bool) (keys AuthorityKeys, d
 	if change[caKey] != nil && state.next.cert != nil && !state.since.IsZero() { // agents do not know of the next one: the wait begins anew
 		return keys, false, a.write(ctx, secret, map[string][]byte{stageSince: nil})
 	}
-	patch := marshal(map[string]any{
-		"metadata": map[string]any{"resourceVersion": known.ResourceVersion}, // else a conflict
-		"data":     change,
-	})
-	if _, err = a.Client.CoreV1().ConfigMaps(a.Namespace).Patch(ctx, a.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager}); err != nil {
-		return keys, false, fmt.Errorf("authority in config map %s/%s: %w", a.Namespace, a.Name, err)
+	return keys, false, a.tell(ctx, known, change)
+}
+
+// tell changes the ConfigMap if it is still what was read. A nil value removes its key.
+func (a Authority) tell(ctx context.Context, known *corev1.ConfigMap, change map[string]any) error {
+	if problem, only := change[toldProblem]; only && problem == known.Data[toldProblem] {
+		return nil
 	}
-	return keys, false, nil
+	patch := marshal(map[string]any{"metadata": map[string]any{"resourceVersion": known.ResourceVersion}, "data": change})
+	if _, err := a.Client.CoreV1().ConfigMaps(a.Namespace).Patch(ctx, a.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager}); err != nil {
+		return fmt.Errorf("authority in config map %s/%s: %w", a.Namespace, a.Name, err)
+	}
+	return nil
 }
 
 // untold is what the ConfigMap does not say yet of a state, by its keys; nil: what it says and should not.
@@ -165,7 +178,7 @@ func (a Authority) untold(s authorityState, known map[string]string) map[string]
 		wanted[toldStageEnd] = ends.UTC().Format(time.RFC3339)
 	}
 	change := map[string]any{}
-	for _, key := range []string{caKey, toldStage, toldStageEnd} {
+	for _, key := range []string{caKey, toldStage, toldStageEnd, toldProblem} {
 		text, ok := wanted[key]
 		switch has, known := known[key]; {
 		case ok && text != has:
@@ -177,12 +190,11 @@ func (a Authority) untold(s authorityState, known map[string]string) map[string]
 	return change
 }
 
-// first fills a Secret in which there is nothing. One that was emptied below a running operator is left: it goes on with what it has, until people
-// who meant it start it anew.
-func (a Authority) first(ctx context.Context, secret *corev1.Secret, create bool) error {
-	if !create {
-		return fmt.Errorf("authority in secret %s/%s: tls.crt and tls.key are gone; put them back, or restart the operator, which makes another authority: agents are cut off until they know it", a.Namespace, a.Name)
-	}
+// errEmptied is of a Secret that was emptied below a running operator: it goes on with what it has, until people who meant it start it anew.
+var errEmptied = errors.New("tls.crt and tls.key are gone; put them back, or restart the operator, which makes another authority: agents are cut off until they know it")
+
+// first fills a Secret in which there is nothing.
+func (a Authority) first(ctx context.Context, secret *corev1.Secret) error {
 	cert, key, err := a.Make()
 	if err != nil {
 		return err

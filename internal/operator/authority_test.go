@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -162,7 +163,7 @@ func (h *held) check() {
 			h.told[text] = now
 		}
 	}
-	if n := len(h.issuers); n == 0 || h.issuers[n-1] != cert {
+	if n := len(h.issuers); cert != "" && (n == 0 || h.issuers[n-1] != cert) {
 		if since, known := h.told[cert]; n > 0 && (!known || now.Sub(since) < testSpread) {
 			h.t.Errorf("it issues when agents have been told of it: %t, for %v", known, now.Sub(since))
 		}
@@ -401,13 +402,21 @@ func TestASecretThatCannotBeUsedIsNamedAndLeftAsItIs(t *testing.T) {
 		}
 		maps.Copy(h.secret.Data, test.change)
 		h.secret.Annotations = map[string]string{AnnotationReplace: "now"}
-		writes := h.writes
-		_, err := a.settle(t.Context(), false)
-		if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), "secret kube-system/tendril-authority") {
-			t.Errorf("%s: got %v, want %q", name, err, test.want)
+		before, writes := maps.Clone(h.secret.Data), h.writes
+		for range 2 {
+			_, err := a.settle(t.Context(), false)
+			if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), "secret kube-system/tendril-authority") {
+				t.Errorf("%s: got %v, want %q", name, err, test.want)
+			} else if told := h.config.Data["problem"]; told != err.Error() {
+				t.Errorf("%s: the ConfigMap says %q, the log %q", name, told, err)
+			}
 		}
-		if h.writes != writes {
-			t.Errorf("%s: something was written", name)
+		if h.writes != writes+1 || !reflect.DeepEqual(h.secret.Data, before) {
+			t.Errorf("%s: %d writes, want one, of the problem", name, h.writes-writes)
+		}
+		h.secret.Data, h.secret.Annotations, h.issuers = maps.Clone(good), nil, nil // what the changes put there had not been told
+		if _, err := a.settle(t.Context(), false); err != nil || h.config.Data["problem"] != "" {
+			t.Errorf("%s: it is mended, and still said: %q, %v", name, h.config.Data["problem"], err)
 		}
 	}
 	a := newHeld(t).replica()

@@ -28,6 +28,7 @@ const (
 	leaseDuration = 15 * time.Second // nobody takes a lease before it has not been renewed for so long
 	renewDeadline = 10 * time.Second // who leads by the lease alone stops so long after it was last renewed
 	retryPeriod   = 2 * time.Second  // between renewals, and between a follower's looks
+	longestGap    = 5 * time.Second  // between two looks that show, together, that nobody has renewed the lease
 )
 
 // releaseTime bounds how long an end waits for the API server.
@@ -80,6 +81,7 @@ type candidate struct {
 	lease  *coordinationv1.Lease // as last seen; nil: never
 	// When it was first seen to say so. Only this clock counts: the holder's need not be right.
 	seen time.Time
+	read time.Time // when a look at it last had an answer
 	held time.Time // when this replica last asked for it, and was given it
 	// The highest number of transitions that was ever seen: a lease that was deleted has none.
 	highest int32
@@ -137,6 +139,11 @@ func (c *candidate) try(ctx context.Context) (Term, error) {
 		return Term{}, fmt.Errorf("read lease: %w", err)
 	}
 	c.see(lease)
+	// While nobody answered here, the holder may have had no answer either: it has its time again.
+	if time.Since(c.read) > longestGap {
+		c.seen = time.Now()
+	}
+	c.read = time.Now()
 	if holder := holderOf(lease); holder != "" && holder != c.Replica && time.Since(c.seen) < c.lasts(lease) {
 		return Term{}, errDeposed
 	}

@@ -241,6 +241,29 @@ func TestALeaderWithItsOwnStoreGoesOnWhileTheServerIsAway(t *testing.T) {
 	})
 }
 
+// Who hears of the server first is no matter: the leader has had no chance to renew its lease, as long as the others have seen.
+func TestALeaderKeepsALeaseThatNobodyCouldRenew(t *testing.T) {
+	for _, absence := range []time.Duration{8 * time.Second, 16 * time.Second, time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			e := newElections(t, true)
+			defer e.begin("r1")()
+			e.after(time.Second, "alone", "r1")
+			defer e.begin("r2")()
+			e.after(time.Minute, "beside another", "r1")
+			e.cut("r1", true)
+			e.cut("r2", true)
+			e.after(absence, "without a server", "r1")
+			e.cut("r2", false)
+			e.after(4*time.Second, "the server is back for r2", "r1")
+			e.cut("r1", false)
+			e.after(time.Minute, "the server is back for all", "r1")
+			if len(e.terms) != 1 {
+				e.t.Errorf("away for %v: terms %v, want one", absence, e.terms)
+			}
+		})
+	}
+}
+
 func TestALeaderBeforeAStoreOutsideStopsBeforeAnotherCanLead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := newElections(t, false)

@@ -52,9 +52,12 @@ func newAPIServer(t *testing.T, names ...string) *apiServer {
 }
 
 // operate starts an operator on it.
-func (s *apiServer) operate() {
+func (s *apiServer) operate() { s.operateBy(&rest.Config{Host: s.server.URL}) }
+
+// operateBy starts an operator that takes a way to it.
+func (s *apiServer) operateBy(config *rest.Config) {
 	s.t.Helper()
-	config := &rest.Config{Host: s.server.URL, QPS: 1000, Burst: 1000}
+	config.QPS, config.Burst = 1000, 1000
 	objects, err := dynamic.NewForConfig(config)
 	if err != nil {
 		s.t.Fatal(err)

@@ -60,10 +60,11 @@ func TestABackoffDoublesUpToItsMaximumAndStartsOver(t *testing.T) {
 
 // A fakePublish is a Publish service in memory that notes when it was asked.
 type fakePublish struct {
-	mu     sync.Mutex
-	asked  []time.Time
-	puts   []*storev1.PutRequest
-	answer func(*storev1.PutRequest) error
+	storev1.PublishClient // the other calls
+	mu                    sync.Mutex
+	asked                 []time.Time
+	puts                  []*storev1.PutRequest
+	answer                func(*storev1.PutRequest) error
 }
 
 func (f *fakePublish) Put(_ context.Context, r *storev1.PutRequest, _ ...grpc.CallOption) (*storev1.PutResponse, error) {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -180,6 +181,20 @@ func (p *Publisher) Lease() (ends time.Duration, changed <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.ends, p.beaten
+}
+
+// SourceSilent is for how long the server has heard nothing from the Kubernetes API server, that the store is filled from; false: it is filled from
+// elsewhere, or the server does not say.
+func (p *Publisher) SourceSilent(ctx context.Context) (silent time.Duration, known bool) {
+	var answer *storev1.SourceResponse
+	err := p.calls.read(ctx, "source", func(ctx context.Context) (err error) {
+		answer, err = p.client.Source(ctx, &storev1.SourceRequest{Node: p.node})
+		return err
+	})
+	if err != nil || answer.SilentMs == nil {
+		return 0, false
+	}
+	return time.Duration(answer.GetSilentMs()) * time.Millisecond, true
 }
 
 // SinceBoot is the clock of leases (CLOCK_BOOTTIME): it goes on while the machine sleeps, as the store's does.

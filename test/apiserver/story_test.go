@@ -3,6 +3,7 @@ package apiserver
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -44,6 +46,7 @@ func TestOneClusterFromItsFirstObjectToItsLast(t *testing.T) {
 		{"another operator leads at once, and finds what happened meanwhile", func(t *testing.T) { c.led(t) }},
 		{"a leader is killed, and the operator of another node fills a store of its own", func(t *testing.T) { c.killed(t) }},
 		{"a leader goes on without the server, also for an agent that starts", func(t *testing.T) { c.serverAway(t) }},
+		{"the way to the server swallows everything, and a leader finds out and comes back by itself", func(t *testing.T) { c.wayAway(t) }},
 		{"the authority is replaced, and no agent is cut off", func(t *testing.T) { c.authorityReplaced(t) }},
 		{"what is deleted leaves nothing", func(t *testing.T) { c.deleted(t, objects) }},
 		{"a node that is gone is forgotten", func(t *testing.T) { c.departed(t) }},
@@ -447,6 +450,80 @@ func (c *cluster) serverAway(t *testing.T) {
 	if now, err := c.epoch(t.Context(), "node2"); err != nil || now != epoch {
 		t.Errorf("epoch %s, %v; want %s", now, err, epoch)
 	}
+}
+
+// silent is for how long the operator has heard nothing from the server, as the agent of node1 says, and what it makes of it.
+func (c *cluster) silent(ctx context.Context) (time.Duration, string, error) {
+	status, err := c.Status(ctx, "node1")
+	if err != nil || status.ApiServerSilentMs == nil {
+		return 0, "", fmt.Errorf("nobody knows when the server was heard: %w", err)
+	}
+	said := ""
+	for _, p := range status.GetProblems() {
+		if p.GetObject() == "Kubernetes API server" {
+			said = p.GetMessage()
+		}
+	}
+	return time.Duration(status.GetApiServerSilentMs()) * time.Millisecond, said, nil
+}
+
+// wayAway has what the server sends to nodes vanish, so that nothing is refused and no connection ends. It is the leader that makes them anew; kernels
+// would send for a quarter of an hour what was on its way. No other replica can take the lease.
+func (c *cluster) wayAway(t *testing.T) {
+	change := func(ctx context.Context, verb string) (err error) {
+		for _, node := range c.NodeNames() {
+			_, failed := c.Control().Exec(ctx, "ip", "route", verb, "blackhole", c.nodeAddress(t, node))
+			err = errors.Join(err, failed)
+		}
+		return err
+	}
+	eventually(t, "the operator to hear the server", func(ctx context.Context) error {
+		silent, said, err := c.silent(ctx)
+		if err == nil && (silent > 10*time.Second || said != "") {
+			err = fmt.Errorf("silent for %v, and a problem %q", silent, said)
+		}
+		return err
+	})
+	before, epoch := c.known(t)
+	if err := change(t.Context(), "add"); err != nil {
+		t.Fatal(err)
+	}
+	back := sync.OnceFunc(func() {
+		if err := change(context.WithoutCancel(t.Context()), "del"); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(back)
+	pod := manifests(t, []byte("{apiVersion: v1, kind: Pod, metadata: {name: late, namespace: shop, labels: {app: late}}, spec: {nodeName: node1, containers: [{name: c, image: i}]}}"))[0]
+	c.mustApply(t, pod)
+	eventually(t, "agents to say that the server is silent", func(ctx context.Context) error {
+		silent, said, err := c.silent(ctx)
+		if err == nil && said == "" {
+			err = fmt.Errorf("silent for %v", silent)
+		}
+		return err
+	})
+	eventually(t, "the leader to make its connections anew", func(context.Context) error {
+		if !strings.Contains(c.operators[c.leader].Output(), "its connections are made anew") {
+			return errors.New("it does not say so")
+		}
+		return nil
+	})
+	if after, now := c.known(t); after != before || now != epoch {
+		t.Errorf("agents know something else while the server is silent (-before +after):\n%s", cmp.Diff(before, after))
+	}
+	back()
+	eventually(t, "agents to know what happened meanwhile", func(ctx context.Context) error {
+		return c.shows(ctx, map[string]bool{"app=late": true})
+	})
+	eventually(t, "the problem to be gone", func(ctx context.Context) error {
+		_, said, err := c.silent(ctx)
+		if err == nil && said != "" {
+			err = errors.New(said)
+		}
+		return err
+	})
+	c.remove(t, pod)
 }
 
 // deleted leaves what the cluster had before its users came.

@@ -87,7 +87,8 @@ type StatusResponse struct {
 	Policies             uint32                 `protobuf:"varint,24,opt,name=policies,proto3" json:"policies,omitempty"`                                                       // that the node knows of, the refused ones included
 	Services             uint32                 `protobuf:"varint,25,opt,name=services,proto3" json:"services,omitempty"`                                                       // that the node knows of
 	Configuration        *Configuration         `protobuf:"bytes,26,opt,name=configuration,proto3" json:"configuration,omitempty"`
-	KubeProxy            string                 `protobuf:"bytes,27,opt,name=kube_proxy,json=kubeProxy,proto3" json:"kube_proxy,omitempty"` // mode of a kube-proxy that runs on this node as well, as iptables; empty: none answers
+	ApiServerSilentMs    *int64                 `protobuf:"varint,28,opt,name=api_server_silent_ms,json=apiServerSilentMs,proto3,oneof" json:"api_server_silent_ms,omitempty"` // since the operator last heard from the Kubernetes API server; absent: it is not known here
+	KubeProxy            string                 `protobuf:"bytes,27,opt,name=kube_proxy,json=kubeProxy,proto3" json:"kube_proxy,omitempty"`                                    // mode of a kube-proxy that runs on this node as well, as iptables; empty: none answers
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -302,6 +303,13 @@ func (x *StatusResponse) GetConfiguration() *Configuration {
 		return x.Configuration
 	}
 	return nil
+}
+
+func (x *StatusResponse) GetApiServerSilentMs() int64 {
+	if x != nil && x.ApiServerSilentMs != nil {
+		return *x.ApiServerSilentMs
+	}
+	return 0
 }
 
 func (x *StatusResponse) GetKubeProxy() string {
@@ -5188,7 +5196,7 @@ var File_agent_v1_agent_proto protoreflect.FileDescriptor
 const file_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"\x14agent/v1/agent.proto\x12\x10tendril.agent.v1\"\x0f\n" +
-	"\rStatusRequest\"\xf3\a\n" +
+	"\rStatusRequest\"\xc2\b\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12*\n" +
@@ -5218,9 +5226,11 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\alb_mode\x18\x16 \x01(\tR\x06lbMode\x12\x1a\n" +
 	"\bpolicies\x18\x18 \x01(\rR\bpolicies\x12\x1a\n" +
 	"\bservices\x18\x19 \x01(\rR\bservices\x12E\n" +
-	"\rconfiguration\x18\x1a \x01(\v2\x1f.tendril.agent.v1.ConfigurationR\rconfiguration\x12\x1d\n" +
+	"\rconfiguration\x18\x1a \x01(\v2\x1f.tendril.agent.v1.ConfigurationR\rconfiguration\x124\n" +
+	"\x14api_server_silent_ms\x18\x1c \x01(\x03H\x00R\x11apiServerSilentMs\x88\x01\x01\x12\x1d\n" +
 	"\n" +
-	"kube_proxy\x18\x1b \x01(\tR\tkubeProxy\"\xb2\x01\n" +
+	"kube_proxy\x18\x1b \x01(\tR\tkubeProxyB\x17\n" +
+	"\x15_api_server_silent_ms\"\xb2\x01\n" +
 	"\rConfiguration\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12&\n" +
@@ -5820,6 +5830,7 @@ func file_agent_v1_agent_proto_init() {
 	if File_agent_v1_agent_proto != nil {
 		return
 	}
+	file_agent_v1_agent_proto_msgTypes[1].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -1978,6 +1978,94 @@ func (x *PutResponse) GetLeaseSeconds() uint32 {
 	return 0
 }
 
+type SourceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // as in PutRequest
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SourceRequest) Reset() {
+	*x = SourceRequest{}
+	mi := &file_store_v1_store_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SourceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SourceRequest) ProtoMessage() {}
+
+func (x *SourceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_store_v1_store_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SourceRequest.ProtoReflect.Descriptor instead.
+func (*SourceRequest) Descriptor() ([]byte, []int) {
+	return file_store_v1_store_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *SourceRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type SourceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SilentMs      *int64                 `protobuf:"varint,1,opt,name=silent_ms,json=silentMs,proto3,oneof" json:"silent_ms,omitempty"` // since the Kubernetes API server last said anything; absent: the store is filled from elsewhere
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SourceResponse) Reset() {
+	*x = SourceResponse{}
+	mi := &file_store_v1_store_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SourceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SourceResponse) ProtoMessage() {}
+
+func (x *SourceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_store_v1_store_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SourceResponse.ProtoReflect.Descriptor instead.
+func (*SourceResponse) Descriptor() ([]byte, []int) {
+	return file_store_v1_store_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *SourceResponse) GetSilentMs() int64 {
+	if x != nil && x.SilentMs != nil {
+		return *x.SilentMs
+	}
+	return 0
+}
+
 type IssueRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Request       []byte                 `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"` // PKCS #10 (RFC 2986), DER, signed by the key that the certificate is for; its common name is the node
@@ -1988,7 +2076,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_store_v1_store_proto_msgTypes[28]
+	mi := &file_store_v1_store_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2000,7 +2088,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[28]
+	mi := &file_store_v1_store_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2013,7 +2101,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{28}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *IssueRequest) GetRequest() []byte {
@@ -2039,7 +2127,7 @@ type IssueResponse struct {
 
 func (x *IssueResponse) Reset() {
 	*x = IssueResponse{}
-	mi := &file_store_v1_store_proto_msgTypes[29]
+	mi := &file_store_v1_store_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2051,7 +2139,7 @@ func (x *IssueResponse) String() string {
 func (*IssueResponse) ProtoMessage() {}
 
 func (x *IssueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_store_v1_store_proto_msgTypes[29]
+	mi := &file_store_v1_store_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2064,7 +2152,7 @@ func (x *IssueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueResponse.ProtoReflect.Descriptor instead.
 func (*IssueResponse) Descriptor() ([]byte, []int) {
-	return file_store_v1_store_proto_rawDescGZIP(), []int{29}
+	return file_store_v1_store_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *IssueResponse) GetCertificate() []byte {
@@ -2257,14 +2345,21 @@ const file_store_v1_store_proto_rawDesc = "" +
 	"\x05epoch\x18\x03 \x01(\tR\x05epoch\"N\n" +
 	"\vPutResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12#\n" +
-	"\rlease_seconds\x18\x02 \x01(\rR\fleaseSeconds\">\n" +
+	"\rlease_seconds\x18\x02 \x01(\rR\fleaseSeconds\"#\n" +
+	"\rSourceRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"@\n" +
+	"\x0eSourceResponse\x12 \n" +
+	"\tsilent_ms\x18\x01 \x01(\x03H\x00R\bsilentMs\x88\x01\x01B\f\n" +
+	"\n" +
+	"_silent_ms\">\n" +
 	"\fIssueRequest\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\fR\arequest\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\tR\x05token\"1\n" +
 	"\rIssueResponse\x12 \n" +
-	"\vcertificate\x18\x01 \x01(\fR\vcertificate2M\n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate2\x9a\x01\n" +
 	"\aPublish\x12B\n" +
-	"\x03Put\x12\x1c.tendril.store.v1.PutRequest\x1a\x1d.tendril.store.v1.PutResponse2U\n" +
+	"\x03Put\x12\x1c.tendril.store.v1.PutRequest\x1a\x1d.tendril.store.v1.PutResponse\x12K\n" +
+	"\x06Source\x12\x1f.tendril.store.v1.SourceRequest\x1a .tendril.store.v1.SourceResponse2U\n" +
 	"\tAuthority\x12H\n" +
 	"\x05Issue\x12\x1e.tendril.store.v1.IssueRequest\x1a\x1f.tendril.store.v1.IssueResponseB)Z'tendril.io/tendril/api/store/v1;storev1b\x06proto3"
 
@@ -2281,7 +2376,7 @@ func file_store_v1_store_proto_rawDescGZIP() []byte {
 }
 
 var file_store_v1_store_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_store_v1_store_proto_goTypes = []any{
 	(Service_Type)(0),        // 0: tendril.store.v1.Service.Type
 	(*Epoch)(nil),            // 1: tendril.store.v1.Epoch
@@ -2312,45 +2407,49 @@ var file_store_v1_store_proto_goTypes = []any{
 	(*Write)(nil),            // 26: tendril.store.v1.Write
 	(*PutRequest)(nil),       // 27: tendril.store.v1.PutRequest
 	(*PutResponse)(nil),      // 28: tendril.store.v1.PutResponse
-	(*IssueRequest)(nil),     // 29: tendril.store.v1.IssueRequest
-	(*IssueResponse)(nil),    // 30: tendril.store.v1.IssueResponse
-	nil,                      // 31: tendril.store.v1.LabelSet.LabelsEntry
-	nil,                      // 32: tendril.store.v1.Namespace.LabelsEntry
-	nil,                      // 33: tendril.store.v1.NodeLabels.LabelsEntry
-	nil,                      // 34: tendril.store.v1.CIDRGroup.LabelsEntry
-	nil,                      // 35: tendril.store.v1.LoadBalancer.LabelsEntry
-	nil,                      // 36: tendril.store.v1.Service.SelectorEntry
-	nil,                      // 37: tendril.store.v1.Service.LabelsEntry
+	(*SourceRequest)(nil),    // 29: tendril.store.v1.SourceRequest
+	(*SourceResponse)(nil),   // 30: tendril.store.v1.SourceResponse
+	(*IssueRequest)(nil),     // 31: tendril.store.v1.IssueRequest
+	(*IssueResponse)(nil),    // 32: tendril.store.v1.IssueResponse
+	nil,                      // 33: tendril.store.v1.LabelSet.LabelsEntry
+	nil,                      // 34: tendril.store.v1.Namespace.LabelsEntry
+	nil,                      // 35: tendril.store.v1.NodeLabels.LabelsEntry
+	nil,                      // 36: tendril.store.v1.CIDRGroup.LabelsEntry
+	nil,                      // 37: tendril.store.v1.LoadBalancer.LabelsEntry
+	nil,                      // 38: tendril.store.v1.Service.SelectorEntry
+	nil,                      // 39: tendril.store.v1.Service.LabelsEntry
 }
 var file_store_v1_store_proto_depIdxs = []int32{
 	5,  // 0: tendril.store.v1.Pod.named_ports:type_name -> tendril.store.v1.NamedPort
-	31, // 1: tendril.store.v1.LabelSet.labels:type_name -> tendril.store.v1.LabelSet.LabelsEntry
-	32, // 2: tendril.store.v1.Namespace.labels:type_name -> tendril.store.v1.Namespace.LabelsEntry
-	33, // 3: tendril.store.v1.NodeLabels.labels:type_name -> tendril.store.v1.NodeLabels.LabelsEntry
-	34, // 4: tendril.store.v1.CIDRGroup.labels:type_name -> tendril.store.v1.CIDRGroup.LabelsEntry
+	33, // 1: tendril.store.v1.LabelSet.labels:type_name -> tendril.store.v1.LabelSet.LabelsEntry
+	34, // 2: tendril.store.v1.Namespace.labels:type_name -> tendril.store.v1.Namespace.LabelsEntry
+	35, // 3: tendril.store.v1.NodeLabels.labels:type_name -> tendril.store.v1.NodeLabels.LabelsEntry
+	36, // 4: tendril.store.v1.CIDRGroup.labels:type_name -> tendril.store.v1.CIDRGroup.LabelsEntry
 	12, // 5: tendril.store.v1.LoadBalancerPool.service_selector:type_name -> tendril.store.v1.Requirement
 	12, // 6: tendril.store.v1.LoadBalancerPool.namespace_selector:type_name -> tendril.store.v1.Requirement
 	12, // 7: tendril.store.v1.EgressGateway.pod_selector:type_name -> tendril.store.v1.Requirement
 	12, // 8: tendril.store.v1.EgressGateway.namespace_selector:type_name -> tendril.store.v1.Requirement
 	15, // 9: tendril.store.v1.EgressGateway.nodes:type_name -> tendril.store.v1.EgressNodes
 	12, // 10: tendril.store.v1.EgressNodes.node_selector:type_name -> tendril.store.v1.Requirement
-	35, // 11: tendril.store.v1.LoadBalancer.labels:type_name -> tendril.store.v1.LoadBalancer.LabelsEntry
+	37, // 11: tendril.store.v1.LoadBalancer.labels:type_name -> tendril.store.v1.LoadBalancer.LabelsEntry
 	16, // 12: tendril.store.v1.LoadBalancer.grants:type_name -> tendril.store.v1.Grant
 	17, // 13: tendril.store.v1.LoadBalancer.shortfalls:type_name -> tendril.store.v1.Shortfall
 	0,  // 14: tendril.store.v1.Service.type:type_name -> tendril.store.v1.Service.Type
 	19, // 15: tendril.store.v1.Service.ports:type_name -> tendril.store.v1.ServicePort
-	36, // 16: tendril.store.v1.Service.selector:type_name -> tendril.store.v1.Service.SelectorEntry
+	38, // 16: tendril.store.v1.Service.selector:type_name -> tendril.store.v1.Service.SelectorEntry
 	18, // 17: tendril.store.v1.Service.load_balancer:type_name -> tendril.store.v1.LoadBalancer
-	37, // 18: tendril.store.v1.Service.labels:type_name -> tendril.store.v1.Service.LabelsEntry
+	39, // 18: tendril.store.v1.Service.labels:type_name -> tendril.store.v1.Service.LabelsEntry
 	22, // 19: tendril.store.v1.Endpoints.ports:type_name -> tendril.store.v1.EndpointPort
 	21, // 20: tendril.store.v1.Endpoints.backends:type_name -> tendril.store.v1.Backend
 	26, // 21: tendril.store.v1.PutRequest.writes:type_name -> tendril.store.v1.Write
 	27, // 22: tendril.store.v1.Publish.Put:input_type -> tendril.store.v1.PutRequest
-	29, // 23: tendril.store.v1.Authority.Issue:input_type -> tendril.store.v1.IssueRequest
-	28, // 24: tendril.store.v1.Publish.Put:output_type -> tendril.store.v1.PutResponse
-	30, // 25: tendril.store.v1.Authority.Issue:output_type -> tendril.store.v1.IssueResponse
-	24, // [24:26] is the sub-list for method output_type
-	22, // [22:24] is the sub-list for method input_type
+	29, // 23: tendril.store.v1.Publish.Source:input_type -> tendril.store.v1.SourceRequest
+	31, // 24: tendril.store.v1.Authority.Issue:input_type -> tendril.store.v1.IssueRequest
+	28, // 25: tendril.store.v1.Publish.Put:output_type -> tendril.store.v1.PutResponse
+	30, // 26: tendril.store.v1.Publish.Source:output_type -> tendril.store.v1.SourceResponse
+	32, // 27: tendril.store.v1.Authority.Issue:output_type -> tendril.store.v1.IssueResponse
+	25, // [25:28] is the sub-list for method output_type
+	22, // [22:25] is the sub-list for method input_type
 	22, // [22:22] is the sub-list for extension type_name
 	22, // [22:22] is the sub-list for extension extendee
 	0,  // [0:22] is the sub-list for field type_name
@@ -2361,13 +2460,14 @@ func file_store_v1_store_proto_init() {
 	if File_store_v1_store_proto != nil {
 		return
 	}
+	file_store_v1_store_proto_msgTypes[29].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_store_v1_store_proto_rawDesc), len(file_store_v1_store_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   37,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

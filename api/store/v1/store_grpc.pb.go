@@ -22,7 +22,8 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Publish_Put_FullMethodName = "/tendril.store.v1.Publish/Put"
+	Publish_Put_FullMethodName    = "/tendril.store.v1.Publish/Put"
+	Publish_Source_FullMethodName = "/tendril.store.v1.Publish/Source"
 )
 
 // PublishClient is the client API for Publish service.
@@ -32,6 +33,8 @@ const (
 // Publish is how agents write: the server checks that each key is under the caller's own node.
 type PublishClient interface {
 	Put(ctx context.Context, in *PutRequest, opts ...grpc.CallOption) (*PutResponse, error)
+	// Source says when the server last heard from what the store is filled from.
+	Source(ctx context.Context, in *SourceRequest, opts ...grpc.CallOption) (*SourceResponse, error)
 }
 
 type publishClient struct {
@@ -52,6 +55,16 @@ func (c *publishClient) Put(ctx context.Context, in *PutRequest, opts ...grpc.Ca
 	return out, nil
 }
 
+func (c *publishClient) Source(ctx context.Context, in *SourceRequest, opts ...grpc.CallOption) (*SourceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SourceResponse)
+	err := c.cc.Invoke(ctx, Publish_Source_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PublishServer is the server API for Publish service.
 // All implementations must embed UnimplementedPublishServer
 // for forward compatibility.
@@ -59,6 +72,8 @@ func (c *publishClient) Put(ctx context.Context, in *PutRequest, opts ...grpc.Ca
 // Publish is how agents write: the server checks that each key is under the caller's own node.
 type PublishServer interface {
 	Put(context.Context, *PutRequest) (*PutResponse, error)
+	// Source says when the server last heard from what the store is filled from.
+	Source(context.Context, *SourceRequest) (*SourceResponse, error)
 	mustEmbedUnimplementedPublishServer()
 }
 
@@ -71,6 +86,9 @@ type UnimplementedPublishServer struct{}
 
 func (UnimplementedPublishServer) Put(context.Context, *PutRequest) (*PutResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Put not implemented")
+}
+func (UnimplementedPublishServer) Source(context.Context, *SourceRequest) (*SourceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Source not implemented")
 }
 func (UnimplementedPublishServer) mustEmbedUnimplementedPublishServer() {}
 func (UnimplementedPublishServer) testEmbeddedByValue()                 {}
@@ -111,6 +129,24 @@ func _Publish_Put_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Publish_Source_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SourceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PublishServer).Source(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Publish_Source_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PublishServer).Source(ctx, req.(*SourceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Publish_ServiceDesc is the grpc.ServiceDesc for Publish service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -121,6 +157,10 @@ var Publish_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Put",
 			Handler:    _Publish_Put_Handler,
+		},
+		{
+			MethodName: "Source",
+			Handler:    _Publish_Source_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -30,6 +30,8 @@ type publishService struct {
 	prefix string
 	// named: a node must show a certificate of its name. Without it, in the lab, the claimed name counts.
 	named bool
+	// When what the store is filled from last said anything; may be nil.
+	heard func() time.Time
 	// The store's epoch as it was last read; nil: it was not, or has changed since. Every request has it for a condition.
 	epoch atomic.Pointer[readEpoch]
 }
@@ -55,6 +57,18 @@ func (s *publishService) Put(ctx context.Context, r *storev1.PutRequest) (*store
 	answer, err := s.commit(ctx, r, keys)
 	if err != nil {
 		return nil, grpcError(err)
+	}
+	return answer, nil
+}
+
+// Source implements the service.
+func (s *publishService) Source(ctx context.Context, r *storev1.SourceRequest) (*storev1.SourceResponse, error) {
+	if err := s.authenticate(ctx, r.GetNode()); err != nil {
+		return nil, status.Error(codes.PermissionDenied, err.Error())
+	}
+	answer := &storev1.SourceResponse{}
+	if s.heard != nil {
+		answer.SilentMs = proto.Int64(time.Since(s.heard()).Milliseconds())
 	}
 	return answer, nil
 }

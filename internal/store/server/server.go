@@ -35,7 +35,9 @@ type Config struct {
 	QuotaBytes   int64 // size at which etcd refuses writes, 0: 2 GiB
 	// TLS is the store's certificate, and the authorities that name nodes; an *Authority issues them beside the Publish service. With TLS the
 	// embedded etcd itself listens at a unix socket only, and who asks at ClientAddr can read. nil: plaintext.
-	TLS    store.Identity
+	TLS store.Identity
+	// Heard is when what the store is filled from last said anything; nil: nobody knows.
+	Heard  func() time.Time
 	Logger *slog.Logger
 }
 
@@ -237,7 +239,7 @@ func newPublishServer(client *clientv3.Client, config Config) *grpc.Server {
 	}
 	server := grpc.NewServer(options...)
 	storev1.RegisterPublishServer(server, &publishService{
-		client: client, prefix: store.Prefix(config.Cluster), named: config.TLS != nil,
+		client: client, prefix: store.Prefix(config.Cluster), named: config.TLS != nil, heard: config.Heard,
 	})
 	if issues {
 		storev1.RegisterAuthorityServer(server, authority)

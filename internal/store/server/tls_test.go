@@ -111,6 +111,7 @@ func serveAs(t *testing.T, identity store.Identity) *server.Server {
 	ctx, cancel := context.WithCancel(context.Background())
 	running, err := server.Serve(ctx, server.Config{
 		Dir: dir, ClientAddr: "127.0.0.1:0", PublishAddr: "127.0.0.1:0", Cluster: cluster, TLS: identity,
+		Heard: func() time.Time { return time.Now().Add(-time.Hour) },
 	})
 	if err != nil {
 		cancel()
@@ -123,6 +124,26 @@ func serveAs(t *testing.T, identity store.Identity) *server.Server {
 		}
 	})
 	return running
+}
+
+func TestWhoHasACertificateIsToldWhenTheSourceWasHeard(t *testing.T) {
+	a := newAuthority(t)
+	running := serveTLS(t, a)
+	ask := func(publish storev1.PublishClient, node string) (*storev1.SourceResponse, error) {
+		return publish.Source(t.Context(), &storev1.SourceRequest{Node: node})
+	}
+	conn := dial(t, running.PublishAddr(), store.NewCredentials(a.files("n0")))
+	defer conn.Close()
+	publish := storev1.NewPublishClient(conn)
+	if got, err := ask(publish, "n0"); err != nil || time.Duration(got.GetSilentMs())*time.Millisecond < time.Hour {
+		t.Errorf("got %v, %v; want an hour", got, err)
+	}
+	if _, err := ask(publish, "n1"); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("in the name of another: got %v", err)
+	}
+	if got, err := ask(serve(t).publish, "n0"); err != nil || got.SilentMs != nil {
+		t.Errorf("of a store that is filled from elsewhere: got %v, %v", got, err)
+	}
 }
 
 func TestOverTLSANodeIsWhatItsCertificateSays(t *testing.T) {
