@@ -88,14 +88,19 @@ func TestTheFirstMatchOfListsOfAnyLengthWins(t *testing.T) {
 	}
 }
 
-// dropFlows empties the table of flows, and the quota of half-open ones.
-func (s *stage) dropFlows(t *testing.T) {
-	var key FlowKey
-	for s.maps["flows"].NextKey(nil, &key) == nil {
-		if err := s.maps["flows"].Delete(key); err != nil {
+// empty takes everything out of a hash table.
+func (s *stage) empty(t testing.TB, name string) {
+	key := make([]byte, s.maps[name].KeySize())
+	for s.maps[name].NextKey(nil, key) == nil {
+		if err := s.maps[name].Delete(key); err != nil {
 			t.Fatal(err)
 		}
 	}
+}
+
+// dropFlows empties the table of flows, and the quota of half-open ones.
+func (s *stage) dropFlows(t *testing.T) {
+	s.empty(t, "flows")
 	if err := s.maps["endpoint_uses"].Put(uint32(1), EndpointUse{}); err != nil {
 		t.Fatal(err)
 	}
