@@ -21,7 +21,7 @@ func MarkReady(socket string) error { return os.WriteFile(readyMark(socket), nil
 func CheckReady(socket string) error {
 	if _, err := os.Stat(readyMark(socket)); err != nil {
 		return Errorf(CodeUnavailable, "no tendril-agent has been ready on this node since it booted",
-			"%v: the first one that is makes it; see that one runs with this run_dir, and what its log says", err)
+			"wait for it, or see in its log why it is not; once ready it makes a file beside its socket: %v", err)
 	}
 	return nil
 }

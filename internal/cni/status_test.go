@@ -13,7 +13,7 @@ func TestStatusFailsUntilAnAgentWasReadyAndHoldsWithoutOne(t *testing.T) {
 	refused := func(when string) {
 		t.Helper()
 		err := CheckReady(socket)
-		if err == nil || AsError(err).Code != CodeUnavailable || !strings.Contains(err.Error(), run) || !strings.Contains(err.Error(), "run_dir") {
+		if err == nil || AsError(err).Code != CodeUnavailable || !strings.Contains(err.Error(), run) || !strings.Contains(err.Error(), "see in its log") {
 			t.Errorf("%s: %v, want code %d, the folder and what to do", when, err, CodeUnavailable)
 		}
 	}
