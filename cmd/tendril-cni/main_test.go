@@ -169,20 +169,43 @@ func TestRuntimesOwnLibraryCanDriveThePlugin(t *testing.T) {
 	}
 }
 
-// listOf is a network as the agent writes it for every runtime.
-func (s site) listOf(t *testing.T) *libcni.NetworkConfigList {
+// listOf is a network as the agent writes it for every runtime: with versions to choose from, or none but 1.0.0.
+func (s site) listOf(t *testing.T, versions ...string) *libcni.NetworkConfigList {
 	t.Helper()
-	list, err := libcni.ConfListFromBytes(fmt.Appendf(nil, `{"cniVersion":"1.0.0","cniVersions":["1.0.0","1.1.0"],"name":"tendril",
-		"plugins":[{"type":"tendril-cni","socket":%q,"dataDir":%q}]}`, s.socket, s.dir))
+	text, err := json.Marshal(map[string]any{
+		"cniVersion": "1.0.0", "cniVersions": append([]string{}, versions...), "name": "tendril",
+		"plugins": []any{map[string]string{"type": "tendril-cni", "socket": s.socket, "dataDir": s.dir}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := libcni.ConfListFromBytes(text)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return list
 }
 
+func TestAContainerOfAnOlderVersionIsCheckedAndDeletedByTheNewest(t *testing.T) {
+	s, a := newSite(t), &answers{}
+	s.listen(t, a)
+	runtime := libcni.NewCNIConfigWithCacheDir([]string{os.Getenv("TE_PLUGIN_DIR")}, s.dir, nil)
+	container := &libcni.RuntimeConf{ContainerID: "c1", NetNS: "/proc/self/ns/net", IfName: "eth0"}
+	if _, err := runtime.AddNetworkList(t.Context(), s.listOf(t), container); err != nil || a.version != "1.0.0" {
+		t.Fatalf("ADD by version %s: %v", a.version, err)
+	}
+	updated := s.listOf(t, "1.0.0", "1.1.0")
+	if err := runtime.CheckNetworkList(t.Context(), updated, container); err != nil || a.version != "1.1.0" {
+		t.Errorf("CHECK by version %s: %v", a.version, err)
+	}
+	if err := runtime.DelNetworkList(t.Context(), updated, container); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestRuntimesOwnLibraryTakesTheNewestVersionAndAsksForStatus(t *testing.T) {
 	s, a := newSite(t), &answers{}
-	list, runtime := s.listOf(t), libcni.NewCNIConfigWithCacheDir([]string{os.Getenv("TE_PLUGIN_DIR")}, s.dir, nil)
+	list, runtime := s.listOf(t, "1.0.0", "1.1.0"), libcni.NewCNIConfigWithCacheDir([]string{os.Getenv("TE_PLUGIN_DIR")}, s.dir, nil)
 	refused := func(when string) {
 		t.Helper()
 		err := runtime.GetStatusNetworkList(t.Context(), list)
@@ -229,7 +252,7 @@ func TestGCWaitsForAnAgentThatIsBeingRestarted(t *testing.T) {
 		s.listen(t, a)
 	}()
 	runtime := libcni.NewCNIConfigWithCacheDir([]string{os.Getenv("TE_PLUGIN_DIR")}, s.dir, nil)
-	err := runtime.GCNetworkList(t.Context(), s.listOf(t), &libcni.GCArgs{}) // as CRI-O without pods: the list is null
+	err := runtime.GCNetworkList(t.Context(), s.listOf(t, "1.1.0"), &libcni.GCArgs{}) // as CRI-O without pods: the list is null
 	<-started
 	if err != nil || a.valid == nil || len(a.valid) > 0 {
 		t.Errorf("GC: %v, valid %#v; want an empty list", err, a.valid)
