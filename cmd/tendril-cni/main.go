@@ -2,7 +2,7 @@
 // the package internal/cni for the protocol on both sides.
 //
 // While the agent is away, ADD waits a little and then asks the runtime to try again; DEL is queued for the agent and
-// succeeds, because a pod that goes must not wait for it.
+// succeeds, because a pod that goes must not wait for it; STATUS succeeds, because the node is in order.
 package main
 
 import (
@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	// addPatience is how long a command waits for an agent that is being restarted.
+	// addPatience is how long ADD waits for an agent that is being restarted, and GC, which runtimes call once, when they start.
 	addPatience = 10 * time.Second
 	// delPatience is short: there is the queue.
 	delPatience = 200 * time.Millisecond
@@ -70,6 +70,9 @@ func answer(ctx context.Context, getenv func(string) string, stdin io.Reader) ([
 	request, err := raw.Parse()
 	if err != nil {
 		return nil, err
+	}
+	if request.Command == cni.Status {
+		return nil, cni.CheckReady(request.Config.Socket)
 	}
 	netns, err := openNetns(request)
 	if err != nil {
@@ -124,8 +127,6 @@ func openNetns(request *cni.Request) (*os.File, error) {
 func ask(ctx context.Context, raw *cni.Raw, request *cni.Request, netns *os.File) ([]byte, error) {
 	reply, err := cni.Ask(ctx, request.Config.Socket, raw, netns, patience(request.Command))
 	switch {
-	case err != nil && request.Command == cni.Status:
-		return nil, cni.Errorf(cni.CodeUnavailable, "tendril-agent does not answer", "%v", err)
 	case err != nil:
 		return nil, cni.Errorf(cni.CodeTryAgainLater, "tendril-agent does not answer; try again later", "%v", err)
 	case reply.Error != nil:
@@ -135,7 +136,7 @@ func ask(ctx context.Context, raw *cni.Raw, request *cni.Request, netns *os.File
 }
 
 func patience(command cni.Command) time.Duration {
-	if command == cni.Add {
+	if command == cni.Add || command == cni.GC {
 		return addPatience
 	}
 	return delPatience

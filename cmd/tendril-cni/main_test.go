@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -104,12 +105,16 @@ type answers struct {
 	asked []cni.Command
 	netns bool // a namespace came with the last command
 	fail  error
+	// of the last command's configuration
+	version string
+	valid   []cni.Attachment
 }
 
 func (a *answers) note(request *cni.Request) error {
 	a.mutex.Lock()
 	defer a.mutex.Unlock()
 	a.asked, a.netns = append(a.asked, request.Command), request.Netns != nil
+	a.version, a.valid = request.Config.CNIVersion, request.Config.ValidAttachments
 	return a.fail
 }
 
@@ -122,7 +127,6 @@ func (a *answers) Add(_ context.Context, request *cni.Request) (*cni.Result, err
 func (a *answers) Del(_ context.Context, request *cni.Request) error   { return a.note(request) }
 func (a *answers) Check(_ context.Context, request *cni.Request) error { return a.note(request) }
 func (a *answers) GC(_ context.Context, request *cni.Request) error    { return a.note(request) }
-func (a *answers) Status(context.Context) error                        { return a.note(&cni.Request{Command: cni.Status}) }
 
 func TestRuntimesOwnLibraryCanDriveThePlugin(t *testing.T) {
 	for _, version := range []string{"0.4.0", "1.0.0", "1.1.0"} {
@@ -152,8 +156,8 @@ func TestRuntimesOwnLibraryCanDriveThePlugin(t *testing.T) {
 				runtime.DelNetworkList(t.Context(), list, container),
 			}
 			if version == "1.1.0" {
-				want = append(want, cni.Status, cni.GC)
-				steps = append(steps, runtime.GetStatusNetworkList(t.Context(), list), runtime.GCNetworkList(t.Context(), list, &libcni.GCArgs{}))
+				want = append(want, cni.GC)
+				steps = append(steps, runtime.GCNetworkList(t.Context(), list, &libcni.GCArgs{}))
 			}
 			if err := errors.Join(steps...); err != nil {
 				t.Error(err)
@@ -162,6 +166,96 @@ func TestRuntimesOwnLibraryCanDriveThePlugin(t *testing.T) {
 				t.Errorf("asked (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// listOf is a network as the agent writes it for every runtime: with versions to choose from, or none but 1.0.0.
+func (s site) listOf(t *testing.T, versions ...string) *libcni.NetworkConfigList {
+	t.Helper()
+	text, err := json.Marshal(map[string]any{
+		"cniVersion": "1.0.0", "cniVersions": append([]string{}, versions...), "name": "tendril",
+		"plugins": []any{map[string]string{"type": "tendril-cni", "socket": s.socket, "dataDir": s.dir}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := libcni.ConfListFromBytes(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+func TestAContainerOfAnOlderVersionIsCheckedAndDeletedByTheNewest(t *testing.T) {
+	s, a := newSite(t), &answers{}
+	s.listen(t, a)
+	runtime := libcni.NewCNIConfigWithCacheDir([]string{os.Getenv("TE_PLUGIN_DIR")}, s.dir, nil)
+	container := &libcni.RuntimeConf{ContainerID: "c1", NetNS: "/proc/self/ns/net", IfName: "eth0"}
+	if _, err := runtime.AddNetworkList(t.Context(), s.listOf(t), container); err != nil || a.version != "1.0.0" {
+		t.Fatalf("ADD by version %s: %v", a.version, err)
+	}
+	updated := s.listOf(t, "1.0.0", "1.1.0")
+	if err := runtime.CheckNetworkList(t.Context(), updated, container); err != nil || a.version != "1.1.0" {
+		t.Errorf("CHECK by version %s: %v", a.version, err)
+	}
+	if err := runtime.DelNetworkList(t.Context(), updated, container); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRuntimesOwnLibraryTakesTheNewestVersionAndAsksForStatus(t *testing.T) {
+	s, a := newSite(t), &answers{}
+	list, runtime := s.listOf(t, "1.0.0", "1.1.0"), libcni.NewCNIConfigWithCacheDir([]string{os.Getenv("TE_PLUGIN_DIR")}, s.dir, nil)
+	refused := func(when string) {
+		t.Helper()
+		err := runtime.GetStatusNetworkList(t.Context(), list)
+		if failed := (*types.Error)(nil); !errors.As(err, &failed) || failed.Code != uint(cni.CodeUnavailable) || !strings.Contains(failed.Details, s.dir) {
+			t.Errorf("STATUS %s: %v, want code %d and the folder", when, err, cni.CodeUnavailable)
+		}
+	}
+	holds := func(when string) {
+		t.Helper()
+		if err := runtime.GetStatusNetworkList(t.Context(), list); err != nil {
+			t.Errorf("STATUS %s: %v", when, err)
+		}
+	}
+	refused("after a boot")
+	stop := s.listen(t, a)
+	refused("while the first agent starts")
+	if err := cni.MarkReady(s.socket); err != nil {
+		t.Fatal(err)
+	}
+	holds("when the agent is ready")
+	a.fail = cni.Errorf(cni.CodeTryAgainLater, "no address for the pod", "pool 10.1.0.0/24")
+	holds("while the pool is full")
+	a.fail = nil
+	valid := []types.GCAttachment{{ContainerID: "c1", IfName: "eth0"}}
+	if err := runtime.GCNetworkList(t.Context(), list, &libcni.GCArgs{ValidAttachments: valid}); err != nil {
+		t.Error(err)
+	}
+	if a.version != "1.1.0" || !slices.Equal(a.valid, []cni.Attachment{{ContainerID: "c1", IfName: "eth0"}}) {
+		t.Errorf("GC by version %s, valid %v", a.version, a.valid)
+	}
+	stop()
+	holds("without an agent")
+	if diff := cmp.Diff([]cni.Command{cni.GC}, a.asked); diff != "" {
+		t.Errorf("the agent was asked (-want +got):\n%s", diff)
+	}
+}
+
+func TestGCWaitsForAnAgentThatIsBeingRestarted(t *testing.T) {
+	s, a := newSite(t), &answers{}
+	started := make(chan struct{})
+	go func() {
+		defer close(started)
+		time.Sleep(2 * delPatience)
+		s.listen(t, a)
+	}()
+	runtime := libcni.NewCNIConfigWithCacheDir([]string{os.Getenv("TE_PLUGIN_DIR")}, s.dir, nil)
+	err := runtime.GCNetworkList(t.Context(), s.listOf(t, "1.1.0"), &libcni.GCArgs{}) // as CRI-O without pods: the list is null
+	<-started
+	if err != nil || a.valid == nil || len(a.valid) > 0 {
+		t.Errorf("GC: %v, valid %#v; want an empty list", err, a.valid)
 	}
 }
 
@@ -211,7 +305,7 @@ func TestErrorsAreJSONWithCodeFieldAndRemedy(t *testing.T) {
 		{s.config("7.0.0"), environment("ADD", "/proc/self/ns/net"), cni.CodeIncompatibleVersion, "use one of"},
 		{"{", environment("ADD", "/proc/self/ns/net"), cni.CodeDecode, "not valid JSON"},
 		{"", []string{"CNI_COMMAND=VERSION"}, cni.CodeDecode, "not valid JSON"},
-		{s.config("1.1.0"), environment("STATUS", ""), cni.CodeUnavailable, "does not answer"},
+		{s.config("1.1.0"), environment("STATUS", ""), cni.CodeUnavailable, "has been ready"},
 		{s.config("1.1.0"), environment("CHECK", "/proc/self/ns/net"), cni.CodeTryAgainLater, "does not answer"},
 	} {
 		out, status := s.exec(t, c.config, c.env...)

@@ -199,9 +199,6 @@ func TestWholeWayFromPluginToDevicesAndBack(t *testing.T) {
 		}
 	}
 	n.run(t, "CHECK", "web", netns)
-	if out, status := n.exec(t, n.config("1.1.0"), "CNI_COMMAND=STATUS"); status != 0 {
-		t.Errorf("STATUS: %s", out)
-	}
 	snapshot, err := n.handle.Snapshot()
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,8 @@
 //	                             |  agent away
 //	                             +--DEL--> Queue, a folder that the agent drains when it is back
 //
+// STATUS and VERSION ask no agent: see CheckReady.
+//
 // A request on the wire is a frame (4 bytes of length, big endian, then JSON) that carries the descriptor of the pod's
 // network namespace along (SCM_RIGHTS), so that the agent needs no access to the runtime's mount namespace. A reply is
 // one frame, too. One request a connection.

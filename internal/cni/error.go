@@ -18,7 +18,7 @@ const (
 	CodeDecode              Code = 6
 	CodeInvalidConfig       Code = 7
 	CodeTryAgainLater       Code = 11
-	CodeUnavailable         Code = 50  // of STATUS: ADD cannot be served
+	CodeUnavailable         Code = 50  // ADD cannot be served
 	CodeInternal            Code = 100 // the first that plugins may define
 )
 

@@ -20,8 +20,6 @@ type Handler interface {
 	Del(ctx context.Context, request *Request) error
 	// Check fails if an attachment is not as Add left it.
 	Check(ctx context.Context, request *Request) error
-	// Status fails if Add cannot be served.
-	Status(ctx context.Context) error
 	// GC detaches everything that is not among the configuration's valid attachments.
 	GC(ctx context.Context, request *Request) error
 }
@@ -104,8 +102,6 @@ func serve(ctx context.Context, handler Handler, request *Request) Reply {
 		err = handler.Del(ctx, request)
 	case Check:
 		err = handler.Check(ctx, request)
-	case Status:
-		err = handler.Status(ctx)
 	case GC:
 		err = handler.GC(ctx, request)
 	default:

@@ -51,7 +51,6 @@ func (r *recorder) Add(_ context.Context, request *Request) (*Result, error) {
 func (r *recorder) Del(_ context.Context, request *Request) error   { return r.note(request) }
 func (r *recorder) Check(_ context.Context, request *Request) error { return r.note(request) }
 func (r *recorder) GC(_ context.Context, request *Request) error    { return r.note(request) }
-func (r *recorder) Status(context.Context) error                    { return r.note(&Request{Command: Status}) }
 
 // serving starts a server that ends with the test, and returns its socket.
 func serving(t *testing.T, handler Handler) (socket string, stop func()) {
@@ -86,7 +85,7 @@ func TestRequestReachesTheHandlerWithItsNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer netns.Close()
-	for _, command := range []Command{Add, Del, Check, Status, GC} {
+	for _, command := range []Command{Add, Del, Check, GC} {
 		reply, err := Ask(t.Context(), socket, rawRequest(command), netns, time.Second)
 		if err != nil || reply.Error != nil {
 			t.Fatalf("%s: %v, %v", command, reply, err)
@@ -95,7 +94,7 @@ func TestRequestReachesTheHandlerWithItsNamespace(t *testing.T) {
 			t.Errorf("%s: result is %q", command, reply.Result)
 		}
 	}
-	if diff := cmp.Diff([]string{"ADD c1", "DEL c1", "CHECK c1", "STATUS ", "GC c1"}, r.asked); diff != "" {
+	if diff := cmp.Diff([]string{"ADD c1", "DEL c1", "CHECK c1", "GC c1"}, r.asked); diff != "" {
 		t.Errorf("asked (-want +got):\n%s", diff)
 	}
 	var stat unix.Stat_t

@@ -28,7 +28,7 @@ const (
 func (m *Manager) Add(ctx context.Context, request *cni.Request) (*cni.Result, error) {
 	previous, err := request.Previous()
 	if err == nil {
-		err = m.servable(ctx, previous)
+		err = m.ready()
 	}
 	if err != nil {
 		return nil, err
@@ -59,14 +59,6 @@ func (m *Manager) Add(ctx context.Context, request *cni.Request) (*cni.Result, e
 	}
 	m.config.Log.Info("endpoint added", "endpoint", e.owner(), "id", e.ID, "addresses", e.Addrs)
 	return m.result(e, previous), nil
-}
-
-// servable fails if ADD cannot be served. A chained pod takes no address of ours.
-func (m *Manager) servable(ctx context.Context, previous *cni.Previous) error {
-	if previous != nil {
-		return m.ready()
-	}
-	return m.Status(ctx)
 }
 
 // result is what the runtime is told: of a chained pod what the plugin before told it.

@@ -1,7 +1,6 @@
 package endpoint
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -130,17 +129,11 @@ func (m *Manager) Addresses() []Address {
 	return m.book.List()
 }
 
-// Status fails while Add cannot be served: before Restore, and when a pool has no address to give.
-func (m *Manager) Status(context.Context) error {
-	if err := m.ready(); err != nil {
-		return err
-	}
+// Room fails while a pool has no address for another pod, with its use and the remedy.
+func (m *Manager) Room() error {
 	m.mutex.Lock()
 	defer m.mutex.Unlock()
-	if err := m.book.Room(time.Now()); err != nil {
-		return cni.Errorf(cni.CodeUnavailable, "no address for another pod", "%v", err)
-	}
-	return nil
+	return m.book.Room(time.Now())
 }
 
 // ready fails before Restore: until then an endpoint that is not known may exist all the same.

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -539,27 +540,32 @@ func TestCheckNamesEverythingThatDiffers(t *testing.T) {
 	}
 }
 
-func TestStatusSaysWhyNothingCanBeAdded(t *testing.T) {
+func TestAddSaysWhyNothingCanBeAdded(t *testing.T) {
 	w := newWorld()
 	a := newUnrestored(t, w, t.TempDir())
-	for _, err := range []error{a.Status(t.Context()), func() error { _, err := a.Add(t.Context(), request("web")); return err }()} {
-		if cni.AsError(err).Code != cni.CodeUnavailable || !strings.Contains(err.Error(), "starting") {
-			t.Errorf("before Restore: %v", err)
-		}
+	if _, err := a.Add(t.Context(), request("web")); cni.AsError(err).Code != cni.CodeUnavailable || !strings.Contains(err.Error(), "starting") {
+		t.Errorf("before Restore: %v", err)
 	}
 	if err := a.Restore(t.Context(), cni.NewQueue(t.TempDir())); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.Status(t.Context()); err != nil {
+	if err := a.Room(); err != nil {
 		t.Errorf("after Restore: %v", err)
 	}
-	for i := range 256 - 3 - 1 { // the /24 less network, router, health and broadcast
+	first := add(t, a, "web")
+	for i := range 256 - 3 - 2 { // the /24 less network, router, health, broadcast and web
 		if _, err := a.book.Allocate(fmt.Sprint("pod-", i), time.Now()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := a.Status(t.Context()); err == nil || !strings.Contains(err.Error(), "10.1.0.0/24") {
+	if err := a.Room(); err == nil || !strings.Contains(err.Error(), "10.1.0.0/24") {
 		t.Errorf("without addresses: %v, want the pool's name", err)
+	}
+	if _, err := a.Add(t.Context(), request("late")); cni.AsError(err).Code != cni.CodeTryAgainLater || !strings.Contains(err.Error(), "10.1.0.0/24") {
+		t.Errorf("added without addresses: %v, want code %d and the pool's name", err, cni.CodeTryAgainLater)
+	}
+	if again := add(t, a, "web"); !reflect.DeepEqual(again, first) {
+		t.Errorf("a pod that has its addresses, added again: %+v, before %+v", again, first)
 	}
 }
 

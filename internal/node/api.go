@@ -55,7 +55,7 @@ func (s *api) Status(ctx context.Context, _ *agentv1.StatusRequest) (*agentv1.St
 		Endpoints: uint32(a.tables.Endpoints.NumObjects(txn)), Nodes: uint32(a.tables.Nodes.NumObjects(txn)),
 		Policies: uint32(a.tables.Policies.NumObjects(txn)), Services: uint32(a.tables.Services.NumObjects(txn)),
 		DatapathVersion: a.datapath.Version(), VerdictEpoch: uint64(a.datapath.VerdictEpoch()),
-		Mtu: a.mtus.Route, Problems: s.problems(kept.Problems), LbMode: string(config.LBMode),
+		Mtu: a.mtus.Route, Problems: s.problems(kept.Problems, a.endpoints.Room()), LbMode: string(config.LBMode),
 		Xdp: &agentv1.XDP{Wanted: string(a.config.XDP), Mode: string(a.xdp.mode), Reason: a.xdp.reason},
 	}
 	reply.Configuration = a.configuration.message()

@@ -24,11 +24,17 @@ import (
 	"tendril.io/tendril/internal/table"
 )
 
-// problems collects what a person should act on, from every part that can have trouble of its own.
-func (s *api) problems(stored []store.Problem) []*agentv1.Problem {
+// problems collects what a person should act on, from every part that can have trouble of its own: the store, addresses, and those
+// that it asks itself.
+func (s *api) problems(stored []store.Problem, room error) []*agentv1.Problem {
 	var all []*agentv1.Problem
 	for _, p := range stored {
 		all = append(all, &agentv1.Problem{Object: p.Object, Message: p.Message, Remedy: p.Remedy})
+	}
+	if room != nil {
+		all = append(all, &agentv1.Problem{
+			Object: "addresses of this node", Message: room.Error(), Remedy: "pods that run are not touched; new ones wait until there is an address for them",
+		})
 	}
 	all = append(all, s.a.configuration.problems()...)
 	all = append(all, s.policyProblems()...)

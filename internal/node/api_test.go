@@ -1,6 +1,7 @@
 package node
 
 import (
+	"errors"
 	"log/slog"
 	"net/netip"
 	"strings"
@@ -128,10 +129,10 @@ func TestEveryPartsTroubleIsAProblemWithARemedy(t *testing.T) {
 	s := apiOf(t, n)
 	s.a.services.trouble = status.Error(codes.Internal, "map slots is full")
 	got := map[string]bool{}
-	for _, p := range s.problems([]store.Problem{{Object: "key", Message: "m", Remedy: "r"}}) {
+	for _, p := range s.problems([]store.Problem{{Object: "key", Message: "m", Remedy: "r"}}, errors.New("no free address")) {
 		got[p.GetObject()] = p.GetMessage() != "" && p.GetRemedy() != ""
 	}
-	for _, want := range []string{"key", "NetworkPolicy/shop/web", "Node/node2", "endpoint 7", "services of this node", "Pod/shop/asks"} {
+	for _, want := range []string{"key", "addresses of this node", "NetworkPolicy/shop/web", "Node/node2", "endpoint 7", "services of this node", "Pod/shop/asks"} {
 		if !got[want] {
 			t.Errorf("problems %v, want %s with message and remedy", got, want)
 		}

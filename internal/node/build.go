@@ -454,8 +454,7 @@ func (a *Agent) isNodeAddress(addr netip.Addr) bool {
 func (a *Agent) deletions() cni.Queue { return cni.NewQueue(a.config.StateDir) }
 
 func (a *Agent) buildSockets(context.Context) error {
-	for _, name := range []string{"agent.sock", "cni.sock"} {
-		path := filepath.Join(a.config.RunDir, name)
+	for _, path := range []string{filepath.Join(a.config.RunDir, "agent.sock"), a.config.cniSocket()} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("remove old socket: %w", err)
 		}

@@ -75,7 +75,7 @@ type Config struct {
 	BPFRoot string `json:"bpf_root,omitempty" change:"restart"`
 	// Cgroup is the cgroup v2 folder whose processes get socket-level services. Empty: none do.
 	Cgroup string `json:"cgroup,omitempty" change:"restart"`
-	// RunDir holds agent.sock and cni.sock. Default /run/tendril.
+	// RunDir holds agent.sock, cni.sock and what must not outlive a boot: a folder that a reboot empties. Default /run/tendril.
 	RunDir string `json:"run_dir,omitempty" change:"restart"`
 	// StateDir holds what must outlive a restart: endpoints, the journal, the last snapshot. Default /var/lib/tendril.
 	StateDir string `json:"state_dir,omitempty" change:"restart"`

@@ -19,8 +19,8 @@ import (
 // conflist is the name of our network configuration: runtimes take the first of their folder by name.
 const conflist = "05-tendril.conflist"
 
-// offer writes the network's configuration once the kernel is where the tables are: from then on the runtime sends pods. It stays when
-// the agent goes, and the plugin then waits for the next one.
+// offer has the plugin's STATUS succeed and writes the network's configuration once the kernel is where the tables are: from then on the
+// runtime sends pods. Both stay when the agent goes, and the plugin then waits for the next one.
 func (a *Agent) offer(ctx context.Context, done *settled) error {
 	for _, ready := range []<-chan struct{}{done.policies, done.services} {
 		select {
@@ -28,6 +28,9 @@ func (a *Agent) offer(ctx context.Context, done *settled) error {
 		case <-ctx.Done():
 			return nil
 		}
+	}
+	if err := cni.MarkReady(a.config.cniSocket()); err != nil {
+		return fmt.Errorf("mark the node as ready for the runtime: %w", err)
 	}
 	if a.config.CNIConfDir == "" {
 		return nil
@@ -47,17 +50,21 @@ func (a *Agent) offer(ctx context.Context, done *settled) error {
 	return nil
 }
 
-// network is the configuration that leads a runtime to this agent.
+// cniSocket is where the plugin finds this agent.
+func (c Config) cniSocket() string { return filepath.Join(c.RunDir, "cni.sock") }
+
+// network is the configuration that leads a runtime to this agent. Runtimes that know cniVersions take the newest that they know, and
+// call STATUS and GC by it.
 func (c Config) network() ([]byte, error) {
 	plugin := map[string]any{"type": "tendril-cni", "capabilities": map[string]bool{"portMappings": true, "bandwidth": true}}
-	if socket := filepath.Join(c.RunDir, "cni.sock"); socket != cni.DefaultSocket {
+	if socket := c.cniSocket(); socket != cni.DefaultSocket {
 		plugin["socket"] = socket
 	}
 	if c.StateDir != cni.DefaultDataDir {
 		plugin["dataDir"] = c.StateDir
 	}
 	return json.MarshalIndent(map[string]any{
-		"cniVersion": "1.0.0", "name": "tendril", "plugins": []any{plugin},
+		"cniVersion": "1.0.0", "cniVersions": []string{"1.0.0", "1.1.0"}, "name": "tendril", "plugins": []any{plugin},
 	}, "", "  ")
 }
 

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -12,9 +13,9 @@ import (
 )
 
 func TestTheNetworksConfigurationIsWrittenOnceTheKernelIsReadyAndStays(t *testing.T) {
-	folder := t.TempDir()
+	folder, run := t.TempDir(), t.TempDir()
 	a := &Agent{
-		config: Config{CNIConfDir: folder, RunDir: "/run/elsewhere", StateDir: cni.DefaultDataDir},
+		config: Config{CNIConfDir: folder, RunDir: run, StateDir: cni.DefaultDataDir},
 		log:    slog.New(slog.DiscardHandler), policies: &policyLoop{},
 	}
 	done := newSettled()
@@ -27,16 +28,26 @@ func TestTheNetworksConfigurationIsWrittenOnceTheKernelIsReadyAndStays(t *testin
 	if entries, err := os.ReadDir(folder); err != nil || len(entries) > 0 {
 		t.Errorf("written before services were in the kernel: %v, %v", entries, err)
 	}
+	if err := cni.CheckReady(a.config.cniSocket()); err == nil {
+		t.Error("STATUS succeeds before services were in the kernel")
+	}
 	done.service()
 	if err := <-offered; err != nil {
 		t.Fatal(err)
+	}
+	if err := cni.CheckReady(a.config.cniSocket()); err != nil {
+		t.Errorf("STATUS, once the kernel is ready: %v", err)
 	}
 	text, err := os.ReadFile(filepath.Join(folder, conflist))
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := `{
+	want := fmt.Sprintf(`{
   "cniVersion": "1.0.0",
+  "cniVersions": [
+    "1.0.0",
+    "1.1.0"
+  ],
   "name": "tendril",
   "plugins": [
     {
@@ -44,11 +55,11 @@ func TestTheNetworksConfigurationIsWrittenOnceTheKernelIsReadyAndStays(t *testin
         "bandwidth": true,
         "portMappings": true
       },
-      "socket": "/run/elsewhere/cni.sock",
+      "socket": "%s/cni.sock",
       "type": "tendril-cni"
     }
   ]
-}`
+}`, run)
 	if diff := cmp.Diff(want, string(text)); diff != "" {
 		t.Errorf("configuration (-want +got):\n%s", diff)
 	}
