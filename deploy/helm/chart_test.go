@@ -241,10 +241,10 @@ func TestWhoWritesNoIdentitiesMayOnlyRemoveThem(t *testing.T) {
 		verbs, argument string
 		given           bool
 	}{
-		"operator.identities=true":   {"verbs:[list create patch delete]", "--identities", false},
-		"operator.identities=":       {"verbs:[list create patch delete]", "--identities", false},
-		"operator.identities=false":  {"verbs:[list delete]", "--identities=false", true},
-		"operator.identityGrace=5m":  {"verbs:[list create patch delete]", "--identity-grace=5m", true},
+		"operator.identities=true":    {"verbs:[list create patch delete]", "--identities", false},
+		"operator.identities=":        {"verbs:[list create patch delete]", "--identities", false},
+		"operator.identities=false":   {"verbs:[list delete]", "--identities=false", true},
+		"operator.identityGrace=5m":   {"verbs:[list create patch delete]", "--identity-grace=5m", true},
 		"operator.identityGrace=\"\"": {"verbs:[list create patch delete]", "--identity-grace", false},
 	} {
 		objects := render(t, assignment)
