@@ -118,6 +118,20 @@ func (s *identityStage) write(action clienttesting.Action) (bool, runtime.Object
 	return true, nil, nil
 }
 
+// refusing has every write refused from now on, or none.
+func (s *identityStage) refusing(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refuse = err
+}
+
+// listed is how often somebody began to list.
+func (s *identityStage) listed() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lists
+}
+
 // named is the identity of pods of the namespace shop with labels, which are pairs.
 func named(labels ...string) string {
 	set := map[string]string{}
@@ -229,13 +243,13 @@ func TestALeaderMendsWhatTheOneBeforeLeft(t *testing.T) {
 		s.after(50*time.Second, "within the grace")
 		s.after(10*time.Second, "after it", "delete else/where")
 		s.after(time.Hour, "nothing happens")
-		lists := s.lists
+		lists := s.listed()
 		s.mu.Lock()
 		clear(s.has)
 		s.mu.Unlock()
 		s.after(13*time.Minute, "somebody has deleted them", "apply "+named("app", "web"), "apply "+named("app", "bare"), "apply "+named("app", "missing"))
-		if lists > 9 || s.lists == lists {
-			t.Errorf("listed %d times in an hour, and %d times after it", lists, s.lists-lists)
+		if after := s.listed() - lists; lists > 9 || after == 0 {
+			t.Errorf("listed %d times in an hour, and %d times after it", lists, after)
 		}
 	}, pod("a"), podOf("b", "bare"), podOf("c", "missing"))
 }
@@ -265,10 +279,10 @@ func TestANamespaceThatGoesIsNoFailure(t *testing.T) {
 	terminating.ErrStatus.Details.Causes = []metav1.StatusCause{{Type: corev1.NamespaceTerminatingCause}}
 	for _, refusal := range []error{terminating, gone} {
 		identityStory(t, func(s *identityStage) {
-			s.refuse = refusal
+			s.refusing(refusal)
 			s.run()
 			s.after(7*time.Minute, "it goes", "apply "+named("app", "web"))
-			s.refuse = nil
+			s.refusing(nil)
 			s.after(10*time.Minute, "it is there again", "apply "+named("app", "web"))
 			if strings.Contains(s.log.String(), "identities are not") {
 				t.Errorf("logged %s", &s.log)
@@ -284,10 +298,11 @@ func TestAFailureIsToldOnceATryAndNotOnceAnObject(t *testing.T) {
 		pods, want = append(pods, podOf(fmt.Sprint("p", i), fmt.Sprint(i))), append(want, "apply "+named("app", fmt.Sprint(i)))
 	}
 	identityStory(t, func(s *identityStage) {
-		s.refuse = apierrors.NewInternalError(errAway)
+		s.refusing(apierrors.NewInternalError(errAway))
 		s.run()
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
+		s.refusing(nil)
 		said := strings.Count(s.log.String(), "identities are not as they should be")
 		if tries := len(s.did) / len(pods); said != tries || tries < 5 || tries > 25 {
 			t.Errorf("said it %d times in %d tries, want each, and 5 to 25 of them in ten minutes", said, tries)
@@ -295,7 +310,7 @@ func TestAFailureIsToldOnceATryAndNotOnceAnObject(t *testing.T) {
 		if !strings.Contains(s.log.String(), "10 of 10 not written, the last shop/") {
 			t.Errorf("logged %s", &s.log)
 		}
-		s.refuse, s.did = nil, nil
+		s.did = nil
 		s.after(2*time.Minute, "the server is well again", want...)
 	}, pods...)
 }
@@ -307,10 +322,10 @@ func TestWithoutIdentitiesThoseThatAreThereAreRemoved(t *testing.T) {
 		s.config.NoIdentities = true
 		s.run()
 		s.after(5*time.Second, "it leads", "delete "+named("app", "web"), "delete else/where")
-		lists := s.lists
+		lists := s.listed()
 		s.after(time.Hour, "nothing happens")
-		if s.lists != lists {
-			t.Errorf("listed %d times when there was nothing any more", s.lists-lists)
+		if again := s.listed() - lists; again > 0 {
+			t.Errorf("listed %d times when there was nothing any more", again)
 		}
 	}, pod("a"))
 }
