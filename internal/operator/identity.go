@@ -184,19 +184,18 @@ func (s *identities) compare(ctx context.Context) error {
 			item := &page.Items[i]
 			name := types.NamespacedName{Namespace: item.GetNamespace(), Name: item.GetName()}
 			there[name] = true
-			if set := s.wanted[name]; set == nil {
+			set, since := s.wanted[name], s.stale[name]
+			switch {
+			case set == nil && since.IsZero():
 				stale[name] = time.Now()
-			} else if hasAll(item.GetLabels(), set.GetLabels()) {
+			case set == nil:
+				stale[name] = since
+			case hasAll(item.GetLabels(), set.GetLabels()):
 				delete(missing, name)
 			}
 		}
 		if options.Continue = page.GetContinue(); options.Continue == "" {
 			break
-		}
-	}
-	for name := range stale {
-		if since, known := s.stale[name]; known {
-			stale[name] = since
 		}
 	}
 	s.there, s.missing, s.stale = there, missing, stale

@@ -41,6 +41,7 @@ type identityStage struct {
 	did    []string // what was written, in order
 	when   []time.Time
 	lists  int
+	hidden error // of every list
 	refuse error // every write
 	log    bytes.Buffer
 }
@@ -71,7 +72,9 @@ func (n identityNames) List(_ context.Context, options metav1.ListOptions) (*met
 	s := n.stage
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.lists++
+	if s.lists++; s.hidden != nil {
+		return nil, s.hidden
+	}
 	names := slices.SortedFunc(maps.Keys(s.has), func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) })
 	first, _ := strconv.Atoi(options.Continue)
 	end := min(first+int(options.Limit), len(names))
@@ -326,6 +329,32 @@ func TestWithoutIdentitiesThoseThatAreThereAreRemoved(t *testing.T) {
 		s.after(time.Hour, "nothing happens")
 		if again := s.listed() - lists; again > 0 {
 			t.Errorf("listed %d times when there was nothing any more", again)
+		}
+	}, pod("a"))
+}
+
+func TestWithoutIdentitiesAKindThatNobodyDefinedIsNoFailure(t *testing.T) {
+	identityStory(t, func(s *identityStage) {
+		s.hidden, s.config.NoIdentities = apierrors.NewNotFound(identityResource.GroupResource(), ""), true
+		s.run()
+		s.after(time.Hour, "nothing to remove")
+		if lists := s.listed(); lists != 1 || strings.Contains(s.log.String(), "identities are not") {
+			t.Errorf("listed %d times, want once; logged %s", lists, &s.log)
+		}
+	}, pod("a"))
+}
+
+// A look in between does not make it longer.
+func TestTheGraceIsCountedFromTheLastPod(t *testing.T) {
+	identityStory(t, func(s *identityStage) {
+		s.config.IdentityGrace = time.Hour
+		s.run()
+		s.after(5*time.Second, "a pod", "apply "+named("app", "web"))
+		s.remove("pods", "shop", "a")
+		s.after(59*time.Minute, "within the grace")
+		s.after(65*time.Second, "after it", "delete "+named("app", "web"))
+		if lists := s.listed(); lists < 5 {
+			t.Errorf("listed %d times, want it more often in an hour", lists)
 		}
 	}, pod("a"))
 }

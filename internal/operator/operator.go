@@ -27,9 +27,9 @@ type Config struct {
 	// Objects reads the API server and writes the status of objects; Kinds says what it has.
 	Objects dynamic.Interface
 	Kinds   discovery.DiscoveryInterface
-	// Metadata lists the identities that the API server has; nil: there is nobody to read them, and none are written.
+	// Metadata lists the objects of identities; nil: nobody looks after them.
 	Metadata metadata.Interface
-	// NoIdentities: none are written, and those that are there are removed.
+	// NoIdentities: none are to be there.
 	NoIdentities bool
 	// IdentityGrace is how long an identity stays that no pod has any more; 0: a minute.
 	IdentityGrace time.Duration
