@@ -39,6 +39,7 @@ func TestTheDefinitionsSayWhatTheTypesSay(t *testing.T) {
 	types := map[string]reflect.Type{
 		KindLoadBalancerPool: reflect.TypeFor[LoadBalancerPool](),
 		KindEgressGateway:    reflect.TypeFor[EgressGateway](),
+		KindIdentity:         reflect.TypeFor[Identity](),
 	}
 	for text := range strings.SplitSeq(CRDs, "\n---\n") {
 		var d definition

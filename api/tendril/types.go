@@ -62,3 +62,25 @@ type EgressGatewayNodes struct {
 	// of the node's uplink.
 	Addresses []string `json:"addresses,omitempty"`
 }
+
+// KindIdentity is the kind of Identity.
+const KindIdentity = "Identity"
+
+// Identity is who pods of a namespace are to policies: those with one service account and one set of labels. Its name is the hash of
+// that, of 32 hexadecimal digits. The operator writes one for each that pods have, and nobody else does: it is for people to read.
+type Identity struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec IdentitySpec `json:"spec"`
+}
+
+// IdentitySpec is what the name is the hash of, beside the namespace.
+type IdentitySpec struct {
+	// Cluster is the name of the cluster, by the operator's configuration.
+	Cluster string `json:"cluster"`
+	// ServiceAccount is the pods' service account.
+	ServiceAccount string `json:"serviceAccount"`
+	// Labels are the pods' labels; absent: they have none.
+	Labels map[string]string `json:"labels,omitempty"`
+}

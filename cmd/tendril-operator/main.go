@@ -21,6 +21,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -46,6 +47,8 @@ type options struct {
 	store      []string
 	grace      time.Duration
 	podPools   []string
+	identities bool
+	idleGrace  time.Duration
 	server     server.Config
 	files      store.Files
 	authority  string
@@ -86,6 +89,8 @@ etcd outside: agents read through it, and write through its Publish service.`,
 	flags.DurationVar(&o.spread, "authority-spread", 0, "while the authority is replaced: how long the next one is made known before it issues (default 10m); kubelet brings it to agents in about two minutes")
 	flags.StringVar(&o.server.PublishAddr, "publish", "127.0.0.1:2380", "where the Publish service listens")
 	flags.DurationVar(&o.grace, "node-grace", 0, "how long a node that Kubernetes does not have and that gives no sign of life stays in the store (default 10m)")
+	flags.BoolVar(&o.identities, "identities", true, "write an object of the kind Identity for each identity that pods have; if not, those that are there are removed")
+	flags.DurationVar(&o.idleGrace, "identity-grace", 0, "how long the object of an identity stays that no pod has any more (default 1m)")
 	flags.StringArrayVar(&o.podPools, "pod-pool", nil, "NAME=PREFIX:BITS[,PREFIX:BITS]: gives each node without pod CIDRs a prefix of so many bits; nodes with the annotation\n"+operator.AnnotationPodPool+" from the pool that it names, all others from the one named "+operator.DefaultPodPool)
 	c.MarkFlagsOneRequired("store", "store-dir")
 	c.MarkFlagsMutuallyExclusive("store", "store-dir")
@@ -108,7 +113,7 @@ func (o *options) run(ctx context.Context) error {
 	// client then waits for as long as it is told.
 	config.QPS, config.Burst, config.UserAgent = 50, 100, rest.DefaultKubernetesUserAgent()
 	liveness := operator.NewLiveness(config, log)
-	objects, typed, err := clients(config)
+	objects, typed, names, err := clients(config)
 	if err != nil {
 		return fmt.Errorf("client of the API server: %w", err)
 	}
@@ -131,6 +136,7 @@ func (o *options) run(ctx context.Context) error {
 	}
 	leading := operator.Config{
 		Cluster: o.server.Cluster, Objects: objects, Kinds: typed.Discovery(), Grace: o.grace, PodPools: pools, Logger: log,
+		Metadata: names, NoIdentities: !o.identities, IdentityGrace: o.idleGrace,
 	}
 	election := operator.Election{Client: typed, Namespace: o.namespace, Replica: o.replica, OwnStore: own, Logger: log}
 	group.Go(func() error {
@@ -146,17 +152,21 @@ func (o *options) run(ctx context.Context) error {
 }
 
 // clients share one connection.
-func clients(config *rest.Config) (*dynamic.DynamicClient, *kubernetes.Clientset, error) {
+func clients(config *rest.Config) (*dynamic.DynamicClient, *kubernetes.Clientset, metadata.Interface, error) {
 	shared, err := rest.HTTPClientFor(config)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	objects, err := dynamic.NewForConfigAndClient(config, shared)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
+	}
+	names, err := metadata.NewForConfigAndClient(config, shared)
+	if err != nil {
+		return nil, nil, nil, err
 	}
 	typed, err := kubernetes.NewForConfigAndClient(config, shared)
-	return objects, typed, err
+	return objects, typed, names, err
 }
 
 // What is the least that works.
@@ -182,6 +192,9 @@ func (o *options) validate() (pools []operator.PodPool, err error) {
 	}
 	if o.grace < 0 {
 		bad("node-grace", "%v is less than nothing; leave it out for the default", o.grace)
+	}
+	if o.idleGrace < 0 {
+		bad("identity-grace", "%v is less than nothing; leave it out for the default", o.idleGrace)
 	}
 	problems = append(problems, o.validateAuthority(), o.validateAddresses())
 	named := map[string]bool{}

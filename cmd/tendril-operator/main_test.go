@@ -17,6 +17,7 @@ func TestFlagsThatCannotBeEndTheOperatorBeforeItAsksAnybody(t *testing.T) {
 		"--store-dir DIR --namespace=":                          "--namespace: give the one",
 		"--store-dir DIR --cluster a/b":                         `--cluster: "a/b" is no name of a cluster`,
 		"--store-dir DIR --node-grace -1s":                      "--node-grace: -1s is less than nothing",
+		"--store-dir DIR --identity-grace -1s":                  "--identity-grace: -1s is less than nothing",
 		"--store-dir DIR --certificate-life 1h":                 "give --authority too",
 		"--store-dir DIR --authority a --certificate-life 1s":   "--certificate-life: nobody can renew a certificate that lives for 1s",
 		"--store-dir DIR --authority a --authority-spread -10m": "--authority-spread: in -10m0s nobody can hear",

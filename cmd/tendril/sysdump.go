@@ -23,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/yaml"
 
+	"tendril.io/tendril/api/tendril"
 	"tendril.io/tendril/internal/kube"
 )
 
@@ -51,7 +52,7 @@ func newSysdumpCommand(a *app) *cobra.Command {
 		GroupID: groupSee,
 		Short:   "Collect what there is to know of a Kubernetes cluster into one file, for somebody who helps",
 		Long: `Collect what there is to know of a Kubernetes cluster into one file, for somebody who helps: the cluster's status; the objects that tendril consists of
-and those that it reads (nodes, namespaces, services, endpoint slices, policies); events and logs of its pods; and what each agent says of itself,
+and those that it reads (nodes, namespaces, services, endpoint slices, policies) or writes (identities); events and logs of its pods; and what each agent says of itself,
 its pods, addresses, services, policies, counters and last flows.
 
 No Secret is read, and of pods only those of tendril itself; names, labels, addresses and policies of the cluster are in the file. What
@@ -161,6 +162,7 @@ func dumpedObjects(namespace string) []dumpedKind {
 		{kind("", "v1", "Pod"), namespace, partOfTendril},
 		{kind("coordination.k8s.io", "v1", "Lease"), namespace, ""},
 		{kind("", "v1", "Event"), namespace, ""},
+		{GroupVersionKind: schema.FromAPIVersionAndKind(tendril.APIVersion, tendril.KindIdentity)},
 	}
 	for _, read := range kube.Kinds() {
 		if read.Kind != "Pod" { // all pods of the cluster say more of others than anybody needs

@@ -34,6 +34,8 @@ func dumpedCluster(t *testing.T) *cluster {
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: database, namespace: shop}, spec: {nodeName: n1, containers: [{name: c, env: [{name: PASSWORD, value: swordfish}]}]}}
 ---
+{apiVersion: tendril.io/v1alpha1, kind: Identity, metadata: {name: 23d8331f, namespace: shop}, spec: {cluster: default, serviceAccount: default}}
+---
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: web, namespace: shop, managedFields: [{manager: kubectl}]}, spec: {podSelector: {}}}
 `
 	kinds := map[schema.GroupVersionResource]string{}
@@ -115,6 +117,7 @@ func TestASysdumpHasWhatCanBeReadAndNamesWhatCannot(t *testing.T) {
 		"dump/objects/DaemonSet.apps.yaml": "name: tendril-agent",
 		"dump/objects/NetworkPolicy.networking.k8s.io.yaml": "name: web",
 		"dump/objects/Node.yaml":                            "name: n2",
+		"dump/objects/Identity.tendril.io.yaml":             "name: 23d8331f",
 		"dump/objects/Pod.yaml":                             "name: a2",
 		"dump/logs/a1/agent":                                "agent of a1, 9 lines, previous false",
 		"dump/logs/a1/agent.previous":                       "agent of a1, 9 lines, previous true",

@@ -65,12 +65,20 @@ func (i *installation) uninstall(ctx context.Context, out io.Writer) error {
 	if err := i.clean(ctx, out, c, values); err != nil {
 		return err
 	}
-	for _, object := range append(installed, i.lease()) {
+	if err := i.forget(ctx, c, installed); err != nil {
+		return err
+	}
+	fmt.Fprintln(out, "tendril is gone")
+	return nil
+}
+
+// forget deletes what install made, and what the operator made for itself. The other kinds that it defined stay: their objects are the users'.
+func (i *installation) forget(ctx context.Context, c *cluster, installed []*unstructured.Unstructured) error {
+	for _, object := range append(installed, i.lease(), identityDefinition()) {
 		if err := c.remove(ctx, object); err != nil {
 			return err
 		}
 	}
-	fmt.Fprintln(out, "tendril is gone")
 	return nil
 }
 
@@ -147,7 +155,16 @@ func valuesIn(spec *corev1.PodSpec) (found []string) {
 	return found
 }
 
-// lease is the one object that the operator makes itself.
+// identityDefinition is that of the kind whose objects are all the operator's; they go with it.
+func identityDefinition() *unstructured.Unstructured {
+	definition := &unstructured.Unstructured{}
+	definition.SetAPIVersion("apiextensions.k8s.io/v1")
+	definition.SetKind("CustomResourceDefinition")
+	definition.SetName("identities.tendril.io")
+	return definition
+}
+
+// lease is the operator's.
 func (i *installation) lease() *unstructured.Unstructured {
 	lease := &unstructured.Unstructured{}
 	lease.SetAPIVersion("coordination.k8s.io/v1")

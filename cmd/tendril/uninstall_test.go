@@ -121,3 +121,34 @@ func TestUninstallLeavesTheConfigurationToThePodsThatClean(t *testing.T) {
 		})
 	}
 }
+
+// Whose objects are the users' is theirs to remove.
+func TestUninstallLeavesTheKindsOfUsersAndNothingOfItsOwn(t *testing.T) {
+	installed := installedWith(t, false)
+	there := slices.Concat(installed, objectsOf(t, `
+{apiVersion: coordination.k8s.io/v1, kind: Lease, metadata: {name: tendril-operator, namespace: kube-system}}
+---
+{apiVersion: apiextensions.k8s.io/v1, kind: CustomResourceDefinition, metadata: {name: identities.tendril.io}}
+---
+{apiVersion: apiextensions.k8s.io/v1, kind: CustomResourceDefinition, metadata: {name: loadbalancerpools.tendril.io}}
+`))
+	client := fake.NewSimpleDynamicClient(runtime.NewScheme(), there...)
+	var objects []*unstructured.Unstructured
+	for _, object := range installed {
+		objects = append(objects, object.(*unstructured.Unstructured))
+	}
+	c, i := &cluster{client: client}, installation{namespace: "kube-system"}
+	if err := i.forget(t.Context(), c, objects); err != nil {
+		t.Fatal(err)
+	}
+	for _, object := range there {
+		has, err := c.has(t.Context(), object.(*unstructured.Unstructured))
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := nameOf(object.(*unstructured.Unstructured))
+		if want := strings.Contains(name, "loadbalancerpools"); has != want {
+			t.Errorf("%s is there: %t, want %t", name, has, want)
+		}
+	}
+}

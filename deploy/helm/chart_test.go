@@ -206,6 +206,8 @@ func TestValuesThatCannotBeAreRefused(t *testing.T) {
 		"agent.maxUnavailable=0":                      "agent.maxUnavailable: 0 is not a number from 1, or a percentage",
 		"agent.maxUnavailable=some":                   `agent.maxUnavailable: "some" is not a number from 1, or a percentage`,
 		"operator.nodeGrace=10x":                      `operator.nodeGrace: "10x" is not a duration, as in "10m"`,
+		"operator.identities=maybe":                   `operator.identities: "maybe" is not true or false`,
+		"operator.identityGrace=1":                    `operator.identityGrace: 1 is not a duration, as in "10m"`,
 		"operator.podPools=[\"default=10.0.0.0/16\"]": `operator.podPools[0]: "default=10.0.0.0/16" is not a pool`,
 		"operator.replicas=[{node: n1}]":              "operator.replicas[0].address: required: an IPv4 address",
 		"operator.replicas=n1":                        `operator.replicas: "n1" is not a list of nodes`,
@@ -229,6 +231,28 @@ func TestValuesThatCannotBeAreRefused(t *testing.T) {
 	} {
 		if _, err := tryRender(assignment); err != nil {
 			t.Errorf("%s: %v", assignment, err)
+		}
+	}
+}
+
+// A value that is not set is the default, also for Helm with --reuse-values, which leaves out those that an earlier chart had not.
+func TestWhoWritesNoIdentitiesMayOnlyRemoveThem(t *testing.T) {
+	for assignment, want := range map[string]struct {
+		verbs, argument string
+		given           bool
+	}{
+		"operator.identities=true":    {"verbs:[list create patch delete]", "--identities", false},
+		"operator.identities=":        {"verbs:[list create patch delete]", "--identities", false},
+		"operator.identities=false":   {"verbs:[list delete]", "--identities=false", true},
+		"operator.identityGrace=5m":   {"verbs:[list create patch delete]", "--identity-grace=5m", true},
+		"operator.identityGrace=\"\"": {"verbs:[list create patch delete]", "--identity-grace", false},
+	} {
+		objects := render(t, assignment)
+		if rules := fmt.Sprint(find(t, objects, "ClusterRole", "tendril-operator")["rules"]); !strings.Contains(rules, "resources:[identities] "+want.verbs) {
+			t.Errorf("%s: rights are %s, want %s", assignment, rules, want.verbs)
+		}
+		if text := fmt.Sprint(find(t, objects, "Deployment", "tendril-operator")); strings.Contains(text, want.argument) != want.given {
+			t.Errorf("%s: %s is given: %t, want %t", assignment, want.argument, !want.given, want.given)
 		}
 	}
 }

@@ -306,6 +306,10 @@ func kindOf(fields map[string]any) (kind, *field.Error) {
 	if len(versions) > 0 {
 		return kind{}, field.Invalid(field.NewPath("apiVersion"), apiVersion, fmt.Sprintf("kind %s is read as %s", name, strings.Join(versions, " or ")))
 	}
+	if name == tendril.KindIdentity && apiVersion == tendril.APIVersion {
+		return kind{}, field.Forbidden(field.NewPath("kind"),
+			"the operator writes an Identity for each identity that pods have; remove it, and give pods that are to have it these labels and this service account")
+	}
 	return kind{}, field.Invalid(field.NewPath("kind"), name, "not a kind that tendril reads; known are "+KnownKinds())
 }
 

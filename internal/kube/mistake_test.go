@@ -56,6 +56,14 @@ x.yaml document 2, Namespace x: apiVersion: Required value: say which kind of ob
 x.yaml document 3, Secret x: kind: Invalid value: "Secret": not a kind that tendril reads; known are Namespace, Node, Pod, LoadBalancerPool, EgressGateway, Service, EndpointSlice, CiliumCIDRGroup, NetworkPolicy, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy, ClusterNetworkPolicy, AdminNetworkPolicy, BaselineAdminNetworkPolicy
 x.yaml document 4, NetworkPolicy x: apiVersion: Invalid value: "v1": kind NetworkPolicy is read as networking.k8s.io/v1
 `},
+		{"a kind that only the operator writes", `
+apiVersion: tendril.io/v1alpha1
+kind: Identity
+metadata: {name: 23d8331f4da864c8dabd958cc4ea9607, namespace: shop}
+spec: {cluster: default, serviceAccount: default}
+`, `
+x.yaml document 1, Identity shop/23d8331f4da864c8dabd958cc4ea9607: kind: Forbidden: the operator writes an Identity for each identity that pods have; remove it, and give pods that are to have it these labels and this service account
+`},
 		{"values of the wrong type", `
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy

@@ -23,7 +23,7 @@ func TestEveryCustomKindThatIsReadIsDefined(t *testing.T) {
 		got = append(got, definition.GetName())
 	}
 	want := []string{
-		"loadbalancerpools.tendril.io", "egressgateways.tendril.io", "ciliumcidrgroups.cilium.io", "ciliumnetworkpolicies.cilium.io",
+		"loadbalancerpools.tendril.io", "egressgateways.tendril.io", "identities.tendril.io", "ciliumcidrgroups.cilium.io", "ciliumnetworkpolicies.cilium.io",
 		"ciliumclusterwidenetworkpolicies.cilium.io", "clusternetworkpolicies.policy.networking.k8s.io",
 		"adminnetworkpolicies.policy.networking.k8s.io", "baselineadminnetworkpolicies.policy.networking.k8s.io",
 	}
@@ -65,8 +65,8 @@ func TestOwnKindsAreAppliedAndOthersLeftAsTheyAre(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "define adminnetworkpolicies") || strings.Count(err.Error(), "define") != 1 {
 		t.Errorf("got %v, want the one that was refused", err)
 	}
-	if len(did) != 6 || !slices.Contains(did, "apply egressgateways.tendril.io") || !slices.Contains(did, "apply loadbalancerpools.tendril.io") {
-		t.Errorf("did %q, want two applied and four created", did)
+	if len(did) != 7 || !slices.Contains(did, "apply egressgateways.tendril.io") || !slices.Contains(did, "apply loadbalancerpools.tendril.io") {
+		t.Errorf("did %q, want three applied and four created", did)
 	}
 	if err := define(t.Context(), c.config); err != nil {
 		t.Error(err)

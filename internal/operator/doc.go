@@ -12,7 +12,7 @@
 //     removes what the cluster no longer has, but for kinds that cannot be listed. The store is looked at every second.
 //
 // Beside them, and each at its own pace: crd.go defines kinds, address.go writes the addresses of load balancers into the status
-// of Services, rollout.go into that of policies where they are in force, podpool.go gives nodes the prefixes of their pods,
+// of Services, rollout.go into that of policies where they are in force, podpool.go gives nodes the prefixes of their pods, identity.go writes down who pods are,
 // authority.go keeps the authority of the store's certificates and replaces it, certificate.go knows which node an agent's token proves, and
 // departed.go removes what agents of gone nodes have left. liveness.go listens below all of them whether the API server is there. All that is written to the API server is server-side applied as one
 // field manager, so that what belongs to others stays theirs.

@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 
 	storev1 "tendril.io/tendril/api/store/v1"
 	"tendril.io/tendril/internal/kube"
@@ -33,10 +35,16 @@ type mirror struct {
 	holders map[string]int
 	// Addresses of the services' own status that the operator wrote there, by key.
 	granted map[string][]*storev1.Grant
+	// How many pods have each identity, and the sets of those that pods have begun to have since they were last taken; nil: ceased.
+	bearers map[types.NamespacedName]int
+	turned  map[types.NamespacedName]*storev1.LabelSet
 }
 
 func newMirror(cluster string) *mirror {
-	return &mirror{cluster: cluster, objects: map[reference]map[string]proto.Message{}, holders: map[string]int{}, granted: map[string][]*storev1.Grant{}}
+	return &mirror{
+		cluster: cluster, objects: map[reference]map[string]proto.Message{}, holders: map[string]int{}, granted: map[string][]*storev1.Grant{},
+		bearers: map[types.NamespacedName]int{}, turned: map[types.NamespacedName]*storev1.LabelSet{},
+	}
 }
 
 // update takes an object's state, nil if it is gone, and adds what must be written to the writes; there nil removes a key. An
@@ -68,10 +76,48 @@ func (m *mirror) update(r reference, object *unstructured.Unstructured, writes m
 			m.release(key, writes)
 		}
 	}
+	m.turn(before, after)
 	if m.objects[r] = after; len(after) == 0 {
 		delete(m.objects, r)
 	}
 	return err
+}
+
+// turn takes note of who a pod was by its records, and who it is.
+func (m *mirror) turn(before, after map[string]proto.Message) {
+	var nobody types.NamespacedName
+	was, _ := identityIn(before)
+	is, set := identityIn(after)
+	if was == is {
+		return
+	}
+	if is != nobody {
+		if m.bearers[is]++; m.bearers[is] == 1 {
+			m.turned[is] = set
+		}
+	}
+	if was != nobody {
+		if m.bearers[was]--; m.bearers[was] == 0 {
+			delete(m.bearers, was)
+			m.turned[was] = nil
+		}
+	}
+}
+
+// identityIn is the identity of the pod that records are of, and the set of labels that it is the hash of; zero if they are of no pod,
+// or of one in its node's network, which is its node to everybody.
+func identityIn(records map[string]proto.Message) (name types.NamespacedName, set *storev1.LabelSet) {
+	for key, value := range records {
+		switch value := value.(type) {
+		case *storev1.LabelSet:
+			name, set = types.NamespacedName{Namespace: value.GetNamespace(), Name: strings.TrimPrefix(key, "labels/")}, value
+		case *storev1.Pod:
+			if value.GetHostNetwork() {
+				return types.NamespacedName{}, nil
+			}
+		}
+	}
+	return name, set
 }
 
 // release takes one holder of a key away.

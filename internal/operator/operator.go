@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/metadata"
 
 	"tendril.io/tendril/internal/kube"
 	"tendril.io/tendril/internal/store"
@@ -26,6 +27,12 @@ type Config struct {
 	// Objects reads the API server and writes the status of objects; Kinds says what it has.
 	Objects dynamic.Interface
 	Kinds   discovery.DiscoveryInterface
+	// Metadata lists the objects of identities; nil: nobody looks after them.
+	Metadata metadata.Interface
+	// NoIdentities: none are to be there.
+	NoIdentities bool
+	// IdentityGrace is how long an identity stays that no pod has any more; 0: a minute.
+	IdentityGrace time.Duration
 	// Store is where records go.
 	Store Store
 	// Grace is how long a node without a Node object and without a sign of life is missed before what its agent published is
@@ -38,6 +45,7 @@ type Config struct {
 
 	patience     time.Duration // with lists that do not come; 0: listPatience
 	rolloutEvery time.Duration // 0: rolloutInterval
+	identityPace time.Duration // 0: identityPace
 }
 
 // Store is the part of store.Writer that is used; it says more about each.
@@ -68,7 +76,9 @@ const lookInterval = time.Second
 // Run leads: it keeps the store equal to the cluster until the context ends. Failures are tried again.
 func Run(ctx context.Context, config Config) error {
 	config.Grace = cmp.Or(config.Grace, defaultGrace)
+	config.IdentityGrace = cmp.Or(config.IdentityGrace, defaultIdentityGrace)
 	config.rolloutEvery = cmp.Or(config.rolloutEvery, rolloutInterval)
+	config.identityPace = cmp.Or(config.identityPace, identityPace)
 	config.patience = cmp.Or(config.patience, listPatience)
 	backoff := store.Backoff{Min: time.Second}
 	if err := define(ctx, config); err != nil {
@@ -122,7 +132,9 @@ func follow(ctx context.Context, config Config) error {
 	beside.Go(func() { pods.run(ctx) })
 	told := &rollout{Config: config, watcher: watcher}
 	beside.Go(func() { told.run(ctx) })
-	w := writing{Config: config, watcher: watcher, mirror: newMirror(config.Cluster), departed: departed{},
+	who := newIdentities(config)
+	beside.Go(func() { who.run(ctx) })
+	w := writing{Config: config, watcher: watcher, mirror: newMirror(config.Cluster), identities: who, departed: departed{},
 		listed: map[schema.GroupVersionKind]bool{}}
 	w.readLists()
 	asked := time.NewTicker(firstKindsInterval)
@@ -160,6 +172,8 @@ type writing struct {
 	Config
 	watcher *watcher
 	mirror  *mirror
+	// Is told which identities pods begin and cease to have.
+	identities *identities
 	// Kinds whose list is in.
 	listed map[schema.GroupVersionKind]bool
 	// Nodes that may be gone.
@@ -207,6 +221,8 @@ func (w *writing) read(names []reference) {
 			w.Logger.Warn("an object cannot be honoured as it is", "object", name.String(), "error", err)
 		}
 	}
+	w.identities.note(w.mirror.turned, w.listed[podKind])
+	clear(w.mirror.turned)
 }
 
 // write brings the store up to date, if it is time to. After a failure nobody knows what arrived, so everything is compared.

@@ -15,6 +15,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 
 	"tendril.io/tendril/deploy/helm"
 	"tendril.io/tendril/internal/lab"
@@ -54,6 +55,7 @@ type cluster struct {
 	chart     map[string]*unstructured.Unstructured // by kind/name
 	operators map[string]*lab.Process               // by node
 	settings  map[string]map[string]any             // of agents, by node
+	who       map[string]types.UID                  // objects of identities, by namespace/name, as they were first seen
 	leader    string                                // node whose operator leads, as far as the story has come
 }
 
@@ -141,7 +143,7 @@ func (c *cluster) install(t *testing.T) {
 	for _, assignment := range []string{
 		"apiServer.host=" + c.host, "operator.storeDir=" + c.path(storeDir),
 		fmt.Sprintf(`operator.replicas=[{node: node1, address: %s}, {node: node2, address: %s}]`, c.nodeAddress(t, "node1"), c.nodeAddress(t, "node2")),
-		"operator.nodeGrace=1s", "operator.authoritySpread=10s", `operator.podPools=["default=10.244.0.0/16:24,fd44::/48:64", "other=10.245.0.0/16:25"]`,
+		"operator.nodeGrace=1s", "operator.identityGrace=5s", "operator.authoritySpread=10s", `operator.podPools=["default=10.244.0.0/16:24,fd44::/48:64", "other=10.245.0.0/16:25"]`,
 		"agent.config.alive_lease_seconds=10",
 	} {
 		if err := values.Set(assignment); err != nil {
