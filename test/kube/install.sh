@@ -94,6 +94,7 @@ uninstall() {
       [ "$(wc -w <<< "${before[$node-$kind]}")" -gt 10 ] # else the test looks at nothing
     done
   done
+  [ "$(kubectl get identities -A -o name | wc -l)" -gt 1 ]
   "$root/bin/tendril" uninstall --kubeconfig "$state/pki/admin.kubeconfig" --timeout 90s > "$state/log/uninstall"
   echo "$(printf '%4d' $SECONDS) s  tendril uninstalled"
   for node in n1 n2; do
@@ -105,6 +106,7 @@ uninstall() {
     done
   done
   left=$(kubectl get -A daemonsets,deployments,pods,configmaps,secrets,serviceaccounts,leases,clusterroles,clusterrolebindings,roles,rolebindings -o name | grep tendril || true)
+  left+=$(kubectl get crd identities.tendril.io --ignore-not-found -o name)
   [ -z "$left" ] || { echo "left in the cluster: $left" >&2; false; }
 }
 

@@ -23,4 +23,13 @@ workload() {
   await 20 'denied by the policy' denied 10.96.7.8
   kubectl apply -f "$here/manifests/allow.yaml" > /dev/null
   await 20 'allowed by the policy' from_pod 10.96.7.8
+  await 10 'identities, by the numbers that agents say' identities_agree
+}
+
+# identities_agree: each identity that agents say a pod has is an object; one that no pod has any more may be there, too.
+identities_agree() {
+  local agents objects
+  agents=$(for node in n1 n2; do inside $node "$root/bin/tendril" endpoint list -o json; done | grep -o '"identity": *"[0-9a-f]*"' | cut -d '"' -f 4 | sort -u)
+  objects=$(kubectl get identities -A -o 'jsonpath={range .items[*]}{.metadata.name}{"\n"}{end}' | sort -u)
+  [ -n "$agents" ] && [ -z "$(comm -23 <(echo "$agents") <(echo "$objects"))" ]
 }
