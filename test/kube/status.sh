@@ -56,13 +56,14 @@ history_begins() {
   await 10 'history of both nodes' both_in_history
 }
 
-both_in_history() { grep -q '^n1 ' "$state/log/history" && grep -q '^n2 ' "$state/log/history"; }
+# both_in_history [WORD]: a state of each node, with this word at its end.
+both_in_history() { grep -q "^n1 .*$1\$" "$state/log/history" && grep -q "^n2 .*$1\$" "$state/log/history"; }
 
 # history_ends: what was to come has come.
 history_ends() {
-  local node end=ends-$SECONDS
+  local end=ends-$SECONDS
   kubectl annotate --overwrite node n1 n2 history=$end > /dev/null
-  for node in n1 n2; do await 10 "end of the history of $node" grep -q "^$node .* $end\$" "$state/log/history"; done
+  await 10 'all of the history of both nodes' both_in_history $end
   kill "${started[history]}"
 }
 
