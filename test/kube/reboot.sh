@@ -15,9 +15,11 @@ reboot() {
   for node in n1 n2; do told[$node]=$(wc -l < "$state/log/$node-kubelet"); done
   start_kubelet n1 "10.200.0.11${DUAL:+,fd00:200::11}"
   start_kubelet n2 "10.200.0.12${DUAL:+,fd00:200::12}"
-  ! asks_status || for node in n1 n2; do await 30 "kubelet of $node told that no agent has been ready" told_unready $node "${told[$node]}"; done
+  if asks_status; then
+    for node in n1 n2; do await 30 "kubelet of $node told that no agent has been ready" told_unready $node "${told[$node]}"; done
+  fi
   api_server
-  ! asks_status || history_begins
+  if asks_status; then history_begins; fi
   # Until kubelets have been heard the API server says what was: that pods run and answer.
   await 180 'service by its name from a pod, after power was lost everywhere' from_pod web.web.svc.cluster.local
   await 120 'deployments available' kubectl -n web wait --for=condition=Available deploy/web deploy/client --timeout=1s
