@@ -37,10 +37,10 @@ generate: ## compile the BPF programs and everything else that is generated
 test: ## run every test; leaves nothing behind
 	@test/run.sh
 
-test-kube: images ## operator, agents and CNI plugin in a real Kubernetes cluster of two nodes, which is built the first time: ten minutes; MODE=vxlan, DUAL=1, or CELLS=1 for all four
+test-kube: images ## operator, agents and CNI plugin in a real Kubernetes cluster of two nodes, which is built the first time: ten minutes; MODE=vxlan, DUAL=1, CONTAINERD=2, or CELLS=1 for all four
 	@test/install.sh bench
 	@test/kube/build.sh
-	@$(if $(CELLS),test/kube/cells.sh,MODE=$(MODE) DUAL=$(DUAL) test/kube/run.sh)
+	@$(if $(CELLS),test/kube/cells.sh,MODE=$(MODE) DUAL=$(DUAL) CONTAINERD=$(CONTAINERD) test/kube/run.sh)
 
 conformance-kube: images ## the network specs of the Kubernetes e2e suite in that cluster; FOCUS=REGEXP, MODE, DUAL
 	@test/kube/build.sh conformance

@@ -1,7 +1,7 @@
 #!/bin/bash
 # build.sh [apiserver | conformance]: what a cluster is made of, or its API server alone, or what the conformance suite wants as well, into
-# build/kube: Kubernetes and etcd from the modules of this folder's go.mod, CoreDNS and Helm from those of dns/go.mod and helm/go.mod, containerd and
-# runc from Debian, unpacked but not installed, and the images of the pods. Ten minutes and 4 GB of build cache the first time, four of them for the
+# build/kube: Kubernetes and etcd from the modules of this folder's go.mod, CoreDNS and Helm from those of dns/go.mod and helm/go.mod, containerd 1.6 and
+# runc from Debian, unpacked but not installed, containerd 2 from containerd/go.mod beside them, and the images of the pods. Ten minutes and 4 GB of build cache the first time, four of them for the
 # API server; what is there is not built again.
 set -e
 here=$(dirname "$(readlink -f "$0")")
@@ -35,6 +35,7 @@ go build -trimpath -ldflags '-s -w' -o "$out/bin/probe" ./node/probe
 go build -trimpath -ldflags '-s -w' -o "$out/bin/ready" ./ready
 (cd dns && go build -trimpath -ldflags '-s -w' -o "$out/bin/coredns" .)
 (cd helm && go build -trimpath -ldflags '-s -w' -o "$out/bin/helm" .)
+(cd containerd && mkdir -p "$out/containerd2" && go build -trimpath -ldflags '-s -w' -o "$out/containerd2/" tool)
 for program in probe coredns; do (cd ../.. && go run ./deploy/image tendril.test/$program:1 "$out/bin/$program" > "$out/$program.tar"); done
 
 if [ ! -x "$out/root/usr/bin/containerd" ] || [ ! -x "$out/root/usr/lib/cni/loopback" ]; then

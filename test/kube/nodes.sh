@@ -1,5 +1,12 @@
 # Sourced by run.sh: nodes of the cluster, sets of namespaces with containerd and kubelet each.
 debian=$root/build/kube/root
+CONTAINERD=${CONTAINERD:-1}
+programs=$debian/usr/bin:$debian/usr/sbin # of the runtime: containerd, its shim, runc
+case $CONTAINERD in
+  1) ;;
+  2) programs=$root/build/kube/containerd2:$programs ;;
+  *) echo "FAIL: CONTAINERD=$CONTAINERD, and there are 1 and 2" >&2; exit 1 ;;
+esac
 declare -A first # the first process of each node
 scope=tendril-${state##*.} # begins the names of control groups, which are the whole machine's
 declare -a groups
@@ -67,9 +74,9 @@ power_on() {
     inside "$name" sh -ec "ip addr add $3/64 dev eth0 nodad; ip route add default via fd00:200::1; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding"
   local log=$state/log/$name-containerd before
   before=$(grep -c . "$log" 2> /dev/null || true)
-  start "$name-containerd" inside "$name" env PATH="$debian/usr/bin:$debian/usr/sbin:$PATH" containerd -c "$here/node/containerd.toml"
+  start "$name-containerd" inside "$name" env PATH="$programs:$PATH" containerd -c "$here/node/containerd.toml"
   await 60 "containerd of $name" served "$log" "${before:-0}" # a kubelet that is sooner ends
-  inside "$name" "$debian/usr/bin/ctr" version > /dev/null
+  inside "$name" "$debian/usr/bin/ctr" version 2> /dev/null | sed -n '/^Server/,$p' | grep -q "Version: *v\?$CONTAINERD\."
 }
 
 # served LOG LINE: by its log behind that line containerd serves kubelets.

@@ -1,7 +1,8 @@
 # Sourced by run.sh: both nodes lose power at once, and the API server with them, which comes back last. Nothing may wait in a circle then, and nothing
 # of before may be left.
 reboot() {
-  local before
+  local before node
+  local -A told
   kubectl -n web wait --for=condition=Available deploy/web deploy/client --timeout=60s > /dev/null
   await 60 'addresses of all pods, and no others, in the store and on the nodes' all_published # some may just be ending
   before=$(addresses_of_pods)
@@ -11,14 +12,24 @@ reboot() {
   await 30 'API server and nodes gone' away
   power_on n1 10.200.0.11 fd00:200::11
   power_on n2 10.200.0.12 fd00:200::12
+  for node in n1 n2; do told[$node]=$(wc -l < "$state/log/$node-kubelet"); done
   start_kubelet n1 "10.200.0.11${DUAL:+,fd00:200::11}"
   start_kubelet n2 "10.200.0.12${DUAL:+,fd00:200::12}"
+  if asks_status; then
+    for node in n1 n2; do await 30 "kubelet of $node told that no agent has been ready" told_unready $node "${told[$node]}"; done
+  fi
   api_server
+  if asks_status; then history_begins; fi
   # Until kubelets have been heard the API server says what was: that pods run and answer.
   await 180 'service by its name from a pod, after power was lost everywhere' from_pod web.web.svc.cluster.local
   await 120 'deployments available' kubectl -n web wait --for=condition=Available deploy/web deploy/client --timeout=1s
   await 120 'CoreDNS available' kubectl -n kube-system wait --for=condition=Available deploy/coredns --timeout=1s
   await 120 'nodes ready' kubectl wait --for=condition=Ready node --all --timeout=1s
+  if asks_status; then
+    for node in n1 n2; do await 60 "$node ready since it has power" ready_in_boot $node; done
+    history_ends
+    for node in n1 n2; do ready_since_agent $node; done
+  fi
   "$root/bin/tendril" status --kubeconfig "$state/pki/admin.kubeconfig" --wait --timeout 120s > "$state/log/status"
   await 60 'addresses of the pods that run, and no others, in the store and on the nodes' only_new "$before"
   kubectl delete -f "$here/manifests/allow.yaml" > /dev/null # it lets no other node's processes in

@@ -2,7 +2,8 @@
 # run.sh: a Kubernetes control plane and two nodes, in namespaces of their own that end with the script; tendril is installed there from its
 # images and its chart, updated and taken out; a verdict. Needs root, openssl, iproute2, control groups of version 1 beside version 2
 # (nodes mount both), the result of build.sh and the product's images. MODE=vxlan has pods' packets in tunnels instead of routed; DUAL=1 gives
-# nodes, pods and services addresses of IPv6, too. Arguments name parts to run in place of all, as in `run.sh workload api_server_away`.
+# nodes, pods and services addresses of IPv6, too; CONTAINERD=2 has nodes run containerd 2, which asks STATUS of CNI 1.1, in place of Debian's
+# containerd 1.6, which does not. Arguments name parts to run in place of all, as in `run.sh workload api_server_away`.
 set -eE # the trap of ERR is for functions as well
 here=$(dirname "$(readlink -f "$0")")
 if [ -z "$INSIDE" ]; then
@@ -19,7 +20,7 @@ finish() {
 }
 trap finish EXIT
 trap 'echo "FAIL at line $LINENO" >&2; kubectl get nodes,pods -A -o wide >&2 || true
-  kubectl -n kube-system logs -l app.kubernetes.io/part-of=tendril --prefix --tail=20 >&2 || true; for log in apiserver n1-init n1-containerd n1-kubelet install uninstall load store connectivity connectivity-wrong; do
+  kubectl -n kube-system logs -l app.kubernetes.io/part-of=tendril --prefix --tail=20 >&2 || true; for log in apiserver n1-init n1-containerd n1-kubelet install uninstall load history store connectivity connectivity-wrong; do
   echo "--- $log"; tail -n 15 "$state/log/$log" || true; done >&2' ERR
 # all: each part leaves the cluster as the next wants it.
 all() {
@@ -35,6 +36,7 @@ all() {
   update
   requests
   api_server_away
+  status
   reboot
   departed
   own_stores
@@ -42,7 +44,7 @@ all() {
   uninstall
 }
 mkdir -p "$state/pki" "$state/log"
-for part in control nodes install connectivity beside operator certificates balanced workload configuration rollout requests away reboot departed replicas ready conformance; do . "$here/$part.sh"; done
+for part in control nodes install connectivity beside operator certificates balanced workload configuration rollout requests away status reboot departed replicas ready conformance; do . "$here/$part.sh"; done
 "$here/pki.sh" "$state/pki"
 control_groups
 chart
