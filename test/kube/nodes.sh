@@ -1,12 +1,7 @@
 # Sourced by run.sh: nodes of the cluster, sets of namespaces with containerd and kubelet each.
 debian=$root/build/kube/root
-CONTAINERD=${CONTAINERD:-1}
 programs=$debian/usr/bin:$debian/usr/sbin # of the runtime: containerd, its shim, runc
-case $CONTAINERD in
-  1) ;;
-  2) programs=$root/build/kube/containerd2:$programs ;;
-  *) echo "FAIL: CONTAINERD=$CONTAINERD, and there are 1 and 2" >&2; exit 1 ;;
-esac
+[ "$CONTAINERD" = 1 ] || programs=$root/build/kube/containerd2:$programs
 declare -A first # the first process of each node
 scope=tendril-${state##*.} # begins the names of control groups, which are the whole machine's
 declare -a groups

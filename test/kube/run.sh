@@ -12,8 +12,9 @@ if [ -z "$INSIDE" ]; then
 fi
 root=$(readlink -f "$here/../..")
 bin=$root/build/kube/bin
+MODE=${MODE:-native} CONTAINERD=${CONTAINERD:-1}
+case $CONTAINERD in 1 | 2) ;; *) echo "FAIL: CONTAINERD=$CONTAINERD, and there are 1 and 2" >&2; exit 1 ;; esac
 state=$(mktemp -d)
-MODE=${MODE:-native}
 finish() {
   power_off "${!first[@]}"
   rm -rf "$state"
