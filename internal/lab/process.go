@@ -187,20 +187,19 @@ func quote(text string, lines int) string {
 	return "\n    " + strings.Join(all[max(0, len(all)-lines):], "\n    ")
 }
 
-// startTime reads when a process started; running is false where there is no such process or it is a zombie. Threads end one by
-// one: while there are others, what the process listens on is still taken, though the first is a zombie already.
+// startTime reads when a process started; running is false where there is no such process or it is a zombie.
 func startTime(pid int) (start uint64, running bool) {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, false
 	}
-	start, running = parseStat(string(raw))
-	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-	return start, running || err == nil && len(threads) > 1
+	return parseStat(string(raw))
 }
 
-// parseStat reads the state (field 3) and the start time (field 22) of proc_pid_stat(5). The name in field 2 may hold
-// blanks and brackets, so fields are counted from the last bracket.
+// parseStat reads the state (field 3), the number of threads (20) and the start time (22) of proc_pid_stat(5). Threads end one by one:
+// while there are others, what the process listens on is still taken, though the first is a zombie already. To list them in its
+// place would be wrong: the kernel cuts the list short at one that ends meanwhile. The name in field 2 may hold blanks and
+// brackets, so fields are counted from the last bracket.
 func parseStat(stat string) (start uint64, running bool) {
 	_, rest, found := cutLast(stat, ")")
 	fields := strings.Fields(rest)
@@ -208,7 +207,8 @@ func parseStat(stat string) (start uint64, running bool) {
 		return 0, false
 	}
 	start, err := strconv.ParseUint(fields[19], 10, 64)
-	return start, err == nil && fields[0] != "Z" && fields[0] != "X"
+	ended := fields[0] == "Z" || fields[0] == "X"
+	return start, err == nil && (!ended || fields[17] != "0" && fields[17] != "1")
 }
 
 func cutLast(text, separator string) (before, after string, found bool) {

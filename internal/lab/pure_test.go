@@ -76,10 +76,11 @@ func TestStatLinesAreReadPastAnyProcessName(t *testing.T) {
 		start   uint64
 		running bool
 	}{
-		"42 (sleep) S" + tail:      {777, true},
-		"42 (a b) R (x) R" + tail:  {777, true},
-		"42 (sleep) Z" + tail:      {777, false},
-		"42 (sleep) X" + tail:      {777, false},
+		"42 (sleep) S" + tail:     {777, true},
+		"42 (a b) R (x) R" + tail: {777, true},
+		"42 (sleep) Z" + tail:     {777, false},
+		"42 (sleep) X" + tail:     {777, false},
+		"42 (sleep) Z" + strings.Replace(tail, " 20 0 1 ", " 20 0 2 ", 1): {777, true}, // another thread goes on
 		"42 (sleep) S 1":           {0, false},
 		"":                         {0, false},
 		"42 (sleep" + tail + " 99": {0, false},
