@@ -41,19 +41,19 @@ func main() {
 
 // options are what the flags say.
 type options struct {
-	kubeconfig string
-	namespace  string
-	replica    string
-	store      []string
-	grace      time.Duration
-	podPools   []string
-	identities bool
-	idleGrace  time.Duration
-	server     server.Config
-	files      store.Files
-	authority  string
-	life       time.Duration
-	spread     time.Duration
+	kubeconfig    string
+	namespace     string
+	replica       string
+	store         []string
+	grace         time.Duration
+	podPools      []string
+	identities    bool
+	identityGrace time.Duration
+	server        server.Config
+	files         store.Files
+	authority     string
+	life          time.Duration
+	spread        time.Duration
 }
 
 func command() *cobra.Command {
@@ -90,7 +90,7 @@ etcd outside: agents read through it, and write through its Publish service.`,
 	flags.StringVar(&o.server.PublishAddr, "publish", "127.0.0.1:2380", "where the Publish service listens")
 	flags.DurationVar(&o.grace, "node-grace", 0, "how long a node that Kubernetes does not have and that gives no sign of life stays in the store (default 10m)")
 	flags.BoolVar(&o.identities, "identities", true, "write an object of the kind Identity for each identity that pods have; if not, those that are there are removed")
-	flags.DurationVar(&o.idleGrace, "identity-grace", 0, "how long the object of an identity stays that no pod has any more (default 1m)")
+	flags.DurationVar(&o.identityGrace, "identity-grace", 0, "how long the object of an identity stays that no pod has any more (default 1m)")
 	flags.StringArrayVar(&o.podPools, "pod-pool", nil, "NAME=PREFIX:BITS[,PREFIX:BITS]: gives each node without pod CIDRs a prefix of so many bits; nodes with the annotation\n"+operator.AnnotationPodPool+" from the pool that it names, all others from the one named "+operator.DefaultPodPool)
 	c.MarkFlagsOneRequired("store", "store-dir")
 	c.MarkFlagsMutuallyExclusive("store", "store-dir")
@@ -136,7 +136,7 @@ func (o *options) run(ctx context.Context) error {
 	}
 	leading := operator.Config{
 		Cluster: o.server.Cluster, Objects: objects, Kinds: typed.Discovery(), Grace: o.grace, PodPools: pools, Logger: log,
-		Metadata: names, NoIdentities: !o.identities, IdentityGrace: o.idleGrace,
+		Metadata: names, NoIdentities: !o.identities, IdentityGrace: o.identityGrace,
 	}
 	election := operator.Election{Client: typed, Namespace: o.namespace, Replica: o.replica, OwnStore: own, Logger: log}
 	group.Go(func() error {
@@ -193,8 +193,8 @@ func (o *options) validate() (pools []operator.PodPool, err error) {
 	if o.grace < 0 {
 		bad("node-grace", "%v is less than nothing; leave it out for the default", o.grace)
 	}
-	if o.idleGrace < 0 {
-		bad("identity-grace", "%v is less than nothing; leave it out for the default", o.idleGrace)
+	if o.identityGrace < 0 {
+		bad("identity-grace", "%v is less than nothing; leave it out for the default", o.identityGrace)
 	}
 	problems = append(problems, o.validateAuthority(), o.validateAddresses())
 	named := map[string]bool{}

@@ -138,7 +138,10 @@ func (a Authority) step(ctx context.Context, create bool) (keys AuthorityKeys, d
 	}
 	if err != nil {
 		err = fmt.Errorf("authority in secret %s/%s: %w", a.Namespace, a.Name, err)
-		return keys, false, errors.Join(err, a.tell(ctx, known, map[string]any{toldProblem: err.Error()}))
+		if problem := err.Error(); problem != known.Data[toldProblem] {
+			err = errors.Join(err, a.tell(ctx, known, map[string]any{toldProblem: problem}))
+		}
+		return keys, false, err
 	}
 	keys = state.keys()
 	change := a.untold(state, known.Data)
@@ -154,9 +157,6 @@ func (a Authority) step(ctx context.Context, create bool) (keys AuthorityKeys, d
 
 // tell changes the ConfigMap if it is still what was read. A nil value removes its key.
 func (a Authority) tell(ctx context.Context, known *corev1.ConfigMap, change map[string]any) error {
-	if problem, only := change[toldProblem]; only && problem == known.Data[toldProblem] {
-		return nil
-	}
 	patch := marshal(map[string]any{"metadata": map[string]any{"resourceVersion": known.ResourceVersion}, "data": change})
 	if _, err := a.Client.CoreV1().ConfigMaps(a.Namespace).Patch(ctx, a.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager}); err != nil {
 		return fmt.Errorf("authority in config map %s/%s: %w", a.Namespace, a.Name, err)

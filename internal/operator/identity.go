@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -190,7 +191,7 @@ func (s *identities) compare(ctx context.Context) error {
 				stale[name] = time.Now()
 			case set == nil:
 				stale[name] = since
-			case hasAll(item.GetLabels(), set.GetLabels()):
+			case labels.SelectorFromSet(set.GetLabels()).Matches(labels.Set(item.GetLabels())):
 				delete(missing, name)
 			}
 		}
@@ -200,16 +201,6 @@ func (s *identities) compare(ctx context.Context) error {
 	}
 	s.there, s.missing, s.stale = there, missing, stale
 	return nil
-}
-
-// hasAll says whether labels have all those that are wanted.
-func hasAll(labels, wanted map[string]string) bool {
-	for key, value := range wanted {
-		if now, has := labels[key]; !has || now != value {
-			return false
-		}
-	}
-	return true
 }
 
 // due lists what is to be written next, what is missing first, and when there will be more.

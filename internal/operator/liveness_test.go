@@ -121,7 +121,9 @@ func listened(t *testing.T, config *rest.Config) *Liveness {
 	t.Helper()
 	l := NewLiveness(config, slog.New(slog.DiscardHandler))
 	l.server, l.watch = serverSilence/30, watchSilence/240 // 500 ms, 750 ms
-	client, err := kubernetes.NewForConfig(&rest.Config{Host: config.Host, TLSClientConfig: config.TLSClientConfig, Dial: config.Dial, WrapTransport: config.WrapTransport, QPS: 1000, Burst: 1000})
+	own := rest.CopyConfig(config)
+	own.QPS, own.Burst = 1000, 1000
+	client, err := kubernetes.NewForConfig(own)
 	if err != nil {
 		t.Fatal(err)
 	}
